@@ -1,0 +1,223 @@
+/* median.h - a small transformer that learns to find the median of a list of numbers.
+ *
+ * The chapters stand in the order in which median.c tells them: the task, the model, running it, training it, keeping it
+ * in files, looking inside. What it is built of, the layers and their gradients, is in tensor.h.
+ *
+ * A function that can fail returns 1 when it is done and 0 when it failed; then *error says why, in one line. Nothing
+ * here prints, exits or keeps state between calls: two models in one program don't disturb each other. */
+#ifndef MEDIAN_H
+#define MEDIAN_H
+
+#include "tensor.h"
+
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MEDIAN_VERSION "1.0"
+
+typedef struct {
+    char text[400];
+} Error;
+
+#define MAX_SEQ_LEN 1023
+
+/* ---- 1. The task ------------------------------------------------------------------------------------------------ */
+
+/* n lists of seq_len numbers, each mt_next() % max_num, row by row: the numbers that torch.manual_seed(seed);
+ * torch.randint(0, max_num, (n, seq_len)) gives after mt_seed(mt, seed). lists (n, seq_len), medians (n). */
+void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len);
+
+/* The middle one of seq_len numbers, seq_len odd; the list is put into another order on the way. */
+uint32_t take_median(uint32_t *list, size_t seq_len);
+
+/* ---- 2. The model ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    size_t max_num; /* numbers are 0 .. max_num-1: the vocabulary, of inputs and of outputs */
+    size_t seq_len; /* numbers in a list; odd, at least 3 */
+    size_t d_model, d_head, n_heads, n_layers;
+    size_t d_mlp;         /* hidden width of the MLP; 0: no MLP */
+    size_t normalization; /* 1: layer normalization, 0: none */
+} Config;
+
+/* The original's: max_num 50, seq_len 7, d_model 32, d_head 32, one head, one layer, no MLP, layer normalization. */
+Config config_default(void);
+
+/* 0 and a reason if no model can have this configuration. */
+int config_check(const Config *config, Error *error);
+
+/* The parameters of a layer. What a configuration doesn't have is NULL. */
+typedef struct {
+    float *ln1_w, *ln1_b;          /* (d_model) */
+    float *W_Q, *W_K, *W_V;        /* (n_heads, d_model, d_head) */
+    float *W_O;                    /* (n_heads, d_head, d_model) */
+    float *b_Q, *b_K, *b_V, *b_O;  /* (n_heads, d_head) three times, (d_model) */
+    float *ln2_w, *ln2_b;          /* (d_model) */
+    float *W_in, *b_in;            /* (d_model, d_mlp), (d_mlp) */
+    float *W_out, *b_out;          /* (d_mlp, d_model), (d_model) */
+} LayerWeights;
+
+typedef struct {
+    float *W_E, *W_pos;                   /* (max_num, d_model), (seq_len, d_model) */
+    LayerWeights *layers;                 /* n_layers of them */
+    float *ln_final_w, *ln_final_b;       /* (d_model) */
+    float *W_U, *b_U;                     /* (d_model, max_num), (max_num) */
+} Weights;
+
+/* A parameter as a named tensor, under TransformerLens's name. */
+typedef struct {
+    char name[48];
+    size_t n_dims, shape[3], size; /* size: the product of the shape */
+    float *data;
+} Tensor;
+
+#define MAX_NOTES 32
+typedef struct {
+    char key[24], value[40];
+} Note;
+
+/* All parameters stand in one array, in the order of `tensors`; `weights` points into it. */
+typedef struct {
+    Config config;
+    size_t n_params, n_tensors;
+    float *params;
+    Weights weights;
+    Tensor *tensors;
+    size_t n_notes; /* what the checkpoint says about its training, as `info` shows it */
+    Note notes[MAX_NOTES];
+} Model;
+
+/* Every parameter 0. model_free releases it, and accepts a model that is all zero bytes. */
+int model_create(Model *model, const Config *config, Error *error);
+void model_free(Model *model);
+
+/* Every W_* normal with deviation 0.8/sqrt(d_model), in the order of the tensors; biases 0, layer normalization's w 1. */
+void model_init(Model *model, Mt19937 *mt);
+
+/* ---- 3. Running it ---------------------------------------------------------------------------------------------- */
+
+/* The places where a run can be observed or changed while it goes on. */
+typedef enum {
+    HOOK_RESIDUAL, /* the residual stream that enters layer `layer` (n_layers: ln_final): (rows of that layer, d_model) */
+    HOOK_PATTERN,  /* a head's attention: (queries, seq_len) */
+    HOOK_HEAD,     /* a head's output, up to a linear map the same for all: (queries, width) */
+    HOOK_MLP       /* the MLP's output: (queries, d_model) */
+} HookSite;
+
+/* Called for each site of each layer, and head where it is a head's. values has `rows` rows of `width`. A query's row is
+ * numbered as tensor.h's Attention does; Run tells the rows of the residual stream. */
+typedef struct {
+    void (*call)(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width);
+    void *context;
+} Hook;
+
+/* What a layer computes; R = n_rows of its input, Q = n_queries * n_lists. Heads stand one after the other. */
+typedef struct {
+    size_t n_rows, n_queries, n_out; /* n_out: Q */
+    int folded;                      /* values are v W_O, d_model wide, instead of v */
+    uint32_t *key_row;               /* (n_lists, seq_len): the row of a list's position in x */
+    uint32_t *query_row;             /* (Q): the row of a query in x */
+    size_t first_query;              /* no query has a row before this one */
+    float *x, *normal1, *inv_std1, *h; /* (R, d_model), ...: the residual stream and its normalization */
+    float *q, *k, *v, *vo;           /* (n_heads, R, d_head) three times, (n_heads, R, d_model) if folded */
+    float *pattern;                  /* (n_heads, Q, seq_len) */
+    float *z;                        /* (n_heads, Q, d_model if folded, else d_head) */
+    float *mid, *normal2, *inv_std2, *h2; /* (Q, d_model), ...: after attention, if there is an MLP */
+    float *pre, *post, *mlp;         /* (Q, d_mlp) twice, (Q, d_model) */
+} LayerRun;
+
+/* The workspace of forward and backward passes over up to `capacity` lists at a time. */
+typedef struct {
+    Config config;
+    size_t capacity, n_lists;
+    LayerRun *layers;
+    uint32_t *row_token, *row_position;        /* what the rows of layer 0 are */
+    uint32_t *row_of_pair;                     /* (seq_len, max_num): scratch */
+    float *final, *final_normal, *final_inv_std, *final_h; /* (n_lists, d_model): the last position before unembedding */
+    float *logits, *probs, *loss;              /* (n_lists, max_num) twice, (n_lists) */
+    void *memory;                              /* everything above, and the gradients' scratch, in one piece */
+    struct RunGradients *gradients;
+    size_t bytes;
+} Run;
+
+/* with_gradients: 0 for a workspace that serves forward passes only. */
+int run_create(Run *run, const Config *config, size_t capacity, int with_gradients, Error *error);
+void run_free(Run *run);
+
+/* Logits of n_lists lists (n_lists, seq_len), numbers below max_num, into run->logits. A list's logits don't depend on
+ * its companions. hook may be NULL. */
+void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n_lists, const Hook *hook);
+
+/* After model_forward: run->probs and run->loss. Returns the mean loss. */
+double model_loss(Run *run, const uint32_t *medians);
+
+/* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same configuration. */
+void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient);
+
+/* The index of the greatest of n logits, the first of equals. */
+size_t argmax(const float *logits, size_t n);
+
+typedef struct {
+    size_t lists, right;
+    double accuracy, loss;             /* right / lists; mean cross-entropy */
+    double mean_distance;              /* of the wrong ones: mean |prediction - median| */
+    size_t by_distance[4];             /* wrong by 1, 2, 3, more */
+    size_t alerts;                     /* lists whose loss exceeds 0.7 */
+} Evaluation;
+
+/* Runs any number of lists in batches of run->capacity. hook may be NULL. */
+Evaluation evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n,
+                    const Hook *hook);
+
+/* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
+
+/* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same configuration. */
+
+/* ---- 5. Training ------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    size_t trainset_size;   /* lists made once, with the seed; 0: fresh lists at every step */
+    size_t valset_size;     /* lists of seed + 1 */
+    size_t epochs, steps;   /* steps counts if it is not 0, and always with fresh lists */
+    size_t batch_size;
+    size_t warmup;          /* steps in which the learning rate grows linearly */
+    size_t cosine;          /* 1: then falls to 0 along half a cosine; 0: stays */
+    size_t seed, shuffle;
+    size_t keep_best;       /* 1: the weights with the best validation accuracy, 0: the last */
+    Adam adam;
+    float average;          /* rate of the exponential moving average of the weights that is kept instead; 0: none */
+} Recipe;
+
+Recipe recipe_default(void);
+Recipe recipe_original(void);
+
+/* A training under way. Between two steps it is complete in itself: it can be saved and continued. */
+typedef struct {
+    Recipe recipe;
+    Model model, gradient, m, v, average, best;
+    Run run;
+    Mt19937 data, order_mt;
+    uint32_t *lists, *medians, *order, *batch, *batch_medians, *val_lists, *val_medians;
+    size_t step, total_steps, steps_per_epoch, epoch_position;
+    float lr;               /* of the last step */
+    double loss, accuracy;  /* of its batch */
+    double val_loss, val_accuracy, best_accuracy;
+    void *memory;
+} Trainer;
+
+/* Starts a training of `start`'s configuration from start's weights, if they are given (from_start), or from new ones. */
+int trainer_create(Trainer *trainer, const Recipe *recipe, const Config *config, const Model *start, Error *error);
+void trainer_free(Trainer *trainer);
+
+/* One step. Returns 0 if the loss is no longer finite; the weights are then those before the step. */
+int trainer_step(Trainer *trainer);
+
+/* The weights to keep: the average if there is one. */
+const Model *trainer_weights(const Trainer *trainer);
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,644 @@
+/* tensor.c - see tensor.h for the promise and the habits that keep it. The chapters stand in the header's order. */
+#if defined __GNUC__ && !defined __clang__
+/* A bare `cc *.c` deserves speed too. Neither of the other two changes a value: we look at no exception flag and no errno. */
+#pragma GCC optimize("O3", "no-trapping-math", "no-math-errno")
+#endif
+
+#include "tensor.h"
+
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* The hot loops are compiled once for each generation of x86-64 and the best is picked at start. -march=native, other
+ * compilers and other processors simply compile them once. */
+#if defined __GNUC__ && !defined __clang__ && defined __x86_64__ && defined __GLIBC__ && !defined __AVX2__ && \
+    !defined __SANITIZE_ADDRESS__
+#define KERNEL __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define KERNEL
+#endif
+
+/* ---- Threads: rows are shared out in slices ---- */
+
+#ifdef _OPENMP
+#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic)")
+#else
+#define PARALLEL_FOR
+#endif
+
+int use_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n > 1 ? n : 1);
+    return omp_get_max_threads();
+#else
+    (void)n;
+    return 1;
+#endif
+}
+
+/* How many of n rows make one thread's slice: a multiple of 8, all of them when there is one thread. */
+static size_t slice(size_t n) {
+    size_t threads = 1;
+#ifdef _OPENMP
+    threads = (size_t)omp_get_max_threads();
+#endif
+    return threads == 1 ? n + 1 : (n / threads + 8) / 8 * 8;
+}
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+/* ---- Rounding ---- */
+
+int ieee_setup(void) {
+#if defined __GNUC__ && (defined __i386__ || defined __x86_64__) && FLT_EVAL_METHOD != 0
+    unsigned short control;
+    __asm__ volatile("fnstcw %0" : "=m"(control));
+    control = (unsigned short)((control & ~0x300u) | 0x200u);
+    __asm__ volatile("fldcw %0" : : "m"(control));
+#elif defined __GNUC__ && defined __m68k__ && FLT_EVAL_METHOD != 0
+    unsigned control = 0x80;
+    __asm__ volatile("fmove%.l %0, %!" : : "dm"(control));
+#endif
+    /* 1 + 2^-53 + 2^-60 is just above the middle of two doubles: 1 + 2^-53 must come out as 1 (ties to even), and the
+     * sum with 2^-60 added on the right first as 1 + 2^-52. */
+    volatile double one = 1.0, half_ulp = 0x1p-53, little = 0x1p-60, zero = 0.0;
+    return one + half_ulp + zero == 1.0 && one + (half_ulp + little) == 1.0 + 0x1p-52;
+}
+
+/* ---- Sums along a row ---- */
+
+/* Eight running sums, element i into sum i mod 8, then joined pairwise. The order is fixed here, and eight independent
+ * sums are what vector units and pipelines want. */
+#define LANES 8
+
+TENSOR_INLINE double join(const double s[LANES]) {
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+TENSOR_INLINE double row_sum(const float *x, size_t n) {
+    double s[LANES] = {0};
+    size_t i = 0, j;
+    for (; i + LANES <= n; i += LANES)
+        for (j = 0; j < LANES; j++) s[j] += (double)x[i + j];
+    for (j = 0; i + j < n; j++) s[j] += (double)x[i + j];
+    return join(s);
+}
+
+TENSOR_INLINE double row_dot(const float *x, const float *y, size_t n) {
+    double s[LANES] = {0};
+    size_t i = 0, j;
+    for (; i + LANES <= n; i += LANES)
+        for (j = 0; j < LANES; j++) s[j] += (double)x[i + j] * (double)y[i + j];
+    for (j = 0; i + j < n; j++) s[j] += (double)x[i + j] * (double)y[i + j];
+    return join(s);
+}
+
+TENSOR_INLINE float row_max(const float *x, size_t n) {
+    float m[LANES], max;
+    size_t i = 0, j;
+    for (j = 0; j < LANES; j++) m[j] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        for (j = 0; j < LANES; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    for (j = 0; i + j < n; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    max = m[0];
+    for (j = 1; j < LANES; j++) max = m[j] > max ? m[j] : max;
+    return max;
+}
+
+/* ---- Random numbers ---- */
+
+void mt_seed(Mt19937 *mt, uint32_t seed) {
+    mt->state[0] = seed;
+    for (uint32_t i = 1; i < 624; i++)
+        mt->state[i] = UINT32_C(1812433253) * (mt->state[i - 1] ^ (mt->state[i - 1] >> 30)) + i;
+    mt->next = 624;
+}
+
+static void mt_refill(Mt19937 *mt) {
+    uint32_t *s = mt->state;
+    for (uint32_t i = 0; i < 624; i++) {
+        uint32_t y = (s[i] & UINT32_C(0x80000000)) | (s[i == 623 ? 0 : i + 1] & UINT32_C(0x7fffffff));
+        s[i] = s[i < 227 ? i + 397 : i - 227] ^ (y >> 1) ^ (UINT32_C(0x9908b0df) & (0u - (y & 1u)));
+    }
+    mt->next = 0;
+}
+
+uint32_t mt_next(Mt19937 *mt) {
+    if (mt->next >= 624) mt_refill(mt);
+    uint32_t y = mt->state[mt->next++];
+    y ^= y >> 11;
+    y ^= (y << 7) & UINT32_C(0x9d2c5680);
+    y ^= (y << 15) & UINT32_C(0xefc60000);
+    return y ^ (y >> 18);
+}
+
+void mt_normal(Mt19937 *mt, float *out, size_t n, float deviation) {
+    for (size_t i = 0; i < n; i += 2) {
+        float u, v, s;
+        do { /* a point of the unit disc, the centre excepted; 24 random bits a coordinate are exact in float */
+            u = f32((double)(mt_next(mt) >> 8) * 0x1p-23 - 1.0);
+            v = f32((double)(mt_next(mt) >> 8) * 0x1p-23 - 1.0);
+            s = f32((double)u * u + (double)v * v);
+        } while (s >= 1.0f || s == 0.0f);
+        float radius = f32(sqrt(-2.0 * log_f32(s) / s) * deviation);
+        out[i] = f32((double)u * radius);
+        if (i + 1 < n) out[i + 1] = f32((double)v * radius);
+    }
+}
+
+/* ---- exp, log ---- */
+
+TENSOR_INLINE double exp_core(float x) {
+    const float inv_ln2 = 0x1.715476p+0f;
+    const double magic = 0x1.8p52;
+    float y = x < -150.0f ? -150.0f : x; y = y > 100.0f ? 100.0f : y;
+    const double kd = ((double)y * inv_ln2 + magic);
+    const double k = kd - magic;
+    const double r = ((double)y - k * 0x1.62e42fefap-1) - k * 0x1.cf79abc9e3b39803p-41;
+    double p = 0x1.6124613a86d09p-33;
+    p = p * r + 0x1.1eed8eff8d898p-29; p = p * r + 0x1.ae64567f544e4p-26; p = p * r + 0x1.27e4fb7789f5cp-22;
+    p = p * r + 0x1.71de3a556c734p-19; p = p * r + 0x1.a01a01a01a01ap-16; p = p * r + 0x1.a01a01a01a01ap-13;
+    p = p * r + 0x1.6c16c16c16c17p-10; p = p * r + 0x1.1111111111111p-7; p = p * r + 0x1.5555555555555p-5;
+    p = p * r + 0x1.5555555555555p-3; p = p * r + 0.5; p = p * r + 1.0; p = p * r + 1.0;
+    uint64_t bits; double two_k;
+    memcpy(&bits, &kd, 8);
+    bits = (bits + 1023) << 52;
+    memcpy(&two_k, &bits, 8);
+    return p * two_k;
+}
+float exp_f32(float x) { return f32(exp_core(x)); }
+float log_f32(float x) { return f32(log((double)x)); }
+
+/* ---- Hashing ---- */
+
+uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
+    const unsigned char *b = (const unsigned char *)bytes;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ b[i]) * UINT64_C(1099511628211);
+    return hash;
+}
+
+uint64_t hash_floats(uint64_t hash, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, &x[i], 4);
+        const unsigned char bytes[4] = {(unsigned char)(u & 255), (unsigned char)(u >> 8 & 255),
+                                        (unsigned char)(u >> 16 & 255), (unsigned char)(u >> 24)};
+        hash = hash_bytes(hash, bytes, 4);
+    }
+    return hash;
+}
+
+/* ---- Embedding and gathering ---- */
+
+void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
+                   size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++) {
+        const float *e = W_E + token[r] * d, *p = W_pos + position[r] * d;
+        for (size_t j = 0; j < d; j++) x[r * d + j] = f32((double)e[j] + p[j]);
+    }
+}
+
+void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
+                    size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++) {
+        float *e = dW_E + token[r] * d, *p = dW_pos + position[r] * d;
+        for (size_t j = 0; j < d; j++) {
+            e[j] = f32((double)e[j] + dx[r * d + j]);
+            p[j] = f32((double)p[j] + dx[r * d + j]);
+        }
+    }
+}
+
+void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)x[index[r] * d + j] + (b ? (double)b[j] : 0.0));
+}
+
+static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d);
+
+void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < d; j++) dx[index[r] * d + j] = f32((double)dx[index[r] * d + j] + dout[r * d + j]);
+    if (db) column_sums(db, dout, NULL, rows, d);
+}
+
+/* ---- Matrix products ---- */
+
+/* One mechanism for x W, dout W^T and x^T dout: a matrix is a pointer and the distances between neighbours in a column
+ * (row) and in a row (col), so a transpose is the same data with the distances swapped. */
+typedef struct {
+    const float *at;
+    size_t row, col;
+} Matrix;
+
+/* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
+ * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result that
+ * stays in registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
+enum { TILE = 8, BLOCK_M = 64, BLOCK_N = 32, BLOCK_K = 64 };
+
+/* acc[m][n] += sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances. All eight rows in
+ * one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
+TENSOR_INLINE void tile_product(double (*acc)[BLOCK_N], const double *a, size_t a_row, size_t a_col,
+                                const double (*b)[TILE], size_t K) {
+    double c[TILE][TILE];
+    for (size_t m = 0; m < TILE; m++)
+        for (size_t n = 0; n < TILE; n++) c[m][n] = acc[m][n];
+    for (size_t k = 0; k < K; k++, a += a_col)
+        for (size_t n = 0; n < TILE; n++) {
+            const double y = b[k][n];
+            c[0][n] += a[0 * a_row] * y;
+            c[1][n] += a[1 * a_row] * y;
+            c[2][n] += a[2 * a_row] * y;
+            c[3][n] += a[3 * a_row] * y;
+            c[4][n] += a[4 * a_row] * y;
+            c[5][n] += a[5 * a_row] * y;
+            c[6][n] += a[6 * a_row] * y;
+            c[7][n] += a[7 * a_row] * y;
+        }
+    for (size_t m = 0; m < TILE; m++)
+        for (size_t n = 0; n < TILE; n++) acc[m][n] = c[m][n];
+}
+
+/* The part of a product that lies in M <= BLOCK_M rows and N <= BLOCK_N columns. Copies are filled up with zeros to whole
+ * tiles; what the tiles compute beyond M and N is not used. */
+KERNEL static void block_product(float *out, size_t out_row, const float *residual, const float *bias, Matrix a,
+                                 Matrix b, size_t M, size_t K, size_t N) {
+    double acc[BLOCK_M][BLOCK_N], a_copy[TILE * BLOCK_K], b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
+    memset(acc, 0, sizeof acc);
+    for (size_t m = 0; m < M; m++)
+        for (size_t n = 0; n < N; n++)
+            acc[m][n] = (residual ? (double)residual[m * out_row + n] : 0.0) + (bias ? (double)bias[n] : 0.0);
+
+    for (size_t k0 = 0; k0 < K; k0 += BLOCK_K) {
+        const size_t depth = min_size(K - k0, BLOCK_K);
+        for (size_t n0 = 0; n0 < N; n0 += TILE)
+            for (size_t k = 0; k < depth; k++) {
+                const float *from = b.at + (k0 + k) * b.row + n0 * b.col;
+                double *to = b_copy[n0 / TILE][k];
+                if (N - n0 >= TILE && b.col == 1)
+                    for (size_t n = 0; n < TILE; n++) to[n] = (double)from[n];
+                else
+                    for (size_t n = 0; n < TILE; n++) to[n] = n0 + n < N ? (double)from[n * b.col] : 0.0;
+            }
+        for (size_t m0 = 0; m0 < M; m0 += TILE) {
+            const size_t height = min_size(M - m0, TILE);
+            const float *from = a.at + m0 * a.row + k0 * a.col;
+            if (height < TILE) memset(a_copy, 0, sizeof a_copy);
+            if (a.row == 1) { /* neighbours stand in a column: copied column by column */
+                for (size_t k = 0; k < depth; k++)
+                    if (height == TILE)
+                        for (size_t m = 0; m < TILE; m++) a_copy[k * TILE + m] = (double)from[k * a.col + m];
+                    else
+                        for (size_t m = 0; m < height; m++) a_copy[k * TILE + m] = (double)from[k * a.col + m];
+                for (size_t n0 = 0; n0 < N; n0 += TILE)
+                    tile_product((double(*)[BLOCK_N]) & acc[m0][n0], a_copy, 1, TILE,
+                                 (const double(*)[TILE])b_copy[n0 / TILE], depth);
+            } else { /* row by row */
+                for (size_t m = 0; m < height; m++)
+                    for (size_t k = 0; k < depth; k++) a_copy[m * BLOCK_K + k] = (double)from[m * a.row + k * a.col];
+                for (size_t n0 = 0; n0 < N; n0 += TILE)
+                    tile_product((double(*)[BLOCK_N]) & acc[m0][n0], a_copy, BLOCK_K, 1,
+                                 (const double(*)[TILE])b_copy[n0 / TILE], depth);
+            }
+        }
+    }
+    for (size_t m = 0; m < M; m++)
+        for (size_t n = 0; n < N; n++) out[m * out_row + n] = f32(acc[m][n]);
+}
+
+/* out = residual + bias + a b, a (M, K), b (K, N), out and residual (M, N) contiguous. */
+static void product(float *out, const float *residual, const float *bias, Matrix a, Matrix b, size_t M, size_t K,
+                    size_t N) {
+    const size_t height = min_size(slice(M), BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
+    const size_t blocks = (M + height - 1) / height * across;
+    PARALLEL_FOR
+    for (size_t i = 0; i < blocks; i++) {
+        const size_t m = i / across * height, n = i % across * BLOCK_N;
+        const Matrix a_rows = {a.at + m * a.row, a.row, a.col}, b_columns = {b.at + n * b.col, b.row, b.col};
+        block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL, a_rows,
+                      b_columns, min_size(M - m, height), K, min_size(N - n, BLOCK_N));
+    }
+}
+
+/* sums[j] += sum over r of x[r][j] (times times[r][j]), for the columns from `first`, at most LANES of them. */
+KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t first) {
+    double s[LANES] = {0};
+    const size_t n = min_size(d - first, LANES);
+    x += first;
+    if (times) times += first;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < n; j++) s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
+    for (size_t j = 0; j < n; j++) sums[first + j] = f32((double)sums[first + j] + s[j]);
+}
+
+static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
+    PARALLEL_FOR
+    for (size_t j = 0; j < d; j += LANES) column_slice(sums, x, times, rows, d, j);
+}
+
+void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
+                    size_t n_in, size_t n_out) {
+    const Matrix x_view = {x, n_in, 1}, W_view = {W, n_out, 1};
+    product(out, residual, b, x_view, W_view, rows, n_in, n_out);
+}
+
+/* With L the loss and out[r][j] = b[j] + sum_i x[r][i] W[i][j]:
+ *   dL/dx[r][i] = sum_j dout[r][j] W[i][j],   dL/dW[i][j] = sum_r x[r][i] dout[r][j],   dL/db[j] = sum_r dout[r][j]. */
+void linear_backward(float *dx, float *dW, float *db, const float *dout, const float *x, const float *W, size_t rows,
+                     size_t n_in, size_t n_out) {
+    const Matrix dout_view = {dout, n_out, 1}, W_transposed = {W, 1, n_out}, x_transposed = {x, 1, n_in};
+    if (dx) product(dx, dx, NULL, dout_view, W_transposed, rows, n_out, n_in);
+    if (dW) product(dW, dW, NULL, x_transposed, dout_view, n_in, rows, n_out);
+    if (db) column_sums(db, dout, NULL, rows, n_out);
+}
+
+/* ---- Layer normalization ---- */
+
+KERNEL static void layernorm_rows(float *out, float *normal, float *inv_std, const float *x, const float *w,
+                                  const float *b, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++, x += d, normal += d, out += d) {
+        const double mean = row_sum(x, d) / (double)d;
+        for (size_t j = 0; j < d; j++) normal[j] = f32((double)x[j] - mean);
+        const float inv = f32(1.0 / sqrt(row_dot(normal, normal, d) / (double)d + 1e-5));
+        for (size_t j = 0; j < d; j++) {
+            normal[j] = f32((double)normal[j] * inv);
+            out[j] = f32((double)normal[j] * w[j] + (double)b[j]);
+        }
+        inv_std[r] = inv;
+    }
+}
+
+void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w, const float *b,
+                       size_t rows, size_t d) {
+    const size_t step = slice(rows);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += step)
+        layernorm_rows(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, min_size(step, rows - r), d);
+}
+
+/* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the mean
+ * and through s:  dn[j]/dx[i] = s ([i=j] - 1/d - n[i] n[j] / d).  Hence
+ *   dL/dx[i] = s (g[i] - mean(g) - n[i] mean(g n)),   dL/dw = sum over rows of dout n,   dL/db = sum over rows of dout. */
+KERNEL static void layernorm_backward_rows(float *dx, const float *dout, const float *normal, const float *inv_std,
+                                           const float *w, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++, dx += d, dout += d, normal += d) {
+        double g_sum[LANES] = {0}, gn_sum[LANES] = {0};
+        for (size_t i = 0; i < d; i += LANES)
+            for (size_t j = 0; j < min_size(LANES, d - i); j++) {
+                const float g = f32((double)dout[i + j] * w[i + j]);
+                g_sum[j] += (double)g;
+                gn_sum[j] += (double)g * normal[i + j];
+            }
+        const double g_mean = join(g_sum) / (double)d;
+        const float gn_mean = f32(join(gn_sum) / (double)d);
+        for (size_t j = 0; j < d; j++) {
+            const float g = f32((double)dout[j] * w[j]);
+            const float change = f32(((double)g - g_mean) - (double)normal[j] * gn_mean);
+            dx[j] = f32((double)dx[j] + (double)change * inv_std[r]);
+        }
+    }
+}
+
+void layernorm_backward(float *dx, float *dw, float *db, const float *dout, const float *normal, const float *inv_std,
+                        const float *w, size_t rows, size_t d) {
+    const size_t step = slice(rows);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += step)
+        layernorm_backward_rows(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, min_size(step, rows - r), d);
+    column_sums(dw, dout, normal, rows, d);
+    column_sums(db, dout, NULL, rows, d);
+}
+
+/* ---- ReLU ---- */
+
+void relu_forward(float *out, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = x[i] > 0.0f ? x[i] : 0.0f;
+}
+
+void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (x[i] > 0.0f) dx[i] = f32((double)dx[i] + dout[i]);
+}
+
+/* ---- Softmax and cross-entropy ---- */
+
+/* Subtracts each row's maximum, so that exp cannot overflow, then exp of all rows at once, then each row is divided by
+ * its sum. With loss and label, also loss[r] = log(sum) - (x[label] - max). */
+KERNEL static void softmax_rows(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
+    for (size_t r = 0; r < rows; r++) {
+        const double max = (double)row_max(x + r * n, n);
+        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)x[r * n + j] - max);
+        if (loss) loss[r] = p[r * n + label[r]];
+    }
+    for (size_t i = 0; i < rows * n; i++) p[i] = f32(exp_core(p[i]));
+    for (size_t r = 0; r < rows; r++) {
+        const double sum = row_sum(p + r * n, n), inv = 1.0 / sum;
+        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)p[r * n + j] * inv);
+        if (loss) loss[r] = f32((double)log_f32(f32(sum)) - (double)loss[r]);
+    }
+}
+
+/* Rows go through the three passes in batches small enough to stay in the first-level cache. */
+static void softmax(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
+    const size_t step = min_size(slice(rows), 2048 / n + 1);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += step)
+        softmax_rows(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, min_size(step, rows - r), n);
+}
+
+void softmax_forward(float *p, const float *x, size_t rows, size_t n) { softmax(p, x, NULL, NULL, rows, n); }
+
+void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n) {
+    softmax(p, logits, loss, label, rows, n);
+}
+
+/* loss = log(sum_j e^x[j]) - x[label], and d log(sum_j e^x[j]) / dx[i] = e^x[i] / sum = p[i]:
+ *   dloss/dx[i] = p[i] - [i = label]. */
+KERNEL static void cross_entropy_backward_rows(float *dlogits, const float *p, const uint32_t *label, float scale,
+                                               size_t rows, size_t n) {
+    for (size_t r = 0; r < rows; r++, dlogits += n, p += n) {
+        for (size_t j = 0; j < n; j++) dlogits[j] = f32((double)dlogits[j] + (double)p[j] * scale);
+        dlogits[label[r]] = f32((double)dlogits[label[r]] - (double)scale);
+    }
+}
+
+void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label, float scale, size_t rows, size_t n) {
+    const size_t step = slice(rows);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += step)
+        cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, min_size(step, rows - r), n);
+}
+
+/* ---- Attention ---- */
+
+static size_t n_rows(const Attention *a) { return a->n_queries * a->n_lists; }
+
+/* Query i belongs to list_of(i) and stands at place_of(i): it sees the keys 0 .. place_of(i). */
+TENSOR_INLINE size_t list_of(const Attention *a, size_t i) { return i % a->n_lists; }
+TENSOR_INLINE size_t place_of(const Attention *a, size_t i) { return a->seq_len - a->n_queries + i / a->n_lists; }
+
+KERNEL static void attention_scores(const Attention *a, float *scores, const float *q, const float *k, size_t begin,
+                                    size_t end) {
+    const size_t T = a->seq_len, d = a->d_head;
+    const double scale = 1.0 / sqrt((double)d);
+    for (size_t i = begin; i < end; i++) {
+        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
+        const float *q_i = q + a->query_row[i] * d;
+        for (size_t s = 0; s < T; s++)
+            scores[i * T + s] = s <= place_of(a, i) ? f32(row_dot(q_i, k + key_row[s] * d, d) * scale) : -INFINITY;
+    }
+}
+
+void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k) {
+    const size_t n = n_rows(a), step = slice(n);
+    PARALLEL_FOR
+    for (size_t i = 0; i < n; i += step) attention_scores(a, pattern, q, k, i, min_size(n, i + step));
+    softmax_forward(pattern, pattern, n, a->seq_len);
+}
+
+/* Adds up a query's values 32 columns at a time, so that the sums stay in registers. */
+enum { COLUMNS = 32 };
+
+KERNEL static void attention_values_slice(const Attention *a, float *z, const float *pattern, const float *v,
+                                          size_t begin, size_t end) {
+    const size_t T = a->seq_len, d = a->d_value;
+    for (size_t i = begin; i < end; i++) {
+        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
+        for (size_t j0 = 0; j0 < d; j0 += COLUMNS) {
+            const size_t n = min_size(COLUMNS, d - j0);
+            double sum[COLUMNS] = {0};
+            for (size_t s = 0; s <= place_of(a, i); s++) {
+                const double p = (double)pattern[i * T + s];
+                const float *v_s = v + key_row[s] * d + j0;
+                if (n == COLUMNS)
+                    for (size_t j = 0; j < COLUMNS; j++) sum[j] += p * (double)v_s[j];
+                else
+                    for (size_t j = 0; j < n; j++) sum[j] += p * (double)v_s[j];
+            }
+            for (size_t j = 0; j < n; j++) z[i * d + j0 + j] = f32(sum[j]);
+        }
+    }
+}
+
+void attention_values(const Attention *a, float *z, const float *pattern, const float *v) {
+    const size_t n = n_rows(a), step = slice(n);
+    PARALLEL_FOR
+    for (size_t i = 0; i < n; i += step) attention_values_slice(a, z, pattern, v, i, min_size(n, i + step));
+}
+
+/* z = sum_s p_s v_s gives dL/dp_s = dz . v_s and dL/dv_s += p_s dz. p = softmax(score) gives dp_s/dscore_u =
+ * p_s ([s=u] - p_u), so dL/dscore_s = p_s (dL/dp_s - sum_u p_u dL/dp_u). score_s = q . k_s / sqrt(d_head) gives
+ * dL/dq = sum_s dscore_s k_s / sqrt(d_head), dL/dk_s += dscore_s q / sqrt(d_head). (The factor goes into dscores.) */
+KERNEL static void attention_dscores(const Attention *a, float *dscores, const float *dz, const float *pattern,
+                                     const float *v, size_t begin, size_t end) {
+    const size_t T = a->seq_len, d = a->d_value;
+    const float scale = f32(1.0 / sqrt((double)a->d_head));
+    for (size_t i = begin; i < end; i++) {
+        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
+        const size_t seen = place_of(a, i) + 1;
+        float *ds = dscores + i * T;
+        const float *p = pattern + i * T;
+        for (size_t s = 0; s < seen; s++) ds[s] = f32(row_dot(dz + i * d, v + key_row[s] * d, d));
+        const double mean = row_dot(p, ds, seen);
+        for (size_t s = 0; s < seen; s++) ds[s] = f32((double)f32((double)p[s] * f32((double)ds[s] - mean)) * scale);
+        for (size_t s = seen; s < T; s++) ds[s] = 0.0f;
+    }
+}
+
+/* Row `row_to` of sum += weight x. */
+TENSOR_INLINE void scatter(double *sum, size_t row_to, double weight, const float *x, size_t d) {
+    sum += row_to * d;
+    for (size_t j = 0; j < d; j++) sum[j] += weight * (double)x[j];
+}
+
+/* Position s: the gradients of its keys and values, from all queries that see it. Rows of other positions are not
+ * touched, so positions can be worked off in parallel. */
+KERNEL static void attention_dkv(const Attention *a, double *dk, double *dv, const float *dz, const float *pattern,
+                                 const float *dscores, const float *q, size_t s) {
+    const size_t T = a->seq_len, n = n_rows(a);
+    for (size_t i = s + a->n_queries < T ? 0 : (s + a->n_queries - T) * a->n_lists; i < n; i++) {
+        const uint32_t row = a->key_row[list_of(a, i) * T + s];
+        scatter(dv, row, (double)pattern[i * T + s], dz + i * a->d_value, a->d_value);
+        scatter(dk, row, (double)dscores[i * T + s], q + a->query_row[i] * a->d_head, a->d_head);
+    }
+}
+
+/* The queries of one position, from all keys that they see. */
+KERNEL static void attention_dq(const Attention *a, double *dq, const float *dscores, const float *k, size_t begin,
+                                size_t end) {
+    const size_t T = a->seq_len;
+    for (size_t i = begin; i < end; i++)
+        for (size_t s = 0; s <= place_of(a, i); s++)
+            scatter(dq, a->query_row[i], (double)dscores[i * T + s], k + a->key_row[list_of(a, i) * T + s] * a->d_head,
+                    a->d_head);
+}
+
+static void add_rounded(float *x, const double *change, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
+}
+
+size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) * a->d_head + a->kv_rows * a->d_value; }
+
+void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
+                        const float *dz, const float *pattern, const float *q, const float *k, const float *v) {
+    const size_t n = n_rows(a), step = slice(n), T = a->seq_len;
+    double *q_sum = scratch, *k_sum = q_sum + a->q_rows * a->d_head, *v_sum = k_sum + a->kv_rows * a->d_head;
+    for (size_t i = 0; i < attention_scratch(a); i++) scratch[i] = 0.0;
+    PARALLEL_FOR
+    for (size_t i = 0; i < n; i += step) attention_dscores(a, dscores, dz, pattern, v, i, min_size(n, i + step));
+    PARALLEL_FOR
+    for (size_t task = 0; task < a->n_queries + T; task++) {
+        if (task < a->n_queries)
+            attention_dq(a, q_sum, dscores, k, task * a->n_lists, (task + 1) * a->n_lists);
+        else
+            attention_dkv(a, k_sum, v_sum, dz, pattern, dscores, q, task - a->n_queries);
+    }
+    add_rounded(dq, q_sum, a->q_rows * a->d_head);
+    add_rounded(dk, k_sum, a->kv_rows * a->d_head);
+    add_rounded(dv, v_sum, a->kv_rows * a->d_value);
+}
+
+/* ---- Adam ---- */
+
+/* (1 - beta^step), the power by repeated squaring with every product rounded to float. */
+static float one_minus_power(float beta, uint32_t step) {
+    float power = 1.0f, square = beta;
+    for (; step > 0; step /= 2) {
+        if (step % 2 == 1) power = f32((double)power * square);
+        square = f32((double)square * square);
+    }
+    return f32(1.0 - (double)power);
+}
+
+/* Both bias corrections are constants of the step: with c1 = 1-beta1^step and c2 = 1-beta2^step,
+ *   lr (m/c1) / (sqrt(v/c2) + eps) = (lr sqrt(c2)/c1) m / (sqrt(v) + eps sqrt(c2)). */
+KERNEL static void adam_slice(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient,
+                              size_t n) {
+    const double c1 = (double)one_minus_power(adam->beta1, step), c2 = sqrt((double)one_minus_power(adam->beta2, step));
+    const float rate = f32(adam->lr * c2 / c1), decay = f32((double)adam->lr * adam->weight_decay);
+    const float rest1 = f32(1.0 - (double)adam->beta1), rest2 = f32(1.0 - (double)adam->beta2);
+    const float beta1 = adam->beta1, beta2 = adam->beta2;
+    const double eps = (double)f32(adam->eps * c2);
+    for (size_t i = 0; i < n; i++) {
+        const float g = gradient[i], g_squared = f32((double)g * g);
+        m[i] = f32((double)beta1 * m[i] + (double)rest1 * g);
+        v[i] = f32((double)beta2 * v[i] + (double)rest2 * g_squared);
+        const float direction = f32((double)m[i] / (sqrt((double)v[i]) + eps));
+        x[i] = f32(((double)x[i] - (double)decay * x[i]) - (double)rate * direction);
+    }
+}
+
+void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient, size_t n) {
+    const size_t share = slice(n);
+    PARALLEL_FOR
+    for (size_t i = 0; i < n; i += share)
+        adam_slice(adam, step, x + i, m + i, v + i, gradient + i, min_size(share, n - i));
+}
+
+KERNEL void average_step(float *average, const float *x, float rate, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        average[i] = f32((double)average[i] + (double)rate * f32((double)x[i] - (double)average[i]));
+}

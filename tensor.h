@@ -1,0 +1,182 @@
+/* tensor.h - the numerics of a small transformer: random numbers, exp and log, every layer's forward and backward
+ * pass, Adam, hashing, singular values. Nothing here knows what the network is for.
+ *
+ * The promise: every function gives the same bits on every platform with IEEE-754 float and double, with every
+ * compiler and optimisation level short of -ffast-math, with or without fused multiply-add, with any number of
+ * threads. It rests on five habits, kept throughout tensor.c:
+ *
+ *   - Values are stored as float and summed in double. A product that feeds a sum has two float factors, so it is
+ *     exact in double (24 + 24 bits fit into 53) and fusing it with the sum changes nothing.
+ *   - Every rounding from double to float goes through f32().
+ *   - The order of every sum is written in the source. Threads share out the results, never the terms of a sum.
+ *   - Of <math.h> only what IEEE-754 defines to the last bit is used: sqrt, fabs. exp and log are our own.
+ *   - No stored float is subnormal, since some processors would flush it to zero.
+ *
+ * Arrays are contiguous and row-major: (rows, n) is rows times n floats, one row after the other. Outputs don't overlap
+ * inputs unless it is said. A backward function receives d... = d loss / d ... of what its forward wrote and *adds*
+ * to the gradients it computes; a caller zeroes them once before the step. Nothing here allocates, prints or exits. */
+#ifndef TENSOR_H
+#define TENSOR_H
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __FAST_MATH__
+#error "-ffast-math (or -Ofast) lets the compiler reorder sums: the same bits everywhere need plain -O2 or -O3."
+#endif
+#if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || FLT_MAX_EXP != 128 || DBL_MANT_DIG != 53 || DBL_MAX_EXP != 1024
+#error "float and double must be IEEE-754 binary32 and binary64: look for a compiler option that makes them so."
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Rounding ------------------------------------------------------------------------------------------------- */
+
+#ifdef __GNUC__
+#define TENSOR_INLINE static inline __attribute__((always_inline, unused))
+#else
+#define TENSOR_INLINE static inline
+#endif
+
+/* x rounded to float, ties to even; what is smaller than FLT_MIN becomes +0, so that no stored float is subnormal.
+ * Where the compiler computes in a wider format, only a store rounds: hence the volatile. */
+TENSOR_INLINE float f32(double x) {
+#if defined FLT_EVAL_METHOD && FLT_EVAL_METHOD == 0
+    float y = (float)x;
+#else
+    volatile float y = (float)x;
+#endif
+    return fabs(x) < (double)FLT_MIN ? 0.0f : y;
+}
+
+/* Sets this thread's floating-point unit to round doubles to 53 bits, which the x87 and the 68881 don't by default.
+ * To be called once before anything else; threads started later inherit it. Returns 1 if double arithmetic then
+ * behaves as IEEE-754 demands, 0 if it does not: no result of this library is reproducible on such a machine. */
+int ieee_setup(void);
+
+/* ---- Random numbers: MT19937, Matsumoto & Nishimura 1998 ------------------------------------------------------- */
+
+typedef struct {
+    uint32_t state[624];
+    uint32_t next; /* index of the next word of state to hand out, 624 when a new block is due */
+} Mt19937;
+
+/* The state that the authors' init_genrand(seed) gives; torch.manual_seed(seed) starts from it too. */
+void mt_seed(Mt19937 *mt, uint32_t seed);
+
+/* The next of the 2^19937 - 1 outputs, uniform in 0 .. 2^32 - 1. */
+uint32_t mt_next(Mt19937 *mt);
+
+/* out (n): each f32(deviation * z), z normal with mean 0 and deviation 1, by Marsaglia's polar method (Marsaglia & Bray
+ * 1964), which needs log and sqrt only. Of each pair of normals both are used; an odd n drops the last. */
+void mt_normal(Mt19937 *mt, float *out, size_t n, float deviation);
+
+/* ---- exp, log -------------------------------------------------------------------------------------------------- */
+
+/* e^x, correctly rounded for every float, then flushed like f32. exp(-inf) = 0, exp(inf) = inf, exp(NaN) = NaN. */
+float exp_f32(float x);
+
+/* ln x, correctly rounded for every float. log(0) = -inf, log(inf) = inf; NaN for negative x and NaN. */
+float log_f32(float x);
+
+/* ---- Hashing --------------------------------------------------------------------------------------------------- */
+
+#define HASH_START UINT64_C(14695981039346656037)
+
+/* FNV-1a, 64 bit, of n bytes, continued from hash (HASH_START at first). */
+uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n);
+
+/* The same of n floats, each as the four bytes of its bit pattern, lowest first, on machines of either byte order. */
+uint64_t hash_floats(uint64_t hash, const float *x, size_t n);
+
+/* ---- Layers ---------------------------------------------------------------------------------------------------- */
+
+/* x[r] = W_E[token[r]] + W_pos[position[r]], for each of the rows. x (rows, d), W_E (vocabulary, d), W_pos (places, d). */
+void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
+                   size_t rows, size_t d);
+/* dW_E[token[r]] += dx[r],  dW_pos[position[r]] += dx[r], in the order of the rows. */
+void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
+                    size_t rows, size_t d);
+
+/* out[r] = x[index[r]] + b, for each of the rows; b (d) may be NULL. out (rows, d). */
+void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d);
+/* dx[index[r]] += dout[r],  db += dout[r], in the order of the rows; db may be NULL. */
+void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d);
+
+/* out = residual + b + x W. x (rows, n_in), W (n_in, n_out), b (n_out), out and residual (rows, n_out).
+ * b may be NULL, residual may be NULL or out itself. */
+void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
+                    size_t n_in, size_t n_out);
+/* dx += dout W^T,  dW += x^T dout,  db += the column sums of dout. Each of dx, dW and db may be NULL. */
+void linear_backward(float *dx, float *dW, float *db, const float *dout, const float *x, const float *W, size_t rows,
+                     size_t n_in, size_t n_out);
+
+/* Layer normalization (Ba, Kiros & Hinton 2016) of each row: normal = (x - mean) * inv_std, out = normal * w + b, with
+ * inv_std = 1 / sqrt(mean of (x - mean)^2 + 1e-5). x, normal, out (rows, d); w, b (d); inv_std (rows). */
+void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w, const float *b,
+                       size_t rows, size_t d);
+void layernorm_backward(float *dx, float *dw, float *db, const float *dout, const float *normal, const float *inv_std,
+                        const float *w, size_t rows, size_t d);
+
+/* out = max(x, 0), n numbers. */
+void relu_forward(float *out, const float *x, size_t n);
+/* dx += dout where x > 0. */
+void relu_backward(float *dx, const float *dout, const float *x, size_t n);
+
+/* p = softmax of each row: exp(x - max) / sum of the same. x and p (rows, n) may be the same array. An entry of
+ * -INFINITY gets probability 0. */
+void softmax_forward(float *p, const float *x, size_t rows, size_t n);
+
+/* loss[r] = -log softmax(logits[r])[label[r]], and p = softmax(logits), which backward needs; logits and p may be one. */
+void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n);
+/* dlogits += scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. */
+void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label, float scale, size_t rows, size_t n);
+
+/* One head of causal attention over many lists. Query t of a list looks at its positions 0 .. t. Only the last n_queries
+ * positions ask; queries are numbered position by position: query i is list i % n_lists at position
+ * seq_len - n_queries + i / n_lists. Rows of q, k and v may be shared: key_row says where a list's position has its key
+ * and value, query_row where query i has its q. */
+typedef struct {
+    size_t n_lists, seq_len, n_queries;
+    size_t d_head, d_value;    /* widths of a query or key, and of a value */
+    size_t q_rows, kv_rows;    /* rows of q, and of k and v */
+    const uint32_t *key_row;   /* (n_lists, seq_len) < kv_rows; a row serves one position only */
+    const uint32_t *query_row; /* (n_queries * n_lists) < q_rows; likewise */
+} Attention;
+
+/* pattern[i][s] = softmax over s <= t of q_i . k_s / sqrt(d_head), 0 for s > t;  z[i] = sum over s of pattern[i][s] v_s.
+ * q (q_rows, d_head), k (kv_rows, d_head), v (kv_rows, d_value), pattern (n_queries * n_lists, seq_len),
+ * z (n_queries * n_lists, d_value). */
+void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k);
+void attention_values(const Attention *a, float *z, const float *pattern, const float *v);
+/* The derivatives of both. dscores has pattern's shape; scratch is attention_scratch(a) doubles. */
+void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
+                        const float *dz, const float *pattern, const float *q, const float *k, const float *v);
+size_t attention_scratch(const Attention *a);
+
+/* ---- Training -------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    float lr, beta1, beta2, eps, weight_decay;
+} Adam;
+
+/* Step number `step` (1 at first) of Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019) on n
+ * parameters: m = beta1 m + (1-beta1) g,  v = beta2 v + (1-beta2) g^2,
+ * x -= lr m/(1-beta1^step) / (sqrt(v/(1-beta2^step)) + eps) + lr weight_decay x. m and v are zero before the first. */
+void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient, size_t n);
+
+/* average += rate * (x - average): the exponential moving average of the parameters. */
+void average_step(float *average, const float *x, float rate, size_t n);
+
+/* How many threads the functions above may use, where OpenMP was compiled in; without it, nothing happens. Returns the
+ * number in force, at least 1. No result depends on it. */
+int use_threads(int n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
