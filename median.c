@@ -8,20 +8,30 @@
 
 #include "median.h"
 
+#include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+/* What a platform adds; without it only comfort is lost. */
+#if defined __unix__ || defined __APPLE__
+#include <sys/stat.h>
+#include <unistd.h>
+#define HAVE_STAT
+#define HAVE_ISATTY
+#elif defined _WIN32
+#include <fcntl.h>
+#include <io.h>
+#define HAVE_ISATTY
+#define isatty _isatty
+#endif
 
 /* ---- Errors and memory ----------------------------------------------------------------------------------------- */
 
-#if defined __GNUC__
-#define PRINTF_LIKE(text, args) __attribute__((format(printf, text, args)))
-#else
-#define PRINTF_LIKE(text, args)
-#endif
-
 /* Notes why something failed; returns 0, so that `return fail(error, ...)` says it all. */
-PRINTF_LIKE(2, 3) static int fail(Error *error, const char *format, ...) {
+TENSOR_PRINTF(2, 3) static int fail(Error *error, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vsnprintf(error->text, sizeof error->text, format, args);
@@ -56,6 +66,10 @@ static void *allocate(double bytes, const char *purpose, Error *error) {
     if (!memory) fail(error, "out of memory: %s would need %.0f MiB", purpose, ceil(bytes / 1048576.0));
     return memory;
 }
+
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+static double max_double(double a, double b) { return a > b ? a : b; }
 
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
 
@@ -224,7 +238,9 @@ static int is_folded(const Config *c, size_t layer) {
     return layer == 0 && (c->d_model <= c->d_head || c->seq_len * (c->d_model - c->d_head) < c->d_head * c->d_model);
 }
 
-static size_t queries_of_layer(const Config *c, size_t layer) { return layer + 1 == c->n_layers ? 1 : c->seq_len; }
+static size_t queries_of_layer(const Run *run, size_t layer) {
+    return layer + 1 == run->config.n_layers && run->kind != RUN_ALL_POSITIONS ? 1 : run->config.seq_len;
+}
 
 static size_t max_rows(const Config *c, size_t layer, size_t lists) {
     return c->seq_len * (layer == 0 && c->max_num < lists ? c->max_num : lists);
@@ -241,14 +257,14 @@ typedef struct RunGradients {
     double *scratch;            /* attention_backward's */
 } RunGradients;
 
-static double max_double(double a, double b) { return a > b ? a : b; }
-
-static void lay_out_gradients(Layout *m, const Config *c, RunGradients *g, size_t lists) {
+static void lay_out_gradients(Layout *m, const Run *run, RunGradients *g) {
+    const Config *c = &run->config;
+    const size_t lists = run->capacity;
     double rows = 0, queries = (double)lists, scratch = 0;
     for (size_t l = 0; l < c->n_layers; l++) {
         const double r = (double)max_rows(c, l, lists);
         rows = max_double(rows, r);
-        queries = max_double(queries, (double)queries_of_layer(c, l) * (double)lists);
+        queries = max_double(queries, (double)queries_of_layer(run, l) * (double)lists);
         scratch = max_double(scratch, r * (double)(2 * c->d_head + (is_folded(c, l) ? c->d_model : c->d_head)));
     }
     const size_t R = (size_t)rows, Q = (size_t)queries, d = c->d_model;
@@ -262,14 +278,14 @@ static void lay_out_gradients(Layout *m, const Config *c, RunGradients *g, size_
     g->scratch = (double *)lay_out(m, scratch, sizeof(double));
 }
 
-static void lay_out_run(Layout *m, Run *run, int with_gradients) {
+static void lay_out_run(Layout *m, Run *run) {
     const Config *c = &run->config;
     const size_t lists = run->capacity, d = c->d_model, heads = c->n_heads;
     run->layers = (LayerRun *)lay_out(m, (double)c->n_layers, sizeof(LayerRun));
-    run->gradients = with_gradients ? (RunGradients *)lay_out(m, 1, sizeof(RunGradients)) : NULL;
+    run->gradients = run->kind == RUN_GRADIENTS ? (RunGradients *)lay_out(m, 1, sizeof(RunGradients)) : NULL;
     for (size_t l = 0; l < c->n_layers; l++) {
         LayerRun count = {0}, *layer = m->base ? &run->layers[l] : &count;
-        const size_t R = max_rows(c, l, lists), Q = queries_of_layer(c, l) * lists;
+        const size_t R = max_rows(c, l, lists), Q = queries_of_layer(run, l) * lists;
         layer->folded = is_folded(c, l);
         layer->key_row = lay_words(m, lists, c->seq_len), layer->query_row = lay_words(m, Q, 1);
         layer->x = lay_floats(m, R, d, 1);
@@ -295,32 +311,33 @@ static void lay_out_run(Layout *m, Run *run, int with_gradients) {
     }
     run->row_token = lay_words(m, max_rows(c, 0, lists), 1), run->row_position = lay_words(m, max_rows(c, 0, lists), 1);
     run->row_of_pair = lay_words(m, c->seq_len, c->max_num);
-    run->final = run->final_h = lay_floats(m, lists, d, 1);
+    run->final = run->final_h = lay_floats(m, queries_of_layer(run, c->n_layers - 1) * lists, d, 1);
     if (c->normalization) {
         run->final_normal = lay_floats(m, lists, d, 1), run->final_inv_std = lay_floats(m, lists, 1, 1);
         run->final_h = lay_floats(m, lists, d, 1);
     }
     run->logits = lay_floats(m, lists, c->max_num, 1), run->probs = lay_floats(m, lists, c->max_num, 1);
     run->loss = lay_floats(m, lists, 1, 1);
-    if (with_gradients) {
+    if (run->kind == RUN_GRADIENTS) {
         RunGradients count;
-        lay_out_gradients(m, c, m->base ? run->gradients : &count, lists);
+        lay_out_gradients(m, run, m->base ? run->gradients : &count);
     }
 }
 
-int run_create(Run *run, const Config *config, size_t capacity, int with_gradients, Error *error) {
+int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Error *error) {
     Layout layout = {0};
     memset(run, 0, sizeof *run);
     run->config = *config;
     run->capacity = capacity;
-    lay_out_run(&layout, run, with_gradients);
+    run->kind = kind;
+    lay_out_run(&layout, run);
     const double bytes = layout.used;
     layout.used = 0;
     if (!(layout.base = (char *)allocate(bytes, "a batch of this size", error))) {
         memset(run, 0, sizeof *run);
         return 0;
     }
-    lay_out_run(&layout, run, with_gradients);
+    lay_out_run(&layout, run);
     run->memory = layout.base;
     run->bytes = (size_t)bytes;
     return 1;
@@ -354,7 +371,7 @@ static void index_rows(Run *run, const uint32_t *lists, size_t n_lists) {
     const size_t T = run->config.seq_len;
     for (size_t l = 0; l < run->config.n_layers; l++) {
         LayerRun *layer = &run->layers[l];
-        layer->n_queries = queries_of_layer(&run->config, l);
+        layer->n_queries = queries_of_layer(run, l);
         layer->n_out = layer->n_queries * n_lists;
         layer->n_rows = l == 0 ? index_pairs(run, lists, n_lists) : T * n_lists;
         layer->first_query = l == 0 ? 0 : (T - layer->n_queries) * n_lists;
@@ -445,11 +462,12 @@ void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n
         forward_attention(c, &w->layers[l], layer, l, out, hook);
         if (c->d_mlp) forward_mlp(c, &w->layers[l], layer, l, out, hook);
     }
-    call_hook(hook, HOOK_RESIDUAL, c->n_layers, 0, run->final, n_lists, d);
+    const float *final = run->final + (run->layers[c->n_layers - 1].n_out - n_lists) * d; /* the last position's */
+    call_hook(hook, HOOK_RESIDUAL, c->n_layers, 0, run->final, run->layers[c->n_layers - 1].n_out, d);
     if (c->normalization)
-        layernorm_forward(run->final_h, run->final_normal, run->final_inv_std, run->final, w->ln_final_w,
+        layernorm_forward(run->final_h, run->final_normal, run->final_inv_std, final, w->ln_final_w,
                           w->ln_final_b, n_lists, d);
-    linear_forward(run->logits, NULL, run->final_h, w->W_U, w->b_U, n_lists, d, c->max_num);
+    linear_forward(run->logits, NULL, c->normalization ? run->final_h : final, w->W_U, w->b_U, n_lists, d, c->max_num);
 }
 
 double model_loss(Run *run, const uint32_t *medians) {
@@ -553,32 +571,30 @@ size_t argmax(const float *logits, size_t n) {
     return best;
 }
 
-Evaluation evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n,
-                    const Hook *hook) {
-    Evaluation e = {0};
+void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
+              Evaluation *e) {
     const size_t V = model->config.max_num;
-    double loss = 0, distance = 0;
-    e.lists = n;
     for (size_t at = 0; at < n; at += run->capacity) {
-        const size_t batch = n - at < run->capacity ? n - at : run->capacity;
+        const size_t batch = smaller(run->capacity, n - at);
         model_forward(model, run, lists + at * model->config.seq_len, batch, hook);
         model_loss(run, medians + at);
         for (size_t i = 0; i < batch; i++) {
             const size_t guess = argmax(run->logits + i * V, V), truth = medians[at + i];
             const size_t off = guess > truth ? guess - truth : truth - guess;
-            loss += (double)run->loss[i];
-            e.alerts += run->loss[i] > 0.7f;
-            if (off == 0) e.right++;
-            else distance += (double)off, e.by_distance[off < 4 ? off - 1 : 3]++;
+            e->loss_sum += (double)run->loss[i];
+            e->distance_sum += (double)off;
+            e->alerts += run->loss[i] > 0.7f;
+            if (off == 0) e->right++;
+            else e->by_distance[off < 4 ? off - 1 : 3]++;
         }
     }
-    if (n) e.accuracy = (double)e.right / (double)n, e.loss = loss / (double)n;
-    if (n > e.right) e.mean_distance = distance / (double)(n - e.right);
-    return e;
+    e->lists += n;
+    if (e->lists) e->accuracy = (double)e->right / (double)e->lists, e->loss = e->loss_sum / (double)e->lists;
+    if (e->lists > e->right) e->mean_distance = e->distance_sum / (double)(e->lists - e->right);
 }
 
 Recipe recipe_original(void) {
-    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 1, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f};
+    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f};
     return r;
 }
 
@@ -586,8 +602,6 @@ Recipe recipe_default(void) {
     const Recipe r = {0, 24000, 0, 40000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f};
     return r;
 }
-
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 static void lay_out_trainer(Layout *m, Trainer *t) {
     const Recipe *r = &t->recipe;
@@ -608,7 +622,7 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
         !model_create(&t->average, config, error) || !model_create(&t->best, config, error) ||
-        !run_create(&t->run, config, r->batch_size, 1, error)) {
+        !run_create(&t->run, config, r->batch_size, RUN_GRADIENTS, error)) {
         trainer_free(t);
         return 0;
     }
@@ -666,7 +680,7 @@ static size_t next_batch(Trainer *t) {
         return r->batch_size;
     }
     const size_t at = t->step % t->steps_per_epoch * r->batch_size, n = smaller(r->batch_size, r->trainset_size - at);
-    if (at == 0 && r->shuffle) shuffle(&t->order_mt, t->order, r->trainset_size);
+    if (at == 0 && !r->no_shuffle) shuffle(&t->order_mt, t->order, r->trainset_size);
     for (size_t i = 0; i < n; i++) {
         const size_t from = t->order[at + i];
         memcpy(t->batch + i * T, t->lists + from * T, T * sizeof *t->batch);
@@ -694,11 +708,32 @@ static float learning_rate(const Trainer *t) {
     return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32((double)(t->step - r->warmup) / (double)(t->total_steps - r->warmup)))));
 }
 
+double trainer_accuracy(const Trainer *t) {
+    const size_t V = t->model.config.max_num;
+    size_t right = 0;
+    for (size_t i = 0; i < t->run.n_lists; i++) right += argmax(t->run.logits + i * V, V) == t->batch_medians[i];
+    return (double)right / (double)t->run.n_lists;
+}
+
+/* At the end of an epoch, and of the training. */
+static void validate(Trainer *t) {
+    const Evaluation none = {0};
+    const Model *weights = trainer_weights(t);
+    t->validation = none;
+    evaluate(weights, &t->run, t->val_lists, t->val_medians, t->recipe.valset_size, NULL, &t->validation);
+    t->validated = 1;
+    if (!t->recipe.keep_best || t->validation.accuracy > t->best_accuracy) {
+        t->best_accuracy = t->validation.accuracy;
+        memcpy(t->best.params, weights->params, weights->n_params * sizeof(float));
+    }
+}
+
 int trainer_step(Trainer *t) {
     const size_t n = next_batch(t);
     model_forward(&t->model, &t->run, t->batch, n, NULL);
     t->loss = model_loss(&t->run, t->batch_medians);
     if (!(t->loss < HUGE_VAL)) return 0;
+    t->accuracy = trainer_accuracy(t);
     model_backward(&t->model, &t->run, t->batch_medians, &t->gradient);
     t->lr = learning_rate(t);
     Adam adam = t->recipe.adam;
@@ -706,5 +741,1632 @@ int trainer_step(Trainer *t) {
     t->step++;
     adam_step(&adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params, t->gradient.params, t->model.n_params);
     if (t->recipe.average > 0) average_step(t->average.params, t->model.params, t->recipe.average, t->model.n_params);
+    if (t->step % t->steps_per_epoch == 0 || t->step == t->total_steps) validate(t);
     return 1;
 }
+
+Model *trainer_result(Trainer *t) {
+    model_describe(&t->best, &t->recipe);
+    return &t->best;
+}
+
+/* ---- 6. Text and settings --------------------------------------------------------------------------------------- */
+
+/* All output, files included, is first made in memory: it can be hashed, and a failed write loses nothing. */
+void text_free(Text *text) {
+    free(text->data);
+    memset(text, 0, sizeof *text);
+}
+
+void text_bytes(Text *text, const void *bytes, size_t n) {
+    if (text->failed) return;
+    if (n >= text->capacity - text->size) {
+        const size_t capacity = 2 * (text->size + n) + 1000;
+        char *data = capacity > n ? (char *)realloc(text->data, capacity) : NULL;
+        if (!data) {
+            text->failed = 1;
+            return;
+        }
+        text->data = data;
+        text->capacity = capacity;
+    }
+    memcpy(text->data + text->size, bytes, n);
+    text->size += n;
+    text->data[text->size] = 0;
+}
+
+void text_add(Text *text, const char *format, ...) {
+    char line[1000];
+    va_list args;
+    va_start(args, format);
+    const int n = vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    if (n < 0 || (size_t)n >= sizeof line) text->failed = 1;
+    else text_bytes(text, line, (size_t)n);
+}
+
+#define CONFIG(field) offsetof(Settings, config.field)
+#define RECIPE(field) offsetof(Settings, recipe.field)
+
+/* What defines a model and its training, under the names that the command line and the checkpoints use. */
+const Setting settings[] = {
+    {"max-num", SETTING_COUNT, CONFIG(max_num), 2, 65536, NULL, "numbers are 0 .. N-1"},
+    {"seq-len", SETTING_COUNT, CONFIG(seq_len), 1, MAX_SEQ_LEN, NULL, "numbers in a list, odd, at least 3"},
+    {"d-model", SETTING_COUNT, CONFIG(d_model), 1, 65536, NULL, "width of the residual stream"},
+    {"d-head", SETTING_COUNT, CONFIG(d_head), 1, 65536, NULL, "width of a head"},
+    {"n-layers", SETTING_COUNT, CONFIG(n_layers), 1, 256, NULL, "layers"},
+    {"n-heads", SETTING_COUNT, CONFIG(n_heads), 1, 4096, NULL, "heads in a layer"},
+    {"d-mlp", SETTING_COUNT, CONFIG(d_mlp), 0, 1048576, NULL, "hidden width of the MLP, 0 for none"},
+    {"normalization", SETTING_CHOICE, CONFIG(normalization), 0, 1, "none|LN", "layer normalization or none"},
+    {"trainset-size", SETTING_COUNT, RECIPE(trainset_size), 0, 1e9, NULL, "training lists; 0: fresh ones every step"},
+    {"valset-size", SETTING_COUNT, RECIPE(valset_size), 0, 1e9, NULL, "validation lists"},
+    {"epochs", SETTING_COUNT, RECIPE(epochs), 0, 1e9, NULL, "passes over the training lists"},
+    {"steps", SETTING_COUNT, RECIPE(steps), 0, 4e9, NULL, "training steps, in place of epochs"},
+    {"batch-size", SETTING_COUNT, RECIPE(batch_size), 1, 1e8, NULL, "lists in a step"},
+    {"lr", SETTING_REAL, RECIPE(adam.lr), 0, 1000, NULL, "Adam's learning rate"},
+    {"schedule", SETTING_CHOICE, RECIPE(cosine), 0, 1, "constant|cosine", "of the learning rate after the warm-up"},
+    {"warmup", SETTING_COUNT, RECIPE(warmup), 0, 4e9, NULL, "steps of linear warm-up"},
+    {"beta1", SETTING_REAL, RECIPE(adam.beta1), 0, 0.999999, NULL, "Adam's decay of the mean gradient"},
+    {"beta2", SETTING_REAL, RECIPE(adam.beta2), 0, 0.999999, NULL, "Adam's decay of the mean square"},
+    {"eps", SETTING_REAL, RECIPE(adam.eps), 1e-30, 1, NULL, "Adam's epsilon"},
+    {"weight-decay", SETTING_REAL, RECIPE(adam.weight_decay), 0, 1000, NULL, "decoupled weight decay"},
+    {"average", SETTING_REAL, RECIPE(average), 0, 1, NULL, "keep a moving average at this rate; 0: none"},
+    {"seed", SETTING_COUNT, RECIPE(seed), 0, 4294967295.0, NULL, "of the lists; also of weights and order"},
+    {"no-shuffle", SETTING_FLAG, RECIPE(no_shuffle), 0, 1, NULL, "take the training lists in the same order always"},
+    {"keep", SETTING_CHOICE, RECIPE(keep_best), 0, 1, "last|best", "which weights: the last, or best in validation"},
+};
+const size_t n_settings = sizeof settings / sizeof *settings;
+
+/* The index of `text` among the words of "one|two|three", or their number if it is none of them. */
+static size_t choice_index(const char *choices, const char *text) {
+    size_t index = 0;
+    for (const char *word = choices;; index++) {
+        const size_t length = strcspn(word, "|");
+        if (strlen(text) == length && strncmp(word, text, length) == 0) return index;
+        word += length;
+        if (!*word++) return index + 1;
+    }
+}
+
+static void choice_word(const char *choices, size_t index, char *word, size_t size) {
+    for (; index > 0; index--) choices += strcspn(choices, "|") + 1;
+    snprintf(word, size, "%.*s", (int)strcspn(choices, "|"), choices);
+}
+
+/* A decimal number taken whole, within min .. max. */
+int parse_number(double *value, const char *text, double min, double max, int whole) {
+    char *end;
+    if (!*text || strspn(text, whole ? "0123456789" : "0123456789.eE+-") != strlen(text)) return 0;
+    *value = strtod(text, &end);
+    return *end == 0 && *value >= min && *value <= max;
+}
+
+int setting_parse(const Setting *setting, void *base, const char *text, Error *error) {
+    char *place = (char *)base + setting->offset;
+    size_t count;
+    double value = 0;
+    if (setting->kind == SETTING_TEXT) {
+        memcpy(place, &text, sizeof text);
+        return 1;
+    }
+    if (setting->kind == SETTING_CHOICE) {
+        count = choice_index(setting->choices, text);
+        if (count > (size_t)setting->max) return fail(error, "--%s is '%.60s', must be one of %s", setting->name, text, setting->choices);
+    } else {
+        if (!parse_number(&value, text, setting->min, setting->max, setting->kind != SETTING_REAL))
+            return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g", setting->name, text,
+                        setting->kind == SETTING_REAL ? "" : " whole", setting->min, setting->max);
+        count = (size_t)value;
+    }
+    const float real = f32(value);
+    if (setting->kind == SETTING_REAL) memcpy(place, &real, sizeof real);
+    else memcpy(place, &count, sizeof count);
+    return 1;
+}
+
+void setting_print(const Setting *setting, const void *base, char *text, size_t size) {
+    const char *place = (const char *)base + setting->offset;
+    size_t count;
+    float real;
+    if (setting->kind == SETTING_REAL) {
+        memcpy(&real, place, sizeof real);
+        for (int digits = 1; digits <= 9; digits++) { /* the shortest text that means this float */
+            snprintf(text, size, "%.*g", digits, (double)real);
+            if (f32(strtod(text, NULL)) == real) break;
+        }
+        return;
+    }
+    memcpy(&count, place, sizeof count);
+    if (setting->kind == SETTING_CHOICE) choice_word(setting->choices, count, text, size);
+    else snprintf(text, size, "%.0f", (double)count);
+}
+
+static void add_note(Model *model, const char *key, const char *value) {
+    if (model->n_notes == MAX_NOTES) return;
+    Note *note = &model->notes[model->n_notes++];
+    snprintf(note->key, sizeof note->key, "%s", key);
+    snprintf(note->value, sizeof note->value, "%s", value);
+}
+
+void model_describe(Model *model, const Recipe *recipe) {
+    const Settings all = {model->config, *recipe};
+    char value[40];
+    model->n_notes = 0;
+    for (size_t i = 0; i < n_settings; i++) {
+        setting_print(&settings[i], &all, value, sizeof value);
+        add_note(model, settings[i].name, value);
+    }
+}
+
+/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
+
+/* The safetensors format: eight bytes, lowest first, with the length of the header; the header, a JSON object that gives
+ * each tensor's type, shape and place; the tensors' bytes without gaps, each number lowest byte first. */
+
+static void text_word(Text *text, uint32_t word) {
+    const unsigned char bytes[4] = {(unsigned char)(word & 255), (unsigned char)(word >> 8 & 255),
+                                    (unsigned char)(word >> 16 & 255), (unsigned char)(word >> 24)};
+    text_bytes(text, bytes, 4);
+}
+
+static uint32_t read_word(const unsigned char *b) {
+    return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
+}
+
+/* The header's line for one tensor of 4-byte numbers. */
+static void describe_tensor(Text *header, const char *name, const char *type, const size_t *shape, size_t n_dims,
+                            double *offset) {
+    double size = 4;
+    text_add(header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", name, type);
+    for (size_t i = 0; i < n_dims; i++) {
+        text_add(header, "%s%.0f", i ? "," : "", (double)shape[i]);
+        size *= (double)shape[i];
+    }
+    text_add(header, "],\"data_offsets\":[%.0f,%.0f]}", *offset, *offset + size);
+    *offset += size;
+}
+
+static void text_floats(Text *text, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t word;
+        memcpy(&word, &x[i], 4);
+        text_word(text, word);
+    }
+}
+
+/* The file's bytes. `more` are further flat arrays, as a training under way has. */
+void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more) {
+    Text header = {0};
+    double offset = 0;
+    text_add(&header, "{\"__metadata__\":{");
+    for (size_t i = 0; i < model->n_notes; i++)
+        text_add(&header, "%s\"%s\":\"%s\"", i ? "," : "", model->notes[i].key, model->notes[i].value);
+    text_add(&header, "}");
+    for (size_t i = 0; i < model->n_tensors; i++)
+        describe_tensor(&header, model->tensors[i].name, "F32", model->tensors[i].shape, model->tensors[i].n_dims, &offset);
+    for (size_t i = 0; i < n_more; i++)
+        describe_tensor(&header, more[i].name, more[i].floats ? "F32" : "U32", &more[i].size, 1, &offset);
+    text_add(&header, "}");
+    while (header.size % 8) text_add(&header, " ");
+
+    text_word(file, (uint32_t)header.size);
+    text_word(file, 0);
+    text_bytes(file, header.data, header.size);
+    for (size_t i = 0; i < model->n_tensors; i++) text_floats(file, model->tensors[i].data, model->tensors[i].size);
+    for (size_t i = 0; i < n_more; i++)
+        for (size_t j = 0; j < more[i].size; j++)
+            if (more[i].floats) text_floats(file, more[i].floats + j, 1);
+            else text_word(file, more[i].words[j]);
+    file->failed |= header.failed;
+    text_free(&header);
+}
+
+/* A device or a pipe, as far as the platform can tell. */
+static int is_special(const char *path) {
+#ifdef HAVE_STAT
+    struct stat about;
+    return stat(path, &about) == 0 && !S_ISREG(about.st_mode);
+#else
+    (void)path;
+    return 0;
+#endif
+}
+
+/* rename; where it does not replace an existing file (Windows), the old one is removed first. */
+static int replace_file(const char *from, const char *to) {
+#ifdef _WIN32
+    remove(to);
+#endif
+    return rename(from, to);
+}
+
+/* Writes beside the target, then renames: whatever goes wrong, the target is either the old file or the whole new one.
+ * What is no regular file, a pipe or a device, is written straight. */
+int write_file(const char *path, const Text *text, Error *error) {
+    char beside[4100];
+    if (text->failed) return fail(error, "out of memory while preparing %.200s", path);
+    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
+        return fail(error, "the name %.60s... is too long", path);
+    const int straight = is_special(path);
+    FILE *f = fopen(straight ? path : beside, "wb");
+    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
+    const int written = fwrite(text->data, 1, text->size, f) == text->size && fflush(f) == 0;
+    int reason = errno;
+    if (fclose(f) != 0 && written) reason = errno;
+    else if (written) reason = 0;
+    if (reason == 0 && !straight && replace_file(beside, path) != 0) reason = errno ? errno : EIO;
+    if (reason == 0) return 1;
+    if (!straight) remove(beside);
+    return fail(error, "cannot write %.200s: %s", path, strerror(reason));
+}
+
+int model_save(const Model *model, const char *path, Error *error) {
+    Text file = {0};
+    checkpoint_text(&file, model, NULL, 0);
+    const int done = write_file(path, &file, error);
+    text_free(&file);
+    return done;
+}
+
+/* Reading trusts nothing. The header is a JSON object of fixed depth, so a few functions that each read one thing are
+ * enough; each returns 0 after a fault, and the first fault is the one that is told. */
+typedef struct {
+    const char *at, *end;
+    const char *path;
+    Error *error;
+} Json;
+
+static int bad(const Json *json, const char *what) {
+    return fail(json->error, "%.200s: bad header: %s", json->path, what);
+}
+
+static int json_skip_space(Json *json) {
+    while (json->at < json->end && strchr(" \t\r\n", *json->at) && *json->at) json->at++;
+    return json->at < json->end;
+}
+
+static int json_is(Json *json, char c) {
+    if (!json_skip_space(json) || *json->at != c) return 0;
+    json->at++;
+    return 1;
+}
+
+static int json_hex4(Json *json, unsigned *value) {
+    *value = 0;
+    for (int i = 0; i < 4; i++, json->at++) {
+        const char *digits = "0123456789abcdefABCDEF", *digit = json->at < json->end && *json->at ? strchr(digits, *json->at) : NULL;
+        if (!digit) return bad(json, "a \\u escape lacks four hexadecimal digits");
+        *value = *value * 16 + (unsigned)(digit - digits < 16 ? digit - digits : digit - digits - 6);
+    }
+    return 1;
+}
+
+/* A string; what lies beyond ASCII or is a control character becomes '?', since no name or value that we use has such. */
+static int json_string(Json *json, char *text, size_t size) {
+    size_t n = 0;
+    if (!json_is(json, '"')) return bad(json, "a string is missing");
+    while (json->at < json->end && *json->at != '"') {
+        unsigned c = (unsigned char)*json->at++;
+        if (c < 32) return bad(json, "a control character in a string");
+        if (c == '\\') {
+            const char *from = "\"\\/bfnrt", *to = "\"\\/?????";
+            const char *escape = json->at < json->end && *json->at ? strchr(from, *json->at) : NULL;
+            if (json->at < json->end && *json->at == 'u') {
+                json->at++;
+                if (!json_hex4(json, &c)) return 0;
+            } else if (escape) {
+                json->at++;
+                c = (unsigned char)to[escape - from];
+            } else
+                return bad(json, "an unknown escape in a string");
+        }
+        if (n + 1 >= size) return bad(json, "a string is too long");
+        text[n++] = c >= 32 && c < 127 ? (char)c : '?';
+    }
+    text[n] = 0;
+    return json_is(json, '"') || bad(json, "a string does not end");
+}
+
+/* A whole number up to 2^53, which is all that a double holds exactly and more than any file has. */
+static int json_number(Json *json, double *value) {
+    *value = 0;
+    if (!json_skip_space(json) || *json->at < '0' || *json->at > '9') return bad(json, "a whole number is missing");
+    if (*json->at == '0' && json->at + 1 < json->end && json->at[1] >= '0' && json->at[1] <= '9')
+        return bad(json, "a number begins with 0");
+    for (; json->at < json->end && *json->at >= '0' && *json->at <= '9'; json->at++) {
+        *value = *value * 10 + (*json->at - '0');
+        if (*value > 9007199254740992.0) return bad(json, "a number is too great");
+    }
+    return 1;
+}
+
+static int json_numbers(Json *json, double *values, size_t max, size_t *n) {
+    *n = 0;
+    if (!json_is(json, '[')) return bad(json, "a list of numbers is missing");
+    if (json_is(json, ']')) return 1;
+    do {
+        if (*n == max) return bad(json, "a list of numbers is too long");
+        if (!json_number(json, &values[(*n)++])) return 0;
+    } while (json_is(json, ','));
+    return json_is(json, ']') || bad(json, "a list of numbers does not end");
+}
+
+#define MAX_DIMS 8
+typedef struct {
+    char name[200], type[8];
+    size_t n_dims;
+    double shape[MAX_DIMS], begin, end;
+    int used;
+} Entry;
+
+typedef struct {
+    const char *path;
+    Entry *entries;
+    size_t n_entries, capacity;
+    unsigned char *bytes; /* of the tensors */
+    Note notes[MAX_NOTES];
+    size_t n_notes;
+} Checkpoint;
+
+static void checkpoint_free(Checkpoint *file) {
+    free(file->entries);
+    free(file->bytes);
+}
+
+static double type_size(const char *type) {
+    static const struct {
+        const char *type;
+        double size;
+    } types[] = {{"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
+                 {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4}, {"F64", 8}, {"I64", 8}, {"U64", 8}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(types[i].type, type) == 0) return types[i].size;
+    return 0;
+}
+
+/* {"dtype": "F32", "shape": [..], "data_offsets": [a, b]}, in any order. */
+static int read_entry(Json *json, Entry *entry) {
+    char key[16];
+    int seen[3] = {0};
+    double offsets[2];
+    size_t n_offsets;
+    if (!json_is(json, '{')) return bad(json, "a tensor is not described by an object");
+    do {
+        if (!json_string(json, key, sizeof key)) return 0;
+        const size_t which = choice_index("dtype|shape|data_offsets", key);
+        if (which > 2) return bad(json, "a tensor has an unknown key");
+        if (seen[which]++) return bad(json, "a tensor has a key twice");
+        if (!json_is(json, ':')) return bad(json, "a colon is missing");
+        if (which == 0 && !json_string(json, entry->type, sizeof entry->type)) return 0;
+        if (which == 1 && !json_numbers(json, entry->shape, MAX_DIMS, &entry->n_dims)) return 0;
+        if (which == 2) {
+            if (!json_numbers(json, offsets, 2, &n_offsets)) return 0;
+            if (n_offsets != 2) return bad(json, "data_offsets are not two numbers");
+            entry->begin = offsets[0], entry->end = offsets[1];
+        }
+    } while (json_is(json, ','));
+    if (!json_is(json, '}')) return bad(json, "a tensor's description does not end");
+    if (!seen[0] || !seen[1] || !seen[2]) return bad(json, "a tensor lacks dtype, shape or data_offsets");
+    double size = type_size(entry->type);
+    if (size == 0) return fail(json->error, "%.200s: tensor %.100s has the unknown type %s", json->path, entry->name, entry->type);
+    for (size_t i = 0; i < entry->n_dims; i++) size *= entry->shape[i];
+    if (!(size <= 9007199254740992.0) || entry->end - entry->begin != size)
+        return fail(json->error, "%.200s: tensor %.100s: its data_offsets don't fit its shape", json->path, entry->name);
+    return 1;
+}
+
+static int read_metadata(Json *json, Checkpoint *file) {
+    char key[200], value[4000];
+    if (!json_is(json, '{')) return bad(json, "__metadata__ is not an object");
+    if (json_is(json, '}')) return 1;
+    do {
+        if (!json_string(json, key, sizeof key)) return 0;
+        if (!json_is(json, ':')) return bad(json, "a colon is missing");
+        if (!json_string(json, value, sizeof value)) return 0;
+        Note *note = &file->notes[file->n_notes];
+        if (file->n_notes < MAX_NOTES && strlen(key) < sizeof note->key && strlen(value) < sizeof note->value) {
+            strcpy(note->key, key);
+            strcpy(note->value, value);
+            file->n_notes++;
+        }
+    } while (json_is(json, ','));
+    return json_is(json, '}') || bad(json, "__metadata__ does not end");
+}
+
+static int by_name(const void *a, const void *b) { return strcmp(((const Entry *)a)->name, ((const Entry *)b)->name); }
+
+static int by_place(const void *a, const void *b) {
+    const Entry *x = (const Entry *)a, *y = (const Entry *)b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    if (x->end != y->end) return x->end < y->end ? -1 : 1; /* empty tensors stand before what begins at the same place */
+    return by_name(a, b);
+}
+
+/* The header into file->entries; afterwards *size is the number of bytes that the tensors take. */
+static int read_header(Json *json, Checkpoint *file, double *size) {
+    int metadata = 0;
+    *size = 0;
+    if (!json_is(json, '{')) return bad(json, "it is no JSON object");
+    if (!json_is(json, '}')) {
+        do {
+            if (file->n_entries == file->capacity) {
+                const size_t capacity = 2 * file->capacity + 32;
+                Entry *entries = (Entry *)realloc(file->entries, capacity * sizeof *entries);
+                if (!entries) return fail(json->error, "out of memory while reading %.200s", json->path);
+                file->entries = entries, file->capacity = capacity;
+            }
+            Entry *entry = &file->entries[file->n_entries];
+            memset(entry, 0, sizeof *entry);
+            if (!json_string(json, entry->name, sizeof entry->name)) return 0;
+            if (!json_is(json, ':')) return bad(json, "a colon is missing");
+            if (strcmp(entry->name, "__metadata__") == 0) {
+                if (metadata++) return bad(json, "__metadata__ stands twice");
+                if (!read_metadata(json, file)) return 0;
+            } else {
+                if (!read_entry(json, entry)) return 0;
+                file->n_entries++;
+            }
+        } while (json_is(json, ','));
+        if (!json_is(json, '}')) return bad(json, "it does not end");
+    }
+    if (json_skip_space(json)) return bad(json, "something stands behind its end");
+    if (file->n_entries == 0) return fail(json->error, "%.200s: no tensor in it", json->path);
+
+    qsort(file->entries, file->n_entries, sizeof *file->entries, by_name);
+    for (size_t i = 1; i < file->n_entries; i++)
+        if (by_name(&file->entries[i - 1], &file->entries[i]) == 0)
+            return fail(json->error, "%.200s: tensor %.100s stands twice", json->path, file->entries[i].name);
+    qsort(file->entries, file->n_entries, sizeof *file->entries, by_place);
+    for (size_t i = 0; i < file->n_entries; i++) {
+        if (file->entries[i].begin != *size)
+            return fail(json->error, "%.200s: tensor %.100s %s", json->path, file->entries[i].name,
+                        file->entries[i].begin < *size ? "overlaps another" : "begins after a gap");
+        *size = file->entries[i].end;
+    }
+    return 1;
+}
+
+/* n bytes of f into new memory, which grows with what really comes: a file that claims to be huge costs nothing. */
+static unsigned char *read_bytes(FILE *f, double n, const char *path, Error *error) {
+    size_t size = 0, capacity = 0, want = n < (double)(SIZE_MAX / 4) ? (size_t)n : SIZE_MAX / 4;
+    unsigned char *bytes = NULL;
+    do {
+        const size_t next = capacity == 0 ? 65536 : 2 * capacity;
+        unsigned char *grown = (unsigned char *)realloc(bytes, next);
+        if (!grown) {
+            free(bytes);
+            fail(error, "out of memory while reading %.200s", path);
+            return NULL;
+        }
+        bytes = grown, capacity = next;
+        const size_t ask = smaller(want, capacity) - size, got = fread(bytes + size, 1, ask, f);
+        size += got;
+        if (got < ask) {
+            free(bytes);
+            if (ferror(f)) fail(error, "cannot read %.200s: %s", path, strerror(errno));
+            else fail(error, "%.200s: cut off: %.0f bytes are missing", path, n - (double)size);
+            return NULL;
+        }
+    } while (size < want);
+    return bytes;
+}
+
+#define MAX_HEADER 4194304.0
+
+static int read_stream(FILE *f, Checkpoint *file, const char *path, Error *error) {
+    Json json = {NULL, NULL, path, error};
+    unsigned char *length = read_bytes(f, 8, path, error);
+    if (!length) return 0;
+    const double header_size = (double)read_word(length) + 4294967296.0 * (double)read_word(length + 4);
+    free(length);
+    if (header_size < 2 || header_size > MAX_HEADER)
+        return fail(error, "%.200s: not a safetensors file: its header would have %.0f bytes", path, header_size);
+    unsigned char *header = read_bytes(f, header_size, path, error);
+    if (!header) return 0;
+    double size;
+    json.at = (const char *)header, json.end = json.at + (size_t)header_size;
+    const int good = read_header(&json, file, &size);
+    free(header);
+    if (!good || !(file->bytes = read_bytes(f, size, path, error))) return 0;
+    if (fgetc(f) != EOF) return fail(error, "%.200s: something stands behind the last tensor", path);
+    if (ferror(f)) return fail(error, "cannot read %.200s: %s", path, strerror(errno));
+    return 1;
+}
+
+static int checkpoint_read(Checkpoint *file, const char *path, Error *error) {
+    memset(file, 0, sizeof *file);
+    file->path = path;
+    FILE *f = fopen(path, "rb");
+    if (!f) return fail(error, "cannot read %.200s: %s", path, strerror(errno));
+    const int good = read_stream(f, file, path, error);
+    fclose(f);
+    if (!good) checkpoint_free(file);
+    return good;
+}
+
+static Entry *find_entry(const Checkpoint *file, const char *name) {
+    for (size_t i = 0; i < file->n_entries; i++)
+        if (strcmp(file->entries[i].name, name) == 0) return &file->entries[i];
+    return NULL;
+}
+
+/* One dimension of a tensor; 0 if there is no such tensor. */
+static size_t dimension(const Checkpoint *file, const char *name, size_t i) {
+    const Entry *entry = find_entry(file, name);
+    return entry && i < entry->n_dims && entry->shape[i] <= 1e9 ? (size_t)entry->shape[i] : 0;
+}
+
+/* The configuration follows from the shapes. */
+static Config checkpoint_config(const Checkpoint *file) {
+    char name[48] = "blocks.0.attn.W_Q";
+    Config c = {0};
+    c.max_num = dimension(file, "embed.W_E", 0);
+    c.d_model = dimension(file, "embed.W_E", 1);
+    c.seq_len = dimension(file, "pos_embed.W_pos", 0);
+    c.n_heads = dimension(file, name, 0);
+    c.d_head = dimension(file, name, 2);
+    c.d_mlp = dimension(file, "blocks.0.mlp.W_in", 1);
+    c.normalization = find_entry(file, "ln_final.w") != NULL;
+    for (; find_entry(file, name); snprintf(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)c.n_layers)) c.n_layers++;
+    return c;
+}
+
+static int read_floats(const Checkpoint *file, Entry *entry, float *x, size_t n, Error *error) {
+    const unsigned char *bytes = file->bytes + (size_t)entry->begin;
+    entry->used = 1;
+    if (strcmp(entry->type, "F32") != 0)
+        return fail(error, "%.200s: tensor %.100s has the type %s instead of F32", file->path, entry->name, entry->type);
+    if (entry->end - entry->begin != 4.0 * (double)n)
+        return fail(error, "%.200s: tensor %.100s has another size than it should", file->path, entry->name);
+    for (size_t i = 0; i < n; i++, bytes += 4) {
+        const uint32_t word = read_word(bytes);
+        memcpy(&x[i], &word, 4);
+        if ((word & UINT32_C(0x7f800000)) == UINT32_C(0x7f800000))
+            return fail(error, "%.200s: tensor %.100s holds %s", file->path, entry->name,
+                        word & UINT32_C(0x007fffff) ? "NaN" : "infinity");
+        x[i] = f32((double)x[i]);
+    }
+    return 1;
+}
+
+static int shape_text(char *text, size_t size, const Tensor *t) {
+    const int n = snprintf(text, size, "%zu", t->shape[0]);
+    if (t->n_dims > 1) snprintf(text + n, size - (size_t)n, t->n_dims > 2 ? " x %zu x %zu" : " x %zu", t->shape[1], t->shape[2]);
+    return n;
+}
+
+static int read_tensor(const Checkpoint *file, Tensor *tensor, Error *error) {
+    Entry *entry = find_entry(file, tensor->name);
+    char shape[80];
+    if (!entry) return fail(error, "%.200s: tensor %s is missing", file->path, tensor->name);
+    int same = entry->n_dims == tensor->n_dims;
+    for (size_t i = 0; same && i < tensor->n_dims; i++) same = entry->shape[i] == (double)tensor->shape[i];
+    shape_text(shape, sizeof shape, tensor);
+    if (!same) return fail(error, "%.200s: tensor %s has another shape than the %s that the others ask for", file->path, tensor->name, shape);
+    return read_floats(file, entry, tensor->data, tensor->size, error);
+}
+
+/* Tensors that nobody asked for are passed over (masks, buffers), unless they bear a parameter's name: then the file
+ * is of a model that ours is not. */
+static int check_unused(const Checkpoint *file, Error *error) {
+    for (size_t i = 0; i < file->n_entries; i++) {
+        const Entry *entry = &file->entries[i];
+        const char *dot = strrchr(entry->name, '.'), *last = dot ? dot + 1 : entry->name;
+        if (!entry->used && (strncmp(last, "W_", 2) == 0 || strncmp(last, "b_", 2) == 0 || strcmp(last, "w") == 0 || strcmp(last, "b") == 0))
+            return fail(error, "%.200s: tensor %.100s has no place in the model that the others make", file->path, entry->name);
+    }
+    return 1;
+}
+
+/* Where metadata says something about the configuration, it must be what the shapes say. */
+static int check_notes(const Checkpoint *file, const Config *config, Error *error) {
+    const Settings truth = {*config, recipe_default()};
+    char value[40];
+    for (size_t i = 0; i < file->n_notes; i++)
+        for (size_t j = 0; j < n_settings && settings[j].offset < sizeof(Config); j++)
+            if (strcmp(settings[j].name, file->notes[i].key) == 0) {
+                setting_print(&settings[j], &truth, value, sizeof value);
+                if (strcmp(value, file->notes[i].value) != 0)
+                    return fail(error, "%.200s: the metadata says %s %s, the tensors say %s", file->path, settings[j].name,
+                                file->notes[i].value, value);
+            }
+    return 1;
+}
+
+static int checkpoint_model(Checkpoint *file, Model *model, Error *error) {
+    const char *needed[] = {"embed.W_E", "pos_embed.W_pos", "blocks.0.attn.W_Q"};
+    const Config config = checkpoint_config(file);
+    Error reason;
+    for (size_t i = 0; i < 3; i++)
+        if (!find_entry(file, needed[i])) return fail(error, "%.200s: tensor %s is missing", file->path, needed[i]);
+    if (!config_check(&config, &reason)) return fail(error, "%.200s: %.180s", file->path, reason.text);
+    if (!model_create(model, &config, error)) return 0;
+    for (size_t i = 0; i < model->n_tensors; i++)
+        if (!read_tensor(file, &model->tensors[i], error)) return 0;
+    memcpy(model->notes, file->notes, sizeof file->notes);
+    model->n_notes = file->n_notes;
+    return check_unused(file, error) && check_notes(file, &config, error);
+}
+
+int model_load(Model *model, const char *path, Error *error) {
+    Checkpoint file;
+    memset(model, 0, sizeof *model);
+    if (!checkpoint_read(&file, path, error)) return 0;
+    const int good = checkpoint_model(&file, model, error);
+    checkpoint_free(&file);
+    if (!good) model_free(model);
+    return good;
+}
+
+/* ---- 8. Pictures in characters ---------------------------------------------------------------------------------- */
+
+/* One function draws every table. Denser characters are greater values; negative ones have a ramp of thin strokes. */
+static const char ramp_positive[] = "  .:;+*#%@", ramp_negative[] = "  '`,-~=<W";
+
+/* 0 to 9: how strong a value is, on the scale 0 .. limit. */
+static size_t strength(double value, double limit) {
+    const double level = limit > 0 ? fabs(value) / limit * 9.999 : 0;
+    return level < 9 ? (size_t)level : 9;
+}
+
+static void draw_cell(Text *out, const Map *map, double value, double limit, const char *number) {
+    static const int red[] = {231, 231, 230, 223, 216, 209, 203, 197, 160, 124};
+    static const int blue[] = {231, 231, 195, 159, 117, 75, 39, 33, 27, 21};
+    const size_t s = strength(value, limit);
+    const char c = map->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
+    if (map->color) text_add(out, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
+    text_add(out, "%s%c%c", number, c, c);
+    if (map->color) text_add(out, "\033[0m");
+}
+
+/* The mean of the cells that share a character when a large table is drawn at a lower resolution. */
+static double block_mean(const Map *map, size_t row, size_t col, size_t step) {
+    double sum = 0, n = 0;
+    for (size_t i = row; i < row + step && i < map->rows; i++)
+        for (size_t j = col; j < col + step && j < map->cols; j++) sum += (double)map->values[i * map->cols + j], n++;
+    return sum / n;
+}
+
+void draw_map(Text *out, const Map *map) {
+    const int numbers = map->cols <= 13;
+    double limit = map->limit;
+    size_t step = 1;
+    char text[32] = "";
+    while (!numbers && 8 + 2 * ((map->cols + step - 1) / step) > map->width) step++;
+    for (size_t i = 0; map->limit == 0 && i < map->rows; i += step)
+        for (size_t j = 0; j < map->cols; j += step) limit = max_double(limit, fabs(block_mean(map, i, j, step)));
+
+    text_add(out, "%*s%s\n%7s", 8, "", map->col_title, map->row_title);
+    for (size_t j = 0; j < map->cols; j += numbers ? 1 : 5 * step)
+        text_add(out, "%*.0f%*s", numbers ? 6 : 2, map->col_names ? (double)map->col_names[j] : (double)j, numbers ? 2 : 8, "");
+    text_add(out, "\n");
+    for (size_t i = 0; i < map->rows; i += step) {
+        text_add(out, "%6.0f ", map->row_names ? (double)map->row_names[i] : (double)i);
+        for (size_t j = 0; j < map->cols; j += step) {
+            const double value = block_mean(map, i, j, step);
+            if (numbers) snprintf(text, sizeof text, "%6.3f", value);
+            draw_cell(out, map, value, limit, text);
+        }
+        text_add(out, "\n");
+    }
+    text_add(out, "        scale: '%c' %.3g ... '%c' %.3g", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
+    text_add(out, "; negative: '%c' ... '%c'\n", ramp_negative[2], ramp_negative[9]);
+}
+
+/* A bar of up to `width` characters. */
+static void draw_bar(Text *out, double value, double limit, int width) {
+    const int n = limit > 0 && value > 0 ? (int)(value / limit * width + 0.5) : 0;
+    for (int i = 0; i < n && i < width; i++) text_add(out, "#");
+    text_add(out, "\n");
+}
+
+/* ---- 9. Looking: predictions and attention ---------------------------------------------------------------------- */
+
+/* Positions of a list in the order of their numbers, equal ones in the order of position. */
+void rank_order(const uint32_t *list, size_t n, size_t *order) {
+    for (size_t i = 0; i < n; i++) {
+        size_t j = i;
+        for (; j > 0 && list[order[j - 1]] > list[i]; j--) order[j] = order[j - 1];
+        order[j] = i;
+    }
+}
+
+static double mean_of(const Moments *m) { return m->n > 0 ? m->sum / m->n : 0; }
+
+static double deviation_of(const Moments *m) {
+    const double mean = mean_of(m);
+    const double variance = m->n > 0 ? m->squares / m->n - f32(mean) * (double)f32(mean) : 0;
+    return variance > 0 ? sqrt(variance) : 0;
+}
+
+static void observe(Moments *m, float x) {
+    m->n++;
+    m->sum += (double)x;
+    m->squares += (double)x * (double)x;
+}
+
+/* ---- 10. The command line --------------------------------------------------------------------------------------- */
+
+#ifndef MEDIAN_NO_MAIN
+
+typedef struct {
+    Settings settings; /* first, so that the table `settings` fits */
+    const char *preset, *model, *init, *resume, *out, *log;
+    size_t size, threads, csv, color, logits;
+    int epochs_given, steps_given;
+    const char **numbers;
+    size_t n_numbers;
+} Options;
+
+/* The options that are not settings of a model or its training. */
+static const Setting cli_settings[] = {
+    {"preset", SETTING_TEXT, offsetof(Options, preset), 0, 0, NULL, "default or original; other options override it"},
+    {"model", SETTING_TEXT, offsetof(Options, model), 0, 0, NULL, "checkpoint, median.safetensors by default"},
+    {"init", SETTING_TEXT, offsetof(Options, init), 0, 0, NULL, "start from the weights of this checkpoint"},
+    {"resume", SETTING_TEXT, offsetof(Options, resume), 0, 0, NULL, "go on with an interrupted training's state"},
+    {"out", SETTING_TEXT, offsetof(Options, out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
+    {"log", SETTING_TEXT, offsetof(Options, log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
+    {"size", SETTING_COUNT, offsetof(Options, size), 1, 1e9, NULL, "how many lists"},
+    {"threads", SETTING_COUNT, offsetof(Options, threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
+    {"csv", SETTING_FLAG, offsetof(Options, csv), 0, 1, NULL, "print for machines"},
+    {"color", SETTING_FLAG, offsetof(Options, color), 0, 1, NULL, "draw in colour"},
+    {"logits", SETTING_FLAG, offsetof(Options, logits), 0, 1, NULL, "print every logit instead of the prediction"},
+};
+
+typedef struct {
+    const char *name;
+    int (*run)(Options *, Text *, Error *);
+    const char *options; /* the names of the options it takes, each between spaces */
+    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
+    size_t size, seed;   /* defaults */
+    const char *summary, *details;
+} Command;
+
+
+/* Output goes to stdout in pieces, as it is made; main looks at the end whether all of it arrived. */
+static void emit(Text *out) {
+    if (out->size) fwrite(out->data, 1, out->size, stdout);
+    out->size = 0;
+}
+
+static int usage(Error *error, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(error->text, sizeof error->text, format, args);
+    va_end(args);
+    error->usage = 1;
+    return 0;
+}
+
+/* Wall-clock seconds where C offers them, else processor time. */
+static double seconds(void) {
+#if defined TIME_UTC && !defined __wasi__
+    struct timespec now;
+    timespec_get(&now, TIME_UTC);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
+/* Is this stream a person's screen? */
+static int is_terminal(int stream) {
+#ifdef HAVE_ISATTY
+    return isatty(stream);
+#else
+    (void)stream;
+    return 0;
+#endif
+}
+
+/* A model, and the lists of --seed, as most commands need them. */
+typedef struct {
+    Model model;
+    Run run;
+    uint32_t *lists, *medians;
+    void *memory;
+} Subject;
+
+static void subject_free(Subject *s) {
+    model_free(&s->model);
+    run_free(&s->run);
+    free(s->memory);
+}
+
+static int subject_lists(Subject *s, size_t size, size_t seed, Error *error) {
+    Mt19937 mt;
+    const size_t T = s->model.config.seq_len;
+    s->memory = allocate((double)size * (double)(T + 1) * sizeof(uint32_t), "that many lists", error);
+    if (!s->memory) return 0;
+    s->lists = (uint32_t *)s->memory;
+    s->medians = s->lists + size * T;
+    mt_seed(&mt, (uint32_t)seed);
+    make_lists(&mt, s->lists, s->medians, size, s->model.config.max_num, T);
+    return 1;
+}
+
+static int subject_open(Subject *s, const Options *o, size_t batch, RunKind kind, Error *error) {
+    memset(s, 0, sizeof *s);
+    if (!model_load(&s->model, o->model, error)) return 0;
+    if (run_create(&s->run, &s->model.config, smaller(o->size, batch), kind, error) &&
+        subject_lists(s, o->size, o->settings.recipe.seed, error))
+        return 1;
+    subject_free(s);
+    return 0;
+}
+
+/* A number of a list, checked. */
+static int parse_entry(uint32_t *number, const char *text, const Config *c, Error *error) {
+    double value;
+    const int negative = *text == '-';
+    if (!parse_number(&value, text + negative, 0, 1e15, 1)) return usage(error, "'%.60s' is not a whole number", text);
+    if ((negative && value > 0) || value >= (double)c->max_num)
+        return usage(error, "%.60s is not in 0..%zu, the numbers that this model knows", text, c->max_num - 1);
+    *number = (uint32_t)value;
+    return 1;
+}
+
+static int parse_list(uint32_t *list, const char **words, size_t n, const Config *c, Error *error) {
+    for (size_t i = 0; i < smaller(n, c->seq_len); i++)
+        if (!parse_entry(&list[i], words[i], c, error)) return 0;
+    if (n != c->seq_len)
+        return usage(error, "too %s numbers: the list has %zu, the model takes %zu", n < c->seq_len ? "few" : "many", n, c->seq_len);
+    return 1;
+}
+
+static void add_list(Text *out, const uint32_t *list, size_t n) {
+    for (size_t i = 0; i < n; i++) text_add(out, "%s%u", i ? " " : "", (unsigned)list[i]);
+}
+
+static int command_data(Options *o, Text *out, Error *error) {
+    const Config *c = &o->settings.config;
+    uint32_t list[MAX_SEQ_LEN], median;
+    Mt19937 mt;
+    if (!config_check(c, error)) return error->usage = 1, 0;
+    mt_seed(&mt, (uint32_t)o->settings.recipe.seed);
+    for (size_t i = 0; i < o->size; i++) {
+        make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
+        add_list(out, list, c->seq_len);
+        text_add(out, " | %u\n", (unsigned)median);
+        if (out->size > 60000) emit(out);
+    }
+    return 1;
+}
+
+/* -- train -- */
+
+/* What a person sees of a training: a bar on a terminal, else a line now and then. */
+typedef struct {
+    int terminal;
+    double start, shown, first_step;
+} Progress;
+
+static void show_progress(Progress *p, Trainer *t, int force) {
+    const double now = seconds(), done = (double)t->step / (double)t->total_steps, elapsed = now - p->start;
+    if (!force && now - p->shown < (p->terminal ? 0.1 : 5.0)) return;
+    p->shown = now;
+    const double rate = elapsed > 0 ? ((double)t->step - p->first_step) / elapsed : 0;
+    char bar[31];
+    for (int i = 0; i < 30; i++) bar[i] = (double)i < 30 * done ? '#' : '.';
+    bar[30] = 0;
+    if (p->terminal) fprintf(stderr, "\r[%s] ", bar);
+    fprintf(stderr, "step %zu/%zu  loss %.4f  accuracy %.2f %%", t->step, t->total_steps, t->loss, 100 * t->accuracy);
+    if (t->validated) fprintf(stderr, "  validation %.2f %%", 100 * t->validation.accuracy);
+    fprintf(stderr, "  %.0f steps/s  %.0f s left%s", rate, rate > 0 ? (double)(t->total_steps - t->step) / rate : 0.0,
+            p->terminal ? "\033[K" : "\n");
+    fflush(stderr);
+}
+
+static int run_training(Trainer *t, FILE *log, Error *error) {
+    Progress progress = {is_terminal(2), seconds(), seconds(), (double)t->step};
+    while (t->step < t->total_steps) {
+        if (!trainer_step(t)) {
+            if (progress.terminal) fprintf(stderr, "\n");
+            return fail(error, "the loss is not finite after step %zu: a smaller --lr may help", t->step);
+        }
+        if (log) fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy);
+        show_progress(&progress, t, 0);
+    }
+    show_progress(&progress, t, 1);
+    if (progress.terminal) fprintf(stderr, "\n");
+    return 1;
+}
+
+static int command_train(Options *o, Text *out, Error *error) {
+    Trainer t;
+    Model start;
+    FILE *log = NULL;
+    memset(&start, 0, sizeof start);
+    if (!config_check(&o->settings.config, error)) return error->usage = 1, 0;
+    if (o->init && !model_load(&start, o->init, error)) return 0;
+    int done = trainer_create(&t, &o->settings.recipe, o->init ? &start.config : &o->settings.config, o->init ? &start : NULL, error);
+    model_free(&start);
+    if (!done) return 0;
+    if (o->log && !(log = fopen(o->log, "w"))) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
+    if (log) fprintf(log, "step,lr,loss,accuracy\n");
+    if (done) done = run_training(&t, log, error);
+    if (log && (ferror(log) | fclose(log)) && done) done = fail(error, "cannot write %.200s", o->log);
+    if (done) {
+        Model *result = trainer_result(&t);
+        done = model_save(result, o->out, error);
+        text_add(out, "%zu steps of %zu lists", t.step, t.recipe.batch_size);
+        if (t.validated) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t.validation.accuracy, t.validation.loss);
+        text_add(out, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
+    }
+    trainer_free(&t);
+    return done;
+}
+
+/* -- info, eval, predict, attention -- */
+
+static int is_config_key(const char *key) {
+    for (size_t i = 0; i < n_settings && settings[i].offset < sizeof(Config); i++)
+        if (strcmp(settings[i].name, key) == 0) return 1;
+    return 0;
+}
+
+static int command_info(Options *o, Text *out, Error *error) {
+    Model m;
+    char shape[80];
+    if (!model_load(&m, o->model, error)) return 0;
+    text_add(out, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", o->model, m.n_params, m.n_tensors,
+             hash_floats(HASH_START, m.params, m.n_params));
+    const Settings s = {m.config, recipe_default()};
+    for (size_t i = 0; i < n_settings && settings[i].offset < sizeof(Config); i++) {
+        setting_print(&settings[i], &s, shape, sizeof shape);
+        text_add(out, "%-28s %s\n", settings[i].name, shape);
+    }
+    text_add(out, "\n");
+    for (size_t i = 0; i < m.n_notes; i++)
+        if (!is_config_key(m.notes[i].key)) text_add(out, "%-28s %s\n", m.notes[i].key, m.notes[i].value);
+    text_add(out, "\n");
+    for (size_t i = 0; i < m.n_tensors; i++) {
+        shape_text(shape, sizeof shape, &m.tensors[i]);
+        text_add(out, "%-28s %s\n", m.tensors[i].name, shape);
+    }
+    model_free(&m);
+    return 1;
+}
+
+static void add_evaluation(Text *out, const Evaluation *e) {
+    text_add(out, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e->accuracy, e->right, e->lists, e->lists - e->right);
+    text_add(out, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", e->loss, e->alerts);
+    text_add(out, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", e->by_distance[0], e->by_distance[1],
+             e->by_distance[2], e->by_distance[3]);
+}
+
+static int command_eval(Options *o, Text *out, Error *error) {
+    Subject s;
+    Evaluation e = {0};
+    Mt19937 mt;
+    const size_t total = o->size, piece = smaller(total, 16384);
+    o->size = piece;
+    if (!subject_open(&s, o, 4096, RUN_FORWARD, error)) return 0;
+    mt_seed(&mt, (uint32_t)o->settings.recipe.seed);
+    for (size_t at = 0; at < total; at += piece) { /* in pieces: any number of lists needs the same memory */
+        const size_t n = smaller(piece, total - at);
+        make_lists(&mt, s.lists, s.medians, n, s.model.config.max_num, s.model.config.seq_len);
+        evaluate(&s.model, &s.run, s.lists, s.medians, n, NULL, &e);
+    }
+    subject_free(&s);
+    if (o->csv) {
+        text_add(out, "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts\n%zu,%.9g,%.9g,%zu,%.9g,%zu,%zu,%zu,%zu,%zu\n",
+                 e.lists, e.accuracy, e.loss, e.right, e.mean_distance, e.by_distance[0], e.by_distance[1],
+                 e.by_distance[2], e.by_distance[3], e.alerts);
+        return 1;
+    }
+    text_add(out, "lists      %zu of seed %zu, evaluated with %s\n", e.lists, o->settings.recipe.seed, o->model);
+    add_evaluation(out, &e);
+    return 1;
+}
+
+/* The probabilities behind one row of logits, in p. */
+static void add_prediction(Text *out, const Subject *s, const uint32_t *list, uint32_t median) {
+    const size_t V = s->model.config.max_num, T = s->model.config.seq_len, guess = argmax(s->run.logits, V);
+    size_t shown[5], order[MAX_SEQ_LEN];
+    text_add(out, "list       ");
+    add_list(out, list, T);
+    rank_order(list, T, order);
+    text_add(out, "\nsorted    ");
+    for (size_t i = 0; i < T; i++) text_add(out, i == T / 2 ? " [%u]" : " %u", (unsigned)list[order[i]]);
+    text_add(out, "\nprediction %zu, %s (the median is %u), loss %.5g\n\n", guess, guess == median ? "right" : "wrong",
+             (unsigned)median, (double)s->run.loss[0]);
+    text_add(out, "number    logit  probability\n");
+    for (size_t i = 0; i < smaller(5, V); i++) { /* the five greatest */
+        shown[i] = V;
+        for (size_t v = 0; v < V; v++) {
+            int fresh = 1;
+            for (size_t j = 0; j < i; j++) fresh &= shown[j] != v;
+            if (fresh && (shown[i] == V || s->run.logits[v] > s->run.logits[shown[i]])) shown[i] = v;
+        }
+        text_add(out, "%6zu %8.3f  %8.5f  ", shown[i], (double)s->run.logits[shown[i]], (double)s->run.probs[shown[i]]);
+        draw_bar(out, (double)s->run.probs[shown[i]], 1, 40);
+    }
+}
+
+/* What each head attends to at the last position of the run's first list. */
+static void add_last_attention(Text *out, const Subject *s, const uint32_t *list) {
+    const Config *c = &s->model.config;
+    for (size_t l = 0; l < c->n_layers; l++)
+        for (size_t h = 0; h < c->n_heads; h++) {
+            const LayerRun *layer = &s->run.layers[l];
+            const float *row = layer->pattern + ((h + 1) * layer->n_out - s->run.n_lists) * c->seq_len;
+            text_add(out, "\nlayer %zu head %zu, the last position attends to\n", l, h);
+            for (size_t t = 0; t < c->seq_len; t++) {
+                text_add(out, "%6u at %-3zu %.3f  ", (unsigned)list[t], t, (double)row[t]);
+                draw_bar(out, (double)row[t], 1, 60);
+            }
+        }
+}
+
+/* Reads a line of any length, of which the first `size` characters are kept. 0 at the end of the input. */
+static int read_line(FILE *in, char *line, size_t size, int *cut) {
+    size_t n = 0;
+    int c, any = 0;
+    for (*cut = 0; (c = fgetc(in)) != EOF && c != '\n'; any = 1) {
+        if (n + 1 < size) line[n++] = c ? (char)c : '?';
+        else *cut = 1;
+    }
+    line[n] = 0;
+    return any || c == '\n';
+}
+
+static int parse_line(uint32_t *list, char *line, const Config *c, Error *error) {
+    const char *words[MAX_SEQ_LEN + 1];
+    size_t n = 0;
+    for (char *word = strtok(line, " \t\r,"); word && n <= c->seq_len; word = strtok(NULL, " \t\r,")) words[n++] = word;
+    return parse_list(list, words, n, c, error);
+}
+
+static void add_answers(Text *out, Subject *s, size_t n, int logits) {
+    const size_t V = s->model.config.max_num;
+    model_forward(&s->model, &s->run, s->lists, n, NULL);
+    for (size_t i = 0; i < n; i++) {
+        const float *row = s->run.logits + i * V;
+        if (!logits) text_add(out, "%zu\n", argmax(row, V));
+        for (size_t v = 0; logits && v < V; v++) text_add(out, "%.9g%c", (double)row[v], v + 1 < V ? ' ' : '\n');
+    }
+    emit(out);
+}
+
+/* Lists from stdin, one a line; empty lines are passed over. */
+static int predict_stdin(const Options *o, Subject *s, Text *out, Error *error) {
+    char line[16384];
+    size_t n = 0, number = 0;
+    int cut;
+    Error reason = {0};
+    while (read_line(stdin, line, sizeof line, &cut)) {
+        number++;
+        if (line[strspn(line, " \t\r,")] == 0 && !cut) continue;
+        if (cut) usage(&reason, "it is too long");
+        else parse_line(s->lists + n * s->model.config.seq_len, line, &s->model.config, &reason);
+        if (reason.usage) break;
+        if (++n == s->run.capacity) add_answers(out, s, n, o->logits != 0), n = 0;
+    }
+    if (n) add_answers(out, s, n, o->logits != 0);
+    if (reason.usage) return fail(error, "standard input, line %zu: %.300s", number, reason.text);
+    return !ferror(stdin) || fail(error, "cannot read standard input: %s", strerror(errno));
+}
+
+static int command_predict(Options *o, Text *out, Error *error) {
+    Subject s;
+    o->size = o->n_numbers ? 1 : 256;
+    if (!subject_open(&s, o, o->size, RUN_FORWARD, error)) return 0;
+    int done;
+    if (o->n_numbers == 0) done = predict_stdin(o, &s, out, error);
+    else if ((done = parse_list(s.lists, o->numbers, o->n_numbers, &s.model.config, error)) && o->logits) add_answers(out, &s, 1, 1);
+    else if (done) {
+        uint32_t sorted[MAX_SEQ_LEN];
+        memcpy(sorted, s.lists, s.model.config.seq_len * sizeof *sorted);
+        s.medians[0] = take_median(sorted, s.model.config.seq_len);
+        model_forward(&s.model, &s.run, s.lists, 1, NULL);
+        model_loss(&s.run, s.medians);
+        add_prediction(out, &s, s.lists, s.medians[0]);
+        add_last_attention(out, &s, s.lists);
+    }
+    subject_free(&s);
+    return done;
+}
+
+/* The patterns of one list. */
+static void add_patterns(Text *out, Subject *s, const uint32_t *list, int color) {
+    const Config *c = &s->model.config;
+    model_forward(&s->model, &s->run, list, 1, NULL);
+    for (size_t l = 0; l < c->n_layers; l++)
+        for (size_t h = 0; h < c->n_heads; h++) {
+            const Map map = {s->run.layers[l].pattern + h * c->seq_len * c->seq_len, c->seq_len, c->seq_len, 1.0,
+                             list, list, "query", "key, attended to", 120, color};
+            text_add(out, "layer %zu head %zu: attention of each number (row) to itself and those before it\n", l, h);
+            draw_map(out, &map);
+            text_add(out, "\n");
+        }
+}
+
+/* Mean attention over many lists: of every position to every position, and of the last one by rank in sorted order. */
+typedef struct {
+    Moments *position; /* (n_heads of all layers, seq_len, seq_len) */
+    Moments *rank;     /* (n_heads of all layers, seq_len) */
+} AttentionMeans;
+
+static void observe_attention(AttentionMeans *means, const Subject *s, const uint32_t *lists) {
+    const Config *c = &s->model.config;
+    const size_t T = c->seq_len, n = s->run.n_lists;
+    size_t order[MAX_SEQ_LEN];
+    for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
+        const LayerRun *layer = &s->run.layers[head / c->n_heads];
+        const float *pattern = layer->pattern + head % c->n_heads * layer->n_out * T;
+        for (size_t q = 0; q < T; q++)
+            for (size_t i = 0; i < n; i++)
+                for (size_t t = 0; t < T; t++) observe(&means->position[(head * T + q) * T + t], pattern[(q * n + i) * T + t]);
+        for (size_t i = 0; i < n; i++) {
+            rank_order(lists + i * T, T, order);
+            for (size_t r = 0; r < T; r++) observe(&means->rank[head * T + r], pattern[((T - 1) * n + i) * T + order[r]]);
+        }
+    }
+}
+
+static void add_attention_means(Text *out, const AttentionMeans *means, const Config *c, const Options *o) {
+    const size_t T = c->seq_len;
+    float table[64 * 64];
+    if (o->csv) text_add(out, "layer,head,by,index,mean,deviation\n");
+    for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
+        const Moments *position = means->position + (head * T + T - 1) * T, *rank = means->rank + head * T;
+        if (!o->csv) {
+            text_add(out, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads,
+                     o->size, o->settings.recipe.seed);
+            if (T <= 64) {
+                const Map map = {table, T, T, 1.0, NULL, NULL, "query", "position attended to", 120, o->color != 0};
+                for (size_t i = 0; i < T * T; i++) table[i] = f32(mean_of(&means->position[head * T * T + i]));
+                draw_map(out, &map);
+            }
+            text_add(out, "\nthe last position attends      mean  deviation\n");
+        }
+        for (size_t kind = 0; kind < 2; kind++)
+            for (size_t t = 0; t < T; t++) {
+                const Moments *m = kind ? &rank[t] : &position[t];
+                if (o->csv)
+                    text_add(out, "%zu,%zu,%s,%zu,%.9g,%.9g\n", head / c->n_heads, head % c->n_heads,
+                             kind ? "rank" : "position", t, mean_of(m), deviation_of(m));
+                else {
+                    text_add(out, "  to %s %-3zu%-12s %6.3f  %6.3f  ", kind ? "rank    " : "position", t,
+                             kind == 0 ? "" : t == 0 ? " (least)" : t == T / 2 ? " (median)" : t == T - 1 ? " (greatest)" : "",
+                             mean_of(m), deviation_of(m));
+                    draw_bar(out, mean_of(m), 1, 60);
+                }
+            }
+        if (!o->csv) text_add(out, "\n");
+    }
+}
+
+static int add_mean_attention(Text *out, Subject *s, const Options *o, Error *error) {
+    const Config *c = &s->model.config;
+    const size_t T = c->seq_len, heads = c->n_layers * c->n_heads;
+    AttentionMeans means;
+    means.position = (Moments *)allocate((double)(heads * (T + 1) * T) * (double)sizeof(Moments), "the averages", error);
+    if (!means.position) return 0;
+    means.rank = means.position + heads * T * T;
+    for (size_t at = 0; at < o->size; at += s->run.capacity) {
+        model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, o->size - at), NULL);
+        observe_attention(&means, s, s->lists + at * T);
+    }
+    add_attention_means(out, &means, c, o);
+    free(means.position);
+    return 1;
+}
+
+static int command_attention(Options *o, Text *out, Error *error) {
+    Subject s;
+    if (!subject_open(&s, o, 256, RUN_ALL_POSITIONS, error)) return 0;
+    uint32_t list[MAX_SEQ_LEN];
+    int done = !o->n_numbers || parse_list(list, o->numbers, o->n_numbers, &s.model.config, error);
+    if (done && o->n_numbers) add_patterns(out, &s, list, o->color != 0);
+    if (done) done = add_mean_attention(out, &s, o, error);
+    subject_free(&s);
+    return done;
+}
+
+/* -- check: golden values, stage by stage -- */
+
+static uint64_t hash_words(uint64_t hash, const uint32_t *words, size_t n) {
+    Text bytes = {0};
+    for (size_t i = 0; i < n; i++) text_word(&bytes, words[i]);
+    hash = hash_bytes(hash, bytes.data, bytes.size);
+    text_free(&bytes);
+    return hash;
+}
+
+static uint64_t hash_model(const Model *m) { return hash_floats(HASH_START, m->params, m->n_params); }
+
+/* A stage of `check`; the later ones build on the earlier ones, so the first that differs is where to look. */
+typedef struct {
+    const char *name;
+    uint64_t expected;
+} Stage;
+
+typedef struct {
+    Text *out;
+    const Stage *stage;
+    const char *first_difference;
+} Checker;
+
+static void check_stage(Checker *c, uint64_t hash) {
+    const Stage *stage = c->stage++;
+    if (hash == stage->expected) text_add(c->out, "%-44s %016" PRIx64 "  ok\n", stage->name, hash);
+    else {
+        text_add(c->out, "%-44s %016" PRIx64 "  DIFFERS, expected %016" PRIx64 "\n", stage->name, hash, stage->expected);
+        if (!c->first_difference) c->first_difference = stage->name;
+    }
+    emit(c->out);
+}
+
+/* exp and log of floats all over their range. */
+static uint64_t check_functions(int log) {
+    uint64_t hash = HASH_START;
+    for (uint32_t i = 0; i < 20000; i++) {
+        const uint32_t word = i * UINT32_C(214748) + 12345;
+        float x;
+        memcpy(&x, &word, 4);
+        const float y = log ? log_f32(x) : exp_f32(x);
+        if (y == y) hash = hash_floats(hash, &y, 1);
+    }
+    return hash;
+}
+
+static const Config small_config = {20, 5, 16, 8, 2, 2, 24, 1}, plain_config = {12, 7, 10, 6, 3, 1, 0, 0};
+
+/* The stages that need a model, on one configuration: initial weights, logits, gradients, a step, a training. */
+static int check_training(Checker *c, const Config *config, const Recipe *recipe, Error *error) {
+    Trainer t;
+    if (!trainer_create(&t, recipe, config, NULL, error)) return 0;
+    check_stage(c, hash_model(&t.model));
+    trainer_step(&t);
+    check_stage(c, hash_floats(HASH_START, t.run.logits, t.run.n_lists * config->max_num));
+    check_stage(c, hash_model(&t.gradient));
+    check_stage(c, hash_model(&t.model));
+    while (t.step < t.total_steps && trainer_step(&t)) {}
+    check_stage(c, hash_model(trainer_result(&t)));
+    trainer_free(&t);
+    return 1;
+}
+
+static int check_report(Checker *c, Error *error) {
+    Subject s = {0};
+    Mt19937 mt;
+    Text report = {0};
+    const Options o = {{small_config, recipe_default()}, NULL, NULL, NULL, NULL, NULL, NULL, 32, 1, 0, 0, 0, 0, 0, NULL, 0};
+    if (!model_create(&s.model, &small_config, error)) return 0;
+    mt_seed(&mt, 7);
+    model_init(&s.model, &mt);
+    int done = run_create(&s.run, &small_config, 32, RUN_ALL_POSITIONS, error) && subject_lists(&s, 32, 7, error);
+    if (done) {
+        Evaluation e = {0};
+        evaluate(&s.model, &s.run, s.lists, s.medians, 32, NULL, &e);
+        add_evaluation(&report, &e);
+        add_patterns(&report, &s, s.lists, 0);
+        add_prediction(&report, &s, s.lists, s.medians[0]);
+        done = add_mean_attention(&report, &s, &o, error);
+        check_stage(c, hash_bytes(HASH_START, report.data, report.size));
+    }
+    text_free(&report);
+    subject_free(&s);
+    return done;
+}
+
+static int command_check(Options *o, Text *out, Error *error) {
+    static const Stage stages[] = {
+        {"MT19937: 7000 numbers of seed 5489", UINT64_C(0)},
+        {"1000 lists and medians of seed 23", UINT64_C(0)},
+        {"f32: rounding and flushing", UINT64_C(0)},
+        {"exp of 20000 floats", UINT64_C(0)},
+        {"log of 20000 floats", UINT64_C(0)},
+        {"cosines of the schedule", UINT64_C(0)},
+        {"2 layers, 2 heads, MLP, LN: initial weights", UINT64_C(0)},
+        {"2 layers, 2 heads, MLP, LN: logits", UINT64_C(0)},
+        {"2 layers, 2 heads, MLP, LN: gradients", UINT64_C(0)},
+        {"2 layers, 2 heads, MLP, LN: one Adam step", UINT64_C(0)},
+        {"2 layers, 2 heads, MLP, LN: a short training", UINT64_C(0)},
+        {"1 layer, 3 heads, no LN: initial weights", UINT64_C(0)},
+        {"1 layer, 3 heads, no LN: logits", UINT64_C(0)},
+        {"1 layer, 3 heads, no LN: gradients", UINT64_C(0)},
+        {"1 layer, 3 heads, no LN: one Adam step", UINT64_C(0)},
+        {"1 layer, 3 heads, no LN: a short training", UINT64_C(0)},
+        {"the text of a report", UINT64_C(0)},
+    };
+    Checker c = {out, stages, NULL};
+    Mt19937 mt;
+    uint32_t words[7000], medians[1000];
+    Recipe fresh = recipe_default(), fixed = recipe_original();
+    float samples[100];
+    (void)o;
+    mt_seed(&mt, 5489);
+    for (size_t i = 0; i < 7000; i++) words[i] = mt_next(&mt);
+    check_stage(&c, hash_words(HASH_START, words, 7000));
+    mt_seed(&mt, 23);
+    make_lists(&mt, words, medians, 1000, 50, 7);
+    check_stage(&c, hash_words(hash_words(HASH_START, words, 7000), medians, 1000));
+    double scale = 0x1p-140;
+    for (int i = 0; i < 100; i++, scale *= 2) samples[i] = f32((1.0 + i) / 3.0 * scale);
+    check_stage(&c, hash_floats(HASH_START, samples, 100));
+    check_stage(&c, check_functions(0));
+    check_stage(&c, check_functions(1));
+    for (int i = 0; i < 100; i++) samples[i] = cos_pi(f32(i / 99.0));
+    check_stage(&c, hash_floats(HASH_START, samples, 100));
+    fresh.steps = 60, fresh.warmup = 10, fresh.batch_size = 64, fresh.valset_size = 200;
+    fixed.epochs = 3, fixed.batch_size = 50, fixed.trainset_size = 330, fixed.valset_size = 100;
+    if (!check_training(&c, &small_config, &fresh, error) || !check_training(&c, &plain_config, &fixed, error) ||
+        !check_report(&c, error))
+        return 0;
+    return !c.first_difference || fail(error, "check: the first stage that differs is: %s", c.first_difference);
+}
+
+/* -- the tour and the journey -- */
+
+static void chapter(Text *out, const char *title) {
+    text_add(out, "\n%s\n", title);
+    for (size_t i = 0; title[i]; i++) text_add(out, "=");
+    text_add(out, "\n\n");
+}
+
+static int tour(Text *out, Subject *s, Options *o, Error *error) {
+    const Config *c = &s->model.config;
+    uint32_t list[MAX_SEQ_LEN], median;
+    Mt19937 mt;
+    Evaluation e = {0};
+
+    chapter(out, "How good is it?");
+    evaluate(&s->model, &s->run, s->lists, s->medians, o->size, NULL, &e);
+    text_add(out, "On %zu lists that it has never seen:\n\n", o->size);
+    add_evaluation(out, &e);
+    text_add(out, "\nMore lists: median eval --size 1000000\n");
+
+    chapter(out, "One list");
+    mt_seed(&mt, 23);
+    make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
+    model_forward(&s->model, &s->run, list, 1, NULL);
+    model_loss(&s->run, &median);
+    add_prediction(out, s, list, median);
+    text_add(out, "\nYour own list: median predict ");
+    add_list(out, list, c->seq_len);
+    text_add(out, "\n");
+    emit(out);
+
+    chapter(out, "Who looks where?");
+    add_patterns(out, s, list, o->color != 0);
+    text_add(out, "Only the last row matters in the last layer: the answer is read off at the last position.\n\n");
+    return add_mean_attention(out, s, o, error);
+}
+
+static int command_tour(Options *o, Text *out, Error *error) {
+    Subject s;
+    if (!subject_open(&s, o, 512, RUN_ALL_POSITIONS, error)) return 0;
+    text_add(out, "%s: %zu parameters, hash %016" PRIx64 "\n", o->model, s.model.n_params, hash_model(&s.model));
+    const int done = tour(out, &s, o, error);
+    subject_free(&s);
+    return done;
+}
+
+/* The hash of the parameters in median.safetensors. */
+static const uint64_t shipped_hash = UINT64_C(0);
+
+static int command_journey(Options *o, Text *out, Error *error) {
+    Trainer t;
+    Subject s = {0};
+    const Config config = config_default();
+    const Recipe recipe = recipe_default();
+    Mt19937 mt;
+    uint32_t list[MAX_SEQ_LEN], median;
+
+    text_add(out, "A small transformer learns to find the median of a list, and shows how it does it.\n");
+    chapter(out, "The data");
+    mt_seed(&mt, (uint32_t)recipe.seed);
+    for (int i = 0; i < 5; i++) {
+        make_lists(&mt, list, &median, 1, config.max_num, config.seq_len);
+        add_list(out, list, config.seq_len);
+        text_add(out, " | %u\n", (unsigned)median);
+    }
+    text_add(out, "\nSeven numbers from 0 to 49, and the one that would stand in the middle if they were sorted. The network sees\n"
+                  "the lists and is told the medians; nobody tells it how to sort.\n");
+    chapter(out, "Training");
+    if (!trainer_create(&t, &recipe, &config, NULL, error)) return 0;
+    text_add(out, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu fresh lists each.\n",
+             t.model.n_params, t.total_steps, recipe.batch_size);
+    emit(out);
+    fflush(stdout);
+    if (!run_training(&t, NULL, error)) {
+        trainer_free(&t);
+        return 0;
+    }
+    Model *result = trainer_result(&t);
+    text_add(out, "Trained: validation accuracy %.3f %%. The parameters are %s shipped median.safetensors, bit for bit.\n",
+             100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "those of the" : "NOT those of the");
+    s.model = *result;
+    memset(result, 0, sizeof *result);
+    trainer_free(&t);
+    const int done = run_create(&s.run, &config, 512, RUN_ALL_POSITIONS, error) &&
+                     subject_lists(&s, o->size, o->settings.recipe.seed, error) && tour(out, &s, o, error);
+    subject_free(&s);
+    return done;
+}
+
+static int command_test(Options *o, Text *out, Error *error) {
+    (void)out;
+    return run_tests(o->n_numbers, o->numbers) == 0 || fail(error, "a test failed");
+}
+
+/* -- the commands and their options -- */
+
+#define ON_LISTS " size seed model "
+static const Command commands[] = {
+    {"", command_journey, " color ", NULL, 100000, 1000, "the whole journey: the data, training, the tour", NULL},
+    {"tour", command_tour, ON_LISTS "color ", NULL, 100000, 1000, "the journey on a trained model", NULL},
+    {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians", NULL},
+    {"train", command_train,
+     " preset max-num seq-len d-model d-head n-layers n-heads d-mlp normalization trainset-size valset-size epochs steps "
+     "batch-size lr schedule warmup beta1 beta2 eps weight-decay average seed no-shuffle keep init resume out log threads ",
+     NULL, 1, 23, "trains a model", NULL},
+    {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash", NULL},
+    {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists", NULL},
+    {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 1, 1, "the median, as the model sees it", NULL},
+    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, "who looks where", NULL},
+    {"check", command_check, " ", NULL, 1, 1, "golden values: does this build compute the same bits?", NULL},
+    {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, "the tests", NULL},
+};
+static const size_t n_commands = sizeof commands / sizeof *commands;
+
+/* An option as the command takes it, NULL if it doesn't. */
+static const Setting *find_option(const Command *command, const char *name, size_t length) {
+    for (size_t i = 0; i < n_settings + sizeof cli_settings / sizeof *cli_settings; i++) {
+        const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
+        char word[32];
+        if (strlen(s->name) != length || strncmp(s->name, name, length) != 0) continue;
+        snprintf(word, sizeof word, " %s ", s->name);
+        if (strstr(command->options, word)) return s;
+    }
+    return NULL;
+}
+
+static void command_help(const Command *command, Text *out) {
+    text_add(out, "median%s%s [--option value]...%s\n\n%s\n", *command->name ? " " : "", command->name,
+             command->numbers ? " [number...]" : "", command->summary);
+    if (command->numbers) text_add(out, "\n  %-28s %s\n", "number...", command->numbers);
+    else text_add(out, "\n");
+    for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
+        const Setting *s = find_option(command, at, strcspn(at, " "));
+        char left[64];
+        snprintf(left, sizeof left, "--%s%s%s", s->name, s->kind == SETTING_FLAG ? "" : " ",
+                 s->kind == SETTING_CHOICE ? s->choices : s->kind == SETTING_TEXT ? "TEXT" : s->kind == SETTING_FLAG ? "" : s->kind == SETTING_REAL ? "X" : "N");
+        text_add(out, "  %-28s %s\n", left, s->help);
+    }
+}
+
+static void general_help(Text *out) {
+    text_add(out, "median COMMAND [--option value | --option=value]... [number...]\n\n"
+                  "A small transformer that learns to find the median of a list, to be looked into.\n\n");
+    for (size_t i = 0; i < n_commands; i++)
+        text_add(out, "  %-12s %s\n", *commands[i].name ? commands[i].name : "(none)", commands[i].summary);
+    text_add(out, "\nmedian COMMAND --help lists a command's options; median --version.\n"
+                  "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
+}
+
+/* Edits (insert, delete, replace) that turn a into b: Levenshtein's distance, one row of the table at a time. */
+static size_t distance(const char *a, const char *b, size_t b_length) {
+    size_t row[64];
+    if (b_length >= 63) return 99;
+    for (size_t j = 0; j <= b_length; j++) row[j] = j;
+    for (size_t i = 0; a[i]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 0; j < b_length; j++) {
+            const size_t replaced = diagonal + (a[i] != b[j]);
+            diagonal = row[j + 1];
+            row[j + 1] = smaller(replaced, smaller(row[j], row[j + 1]) + 1);
+        }
+    }
+    return row[b_length];
+}
+
+static int unknown_option(const Command *command, const char *name, size_t length, Error *error) {
+    const char *best = NULL;
+    size_t best_distance = 4;
+    for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
+        const Setting *s = find_option(command, at, strcspn(at, " "));
+        const size_t d = distance(s->name, name, length);
+        if (d < best_distance) best = s->name, best_distance = d;
+    }
+    return usage(error, "unknown option --%.*s%s%s%s", (int)smaller(length, 60), name, best ? "; did you mean --" : "",
+                 best ? best : "", best ? "?" : "");
+}
+
+/* One option at argv[*i], its value there or in the next argument. */
+static int parse_option(const Command *command, Options *o, int argc, char **argv, int *i, Error *error) {
+    const char *name = argv[*i] + 2, *value = strchr(name, '=');
+    const size_t length = value ? (size_t)(value - name) : strlen(name);
+    const Setting *s = find_option(command, name, length);
+    if (!s) return unknown_option(command, name, length, error);
+    if (s->kind == SETTING_FLAG && value) return usage(error, "--%s takes no value", s->name);
+    if (s->kind == SETTING_FLAG) value = "1";
+    else if (value) value++;
+    else if (++*i < argc) value = argv[*i];
+    else return usage(error, "--%s needs a value", s->name);
+    if (!setting_parse(s, o, value, error)) return error->usage = 1, 0;
+    if (strcmp(s->name, "epochs") == 0) o->epochs_given = 1;
+    if (strcmp(s->name, "steps") == 0) o->steps_given = 1;
+    return 1;
+}
+
+/* Options in any order; a preset is taken first, so that the others override it. help: --help was among them. */
+static int parse_options(const Command *command, Options *o, int argc, char **argv, int *help, Error *error) {
+    const Config config = config_default();
+    const char *preset = "default";
+    for (int pass = 0; pass < 2; pass++) {
+        const size_t which = choice_index("default|original", preset);
+        if (which > 1) return usage(error, "--preset is '%.60s', must be one of default|original", preset);
+        o->settings.config = config;
+        o->settings.recipe = which ? recipe_original() : recipe_default();
+        o->settings.recipe.seed = command->seed;
+        o->size = command->size;
+        o->n_numbers = 0;
+        for (int i = *command->name ? 2 : 1; i < argc; i++) {
+            if (strcmp(argv[i], "--help") == 0) *help = 1;
+            else if (strncmp(argv[i], "--", 2) == 0) {
+                if (!parse_option(command, o, argc, argv, &i, error)) return 0;
+            } else if (command->numbers) o->numbers[o->n_numbers++] = argv[i];
+            else return usage(error, "unexpected argument '%.60s'", argv[i]);
+        }
+        preset = o->preset;
+    }
+    if (o->epochs_given && !o->steps_given) o->settings.recipe.steps = 0;
+    return 1;
+}
+
+static const Command *find_command(const char *name, Error *error) {
+    const Command *best = NULL;
+    size_t best_distance = 4;
+    for (size_t i = 0; i < n_commands; i++) {
+        const size_t d = distance(commands[i].name, name, strlen(name));
+        if (d == 0) return &commands[i];
+        if (d < best_distance && *commands[i].name) best = &commands[i], best_distance = d;
+    }
+    usage(error, "unknown command '%.60s'%s%s%s; median --help lists them", name, best ? ", did you mean " : "",
+          best ? best->name : "", best ? "?" : "");
+    return NULL;
+}
+
+static int run_command(int argc, char **argv, Text *out, Error *error) {
+    Options o = {{config_default(), recipe_default()}, "default", "median.safetensors", NULL, NULL, "trained.safetensors",
+                 NULL, 1, 1, 0, 0, 0, 0, 0, NULL, 0};
+    int help = 0;
+    if (argc > 1 && strcmp(argv[1], "--help") == 0) return general_help(out), 1;
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) return text_add(out, "median " MEDIAN_VERSION "\n"), 1;
+    const Command *command = find_command(argc > 1 && strncmp(argv[1], "--", 2) != 0 ? argv[1] : "", error);
+    if (!command || !(o.numbers = (const char **)allocate((double)argc * (double)sizeof *o.numbers, "the arguments", error)))
+        return 0;
+    o.color = is_terminal(1) && !getenv("NO_COLOR");
+    int done = parse_options(command, &o, argc, argv, &help, error);
+    if (done && help) command_help(command, out);
+    else if (done) {
+        use_threads((int)o.threads);
+        done = command->run(&o, out, error);
+    }
+    free(o.numbers);
+    return done;
+}
+
+int main(int argc, char **argv) {
+    Text out = {0};
+    Error error = {0};
+#ifdef _WIN32
+    _setmode(_fileno(stdout), _O_BINARY);
+#endif
+    int done = ieee_setup() || fail(&error, "this machine's double arithmetic is not IEEE-754's");
+    done = done && run_command(argc, argv, &out, &error);
+    emit(&out);
+    if (done && out.failed) done = fail(&error, "out of memory");
+    if ((fflush(stdout) != 0 || ferror(stdout)) && done) done = fail(&error, "cannot write to standard output");
+    text_free(&out);
+    if (done) return 0;
+    fprintf(stderr, "median: %s\n", error.text);
+    return error.usage ? 2 : 1;
+}
+
+#endif

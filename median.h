@@ -20,6 +20,7 @@ extern "C" {
 
 typedef struct {
     char text[400];
+    int usage; /* 1: the caller asked for something impossible */
 } Error;
 
 #define MAX_SEQ_LEN 1023
@@ -129,22 +130,28 @@ typedef struct {
     float *pre, *post, *mlp;         /* (Q, d_mlp) twice, (Q, d_model) */
 } LayerRun;
 
+typedef enum {
+    RUN_FORWARD,      /* for forward passes only */
+    RUN_GRADIENTS,    /* for backward passes too */
+    RUN_ALL_POSITIONS /* forward, with attention and residual of the last layer for every position, not just the last */
+} RunKind;
+
 /* The workspace of forward and backward passes over up to `capacity` lists at a time. */
 typedef struct {
     Config config;
+    RunKind kind;
     size_t capacity, n_lists;
     LayerRun *layers;
     uint32_t *row_token, *row_position;        /* what the rows of layer 0 are */
     uint32_t *row_of_pair;                     /* (seq_len, max_num): scratch */
-    float *final, *final_normal, *final_inv_std, *final_h; /* (n_lists, d_model): the last position before unembedding */
+    float *final, *final_normal, *final_inv_std, *final_h; /* (Q or n_lists, d_model): before unembedding */
     float *logits, *probs, *loss;              /* (n_lists, max_num) twice, (n_lists) */
     void *memory;                              /* everything above, and the gradients' scratch, in one piece */
     struct RunGradients *gradients;
     size_t bytes;
 } Run;
 
-/* with_gradients: 0 for a workspace that serves forward passes only. */
-int run_create(Run *run, const Config *config, size_t capacity, int with_gradients, Error *error);
+int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Error *error);
 void run_free(Run *run);
 
 /* Logits of n_lists lists (n_lists, seq_len), numbers below max_num, into run->logits. A list's logits don't depend on
@@ -166,11 +173,12 @@ typedef struct {
     double mean_distance;              /* of the wrong ones: mean |prediction - median| */
     size_t by_distance[4];             /* wrong by 1, 2, 3, more */
     size_t alerts;                     /* lists whose loss exceeds 0.7 */
+    double loss_sum, distance_sum;
 } Evaluation;
 
-/* Runs any number of lists in batches of run->capacity. hook may be NULL. */
-Evaluation evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n,
-                    const Hook *hook);
+/* Runs n lists, any number, in batches of run->capacity, and adds them to *e, which is all 0 at first. hook may be NULL. */
+void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
+              Evaluation *e);
 
 /* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
 
@@ -185,7 +193,7 @@ typedef struct {
     size_t batch_size;
     size_t warmup;          /* steps in which the learning rate grows linearly */
     size_t cosine;          /* 1: then falls to 0 along half a cosine; 0: stays */
-    size_t seed, shuffle;
+    size_t seed, no_shuffle; /* no_shuffle: 1: the lists always in the order of the set */
     size_t keep_best;       /* 1: the weights with the best validation accuracy, 0: the last */
     Adam adam;
     float average;          /* rate of the exponential moving average of the weights that is kept instead; 0: none */
@@ -201,10 +209,12 @@ typedef struct {
     Run run;
     Mt19937 data, order_mt;
     uint32_t *lists, *medians, *order, *batch, *batch_medians, *val_lists, *val_medians;
-    size_t step, total_steps, steps_per_epoch, epoch_position;
+    size_t step, total_steps, steps_per_epoch;
     float lr;               /* of the last step */
     double loss, accuracy;  /* of its batch */
-    double val_loss, val_accuracy, best_accuracy;
+    Evaluation validation;  /* the latest, if there was one */
+    int validated;
+    double best_accuracy;
     void *memory;
 } Trainer;
 
@@ -212,11 +222,105 @@ typedef struct {
 int trainer_create(Trainer *trainer, const Recipe *recipe, const Config *config, const Model *start, Error *error);
 void trainer_free(Trainer *trainer);
 
-/* One step. Returns 0 if the loss is no longer finite; the weights are then those before the step. */
+/* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the training. Returns 0, and changes
+ * nothing, if the loss is no longer finite. */
 int trainer_step(Trainer *trainer);
 
-/* The weights to keep: the average if there is one. */
+/* The weights as they are: the average if there is one. */
 const Model *trainer_weights(const Trainer *trainer);
+
+/* The weights to keep, described: those of the best validation, or of the latest, as the recipe says. */
+Model *trainer_result(Trainer *trainer);
+
+/* The share of right answers in the latest batch. */
+double trainer_accuracy(const Trainer *trainer);
+/* ---- 6. Text and settings --------------------------------------------------------------------------------------- */
+
+/* Output under construction. failed is set when memory ran out. */
+typedef struct {
+    char *data;
+    size_t size, capacity;
+    int failed;
+} Text;
+
+TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...); /* at most 999 characters at a time */
+void text_bytes(Text *text, const void *bytes, size_t n);
+void text_free(Text *text);
+
+typedef struct {
+    Config config;
+    Recipe recipe;
+} Settings;
+
+typedef enum { SETTING_COUNT, SETTING_REAL, SETTING_CHOICE, SETTING_FLAG, SETTING_TEXT } SettingKind;
+
+/* A named value in a struct: size_t, float, or const char *. */
+typedef struct {
+    const char *name;
+    SettingKind kind;
+    size_t offset;
+    double min, max;
+    const char *choices; /* "a|b|c" */
+    const char *help;
+} Setting;
+
+extern const Setting settings[]; /* the fields of Settings */
+extern const size_t n_settings;
+
+int setting_parse(const Setting *setting, void *base, const char *text, Error *error);
+void setting_print(const Setting *setting, const void *base, char *text, size_t size);
+
+/* ---- 8. Pictures in characters, numbers of statistics ------------------------------------------------------------- */
+
+/* A table to be drawn. Up to 13 columns: with its numbers; else two characters a cell, neighbours averaged if need be. */
+typedef struct {
+    const float *values; /* (rows, cols) */
+    size_t rows, cols;
+    double limit;                         /* the strongest character's |value|; 0: the table's greatest */
+    const uint32_t *row_names, *col_names; /* NULL: 0, 1, 2, ... */
+    const char *row_title, *col_title;
+    size_t width; /* of the terminal */
+    int color;
+} Map;
+
+void draw_map(Text *out, const Map *map);
+
+/* Count, sum and sum of squares of what was observed. */
+typedef struct {
+    double n, sum, squares;
+} Moments;
+
+/* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
+void rank_order(const uint32_t *list, size_t n, size_t *order);
+
+/* ---- Tests: test_median.c ---- */
+
+/* Runs the tests whose name contains one of the names, or all; returns how many failed. */
+int run_tests(size_t n_names, const char *const *names);
+
+/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
+
+/* Notes configuration and recipe in the model, to be saved with it. */
+void model_describe(Model *model, const Recipe *recipe);
+
+/* A one-dimensional tensor, of floats or of words. */
+typedef struct {
+    const char *name;
+    const float *floats;
+    const uint32_t *words;
+    size_t size;
+} FlatTensor;
+
+/* The bytes of a safetensors file with the model, and more. */
+void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more);
+
+/* Replaces the file as a whole or, when something goes wrong, not at all. */
+int write_file(const char *path, const Text *text, Error *error);
+int model_save(const Model *model, const char *path, Error *error);
+
+/* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are passed over. */
+int model_load(Model *model, const char *path, Error *error);
+
 #ifdef __cplusplus
 }
 #endif

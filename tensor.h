@@ -38,8 +38,10 @@ extern "C" {
 
 #ifdef __GNUC__
 #define TENSOR_INLINE static inline __attribute__((always_inline, unused))
+#define TENSOR_PRINTF(text, args) __attribute__((format(printf, text, args)))
 #else
 #define TENSOR_INLINE static inline
+#define TENSOR_PRINTF(text, args)
 #endif
 
 /* x rounded to float, ties to even; what is smaller than FLT_MIN becomes +0, so that no stored float is subnormal.
