@@ -571,26 +571,29 @@ size_t argmax(const float *logits, size_t n) {
     return best;
 }
 
-void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
-              Evaluation *e) {
-    const size_t V = model->config.max_num;
-    for (size_t at = 0; at < n; at += run->capacity) {
-        const size_t batch = smaller(run->capacity, n - at);
-        model_forward(model, run, lists + at * model->config.seq_len, batch, hook);
-        model_loss(run, medians + at);
-        for (size_t i = 0; i < batch; i++) {
-            const size_t guess = argmax(run->logits + i * V, V), truth = medians[at + i];
-            const size_t off = guess > truth ? guess - truth : truth - guess;
-            e->loss_sum += (double)run->loss[i];
-            e->distance_sum += (double)off;
-            e->alerts += run->loss[i] > 0.7f;
-            if (off == 0) e->right++;
-            else e->by_distance[off < 4 ? off - 1 : 3]++;
-        }
+void evaluate_batch(Run *run, const uint32_t *medians, Evaluation *e) {
+    const size_t V = run->config.max_num;
+    model_loss(run, medians);
+    for (size_t i = 0; i < run->n_lists; i++) {
+        const size_t guess = argmax(run->logits + i * V, V), truth = medians[i];
+        const size_t off = guess > truth ? guess - truth : truth - guess;
+        e->loss_sum += (double)run->loss[i];
+        e->distance_sum += (double)off;
+        e->alerts += run->loss[i] > 0.7f;
+        if (off == 0) e->right++;
+        else e->by_distance[off < 4 ? off - 1 : 3]++;
     }
-    e->lists += n;
+    e->lists += run->n_lists;
     if (e->lists) e->accuracy = (double)e->right / (double)e->lists, e->loss = e->loss_sum / (double)e->lists;
     if (e->lists > e->right) e->mean_distance = e->distance_sum / (double)(e->lists - e->right);
+}
+
+void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
+              Evaluation *e) {
+    for (size_t at = 0; at < n; at += run->capacity) {
+        model_forward(model, run, lists + at * model->config.seq_len, smaller(run->capacity, n - at), hook);
+        evaluate_batch(run, medians + at, e);
+    }
 }
 
 Recipe recipe_original(void) {
@@ -847,6 +850,12 @@ int setting_parse(const Setting *setting, void *base, const char *text, Error *e
     double value = 0;
     if (setting->kind == SETTING_TEXT) {
         memcpy(place, &text, sizeof text);
+        return 1;
+    }
+    if (setting->kind == SETTING_LIST) { /* given again, an option adds to its list */
+        const size_t n = strlen(place);
+        if (n + strlen(text) + 2 > LIST_SIZE) return fail(error, "--%s is too long", setting->name);
+        snprintf(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text);
         return 1;
     }
     if (setting->kind == SETTING_CHOICE) {
@@ -1462,6 +1471,10 @@ static void draw_bar(Text *out, double value, double limit, int width) {
 
 /* ---- 9. Looking: predictions and attention ---------------------------------------------------------------------- */
 
+static void add_list(Text *out, const uint32_t *list, size_t n) {
+    for (size_t i = 0; i < n; i++) text_add(out, "%s%u", i ? " " : "", (unsigned)list[i]);
+}
+
 /* Positions of a list in the order of their numbers, equal ones in the order of position. */
 void rank_order(const uint32_t *list, size_t n, size_t *order) {
     for (size_t i = 0; i < n; i++) {
@@ -1485,14 +1498,731 @@ static void observe(Moments *m, float x) {
     m->squares += (double)x * (double)x;
 }
 
-/* ---- 10. The command line --------------------------------------------------------------------------------------- */
+/* Attention of every query position that the run has to every position: means (heads of all layers, seq_len, seq_len). */
+static void observe_patterns(Moments *means, const Run *run) {
+    const size_t T = run->config.seq_len, n = run->n_lists, heads = run->config.n_heads;
+    for (size_t head = 0; head < run->config.n_layers * heads; head++) {
+        const LayerRun *layer = &run->layers[head / heads];
+        const float *pattern = layer->pattern + head % heads * layer->n_out * T;
+        for (size_t i = 0; i < layer->n_out; i++) {
+            Moments *row = means + (head * T + T - layer->n_queries + i / n) * T;
+            for (size_t t = 0; t < T; t++) observe(&row[t], pattern[i * T + t]);
+        }
+    }
+}
+
+/* ---- 10. Circuits and weights ----------------------------------------------------------------------------------- */
+
+/* What a number at a position feeds into a layer, for all numbers: x[t] = W_E[t] + W_pos[position], normalized by the
+ * layer's LN1 unless raw. A raw position of NO_POSITION adds no W_pos. (Later layers see it only as far as the residual
+ * stream brings it there unchanged.) x (max_num, d_model). */
+static void circuit_input(const Model *m, size_t layer, int raw, size_t position, float *x, float *scratch) {
+    const Config *c = &m->config;
+    const LayerWeights *w = &m->weights.layers[layer];
+    const size_t d = c->d_model, V = c->max_num;
+    gather_forward(x, m->weights.W_E, position == NO_POSITION ? NULL : m->weights.W_pos + position * d, NULL, V, d);
+    if (!raw && c->normalization) {
+        layernorm_forward(scratch, scratch + V * d, scratch + 2 * V * d, x, w->ln1_w, w->ln1_b, V, d);
+        memcpy(x, scratch, V * d * sizeof *x);
+    }
+}
+
+/* out = a b^T: all dot products of the rows of a (rows_a, n) and b (rows_b, n), times scale. */
+static void all_dots(float *out, const float *a, const float *b, size_t rows_a, size_t rows_b, size_t n, double scale) {
+    for (size_t i = 0; i < rows_a; i++)
+        for (size_t j = 0; j < rows_b; j++) {
+            double sum = 0;
+            for (size_t k = 0; k < n; k++) sum += (double)a[i * n + k] * b[j * n + k];
+            out[i * rows_b + j] = f32(sum * scale);
+        }
+}
+
+/* The mean of each row is taken from it: softmax and layer normalization don't see it. */
+static void center_rows(float *x, size_t rows, size_t n) {
+    for (size_t i = 0; i < rows; i++) {
+        double sum = 0;
+        for (size_t j = 0; j < n; j++) sum += (double)x[i * n + j];
+        for (size_t j = 0; j < n; j++) x[i * n + j] = f32((double)x[i * n + j] - sum / (double)n);
+    }
+}
+
+/* What vectors of the residual stream add to the logits when ln_final's scale is taken as 1: centred, times ln_final's w,
+ * times W_U. x (rows, d_model) is changed; logits (rows, max_num). */
+void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
+    const size_t d = m->config.d_model;
+    if (m->config.normalization) {
+        center_rows(x, rows, d);
+        for (size_t i = 0; i < rows * d; i++) x[i] = f32((double)x[i] * m->weights.ln_final_w[i % d]);
+    }
+    linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, d, m->config.max_num);
+}
+
+size_t circuit_scratch(const Config *c) {
+    return c->max_num * (5 * c->d_model + 2 * c->d_head + c->max_num + 2);
+}
+
+static void qk_at(const Model *m, const Circuit *which, size_t key_pos, float *table, float *scratch) {
+    const Config *c = &m->config;
+    const LayerWeights *w = &m->weights.layers[which->layer];
+    const size_t V = c->max_num, d = c->d_model, dh = c->d_head, at = which->head * d * dh;
+    const int raw = which->raw;
+    float *x = scratch, *q = x + V * d, *k = q + V * dh, *more = k + V * dh;
+    circuit_input(m, which->layer, raw, which->query_pos, x, more);
+    linear_forward(q, NULL, x, w->W_Q + at, raw ? NULL : w->b_Q + which->head * dh, V, d, dh);
+    circuit_input(m, which->layer, raw, key_pos, x, more);
+    linear_forward(k, NULL, x, w->W_K + at, raw ? NULL : w->b_K + which->head * dh, V, d, dh);
+    all_dots(table, q, k, V, V, dh, raw ? 1.0 : 1.0 / sqrt((double)dh));
+}
+
+static void ov_at(const Model *m, const Circuit *which, size_t key_pos, float *table, float *scratch) {
+    const Config *c = &m->config;
+    const LayerWeights *w = &m->weights.layers[which->layer];
+    const size_t V = c->max_num, d = c->d_model, dh = c->d_head, at = which->head * d * dh;
+    float *x = scratch, *v = x + V * d, *more = v + V * dh;
+    circuit_input(m, which->layer, which->raw, key_pos, x, more);
+    linear_forward(v, NULL, x, w->W_V + at, which->raw ? NULL : w->b_V + which->head * dh, V, d, dh);
+    linear_forward(x, NULL, v, w->W_O + at, NULL, V, dh, d);
+    if (which->raw) linear_forward(table, NULL, x, m->weights.W_U, NULL, V, d, V);
+    else direct_logits(m, table, x, V);
+}
+
+void circuit_table(const Model *m, const Circuit *which, float *table, float *scratch) {
+    const size_t V = m->config.max_num, T = m->config.seq_len;
+    void (*at)(const Model *, const Circuit *, size_t, float *, float *) = which->kind == CIRCUIT_QK ? qk_at : ov_at;
+    Circuit effective = *which;
+    if (!which->raw && which->query_pos == NO_POSITION) effective.query_pos = T - 1;
+    if (which->raw || which->key_pos != NO_POSITION) {
+        at(m, &effective, which->key_pos, table, scratch);
+        return;
+    }
+    float *one = scratch + V * (5 * m->config.d_model + 2 * m->config.d_head + 2); /* the mean over all key positions */
+    for (size_t i = 0; i < V * V; i++) table[i] = 0.0f;
+    for (size_t p = 0; p < T; p++) {
+        at(m, &effective, p, one, scratch);
+        for (size_t i = 0; i < V * V; i++) table[i] = f32((double)table[i] + (double)one[i] / (double)T);
+    }
+}
+
+/* ---- 11. Intervening: ablation, patching, attribution ----------------------------------------------------------- */
+
+/* One hook serves every intervention: where a target says so, values of the run under way are replaced by zeros, or by what
+ * stands in `source`, another run over as many lists: the mean over its lists, the next list's value, the same list's. */
+static const float *site_values(const Run *run, HookSite site, size_t layer, size_t head, size_t rows, size_t width) {
+    if (layer == run->config.n_layers) return run->final;
+    const LayerRun *l = &run->layers[layer];
+    switch (site) {
+    case HOOK_RESIDUAL: return l->x;
+    case HOOK_PATTERN: return l->pattern + head * rows * width;
+    case HOOK_HEAD: return l->z + head * rows * width;
+    default: return l->mlp;
+    }
+}
+
+/* The row of a list at a position; NO_POSITION where there is none because nothing there matters to the result. */
+static size_t site_row(const Run *run, HookSite site, size_t layer, size_t list, size_t position) {
+    const size_t T = run->config.seq_len;
+    const LayerRun *l = &run->layers[smaller(layer, run->config.n_layers - 1)];
+    if (site == HOOK_RESIDUAL && layer < run->config.n_layers) return l->key_row[list * T + position];
+    if (position + l->n_queries < T) return NO_POSITION;
+    return (position + l->n_queries - T) * run->n_lists + list;
+}
+
+/* Replaces one position's values over all lists. */
+static void replace_values(const Intervention *v, HookSite site, size_t layer, size_t position, float *values,
+                           const float *source, size_t width) {
+    const size_t n = v->run->n_lists;
+    if (site_row(v->run, site, layer, 0, position) == NO_POSITION) return;
+    for (size_t j = 0; j < width; j++) {
+        double sum = 0;
+        for (size_t i = 0; v->kind == REPLACE_MEAN && i < n; i++) sum += (double)source[site_row(v->source, site, layer, i, position) * width + j];
+        for (size_t i = 0; i < n; i++) {
+            float *value = &values[site_row(v->run, site, layer, i, position) * width + j];
+            const size_t from = v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i;
+            if (v->kind == REPLACE_ZERO) *value = 0.0f;
+            else if (v->kind == REPLACE_MEAN) *value = f32(sum / (double)n);
+            else *value = source[site_row(v->source, site, layer, from, position) * width + j];
+        }
+    }
+}
+
+static void intervene(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width) {
+    const Intervention *v = (const Intervention *)context;
+    const float *source = site_values(v->source, site, layer, head, rows, width);
+    for (size_t i = 0; i < v->n_targets; i++) {
+        const Target *t = &v->targets[i];
+        if (t->site != site || t->layer != layer || (t->head != head && t->head != ALL_HEADS)) continue;
+        for (size_t p = 0; p < v->run->config.seq_len; p++)
+            if (t->position == p || t->position == ALL_POSITIONS) replace_values(v, site, layer, p, values, source, width);
+    }
+}
+
+void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
+                      const Target *targets, size_t n_targets) {
+    Intervention v = {run, source, kind, targets, n_targets};
+    const Hook hook = {intervene, &v};
+    model_forward(model, run, lists, source->n_lists, &hook);
+}
+
+/* The last position's logit of a number is a sum over what stands in the residual stream, each term centred and scaled as
+ * ln_final does with the whole. Terms in the order in which they enter the stream. */
+static void add_term(Attribution *a, const Model *m, const char *part, size_t layer, size_t head, size_t position,
+                     const float *vector) {
+    const Config *c = &m->config;
+    const size_t d = c->d_model;
+    Term *term = &a->terms[a->n_terms++];
+    double mean = 0, sum = 0;
+    term->part = part, term->layer = layer, term->head = head, term->position = position;
+    for (size_t j = 0; c->normalization && j < d; j++) mean += (double)vector[j];
+    mean /= (double)d;
+    for (size_t v = 0; v < 2; v++) {
+        sum = 0;
+        for (size_t j = 0; j < d; j++) {
+            const float centred = f32((double)vector[j] - mean);
+            const float scaled = c->normalization ? f32((double)f32((double)centred * a->inv_std) * m->weights.ln_final_w[j]) : centred;
+            sum += (double)scaled * m->weights.W_U[j * c->max_num + a->numbers[v]];
+        }
+        term->logit[v] = sum;
+    }
+}
+
+size_t attribution_terms(const Config *c) { return 4 + c->n_layers * (c->n_heads * c->seq_len + 2); }
+
+void attribute(const Model *m, const Run *run, Attribution *a, float *scratch) {
+    const Config *c = &m->config;
+    const size_t d = c->d_model, dh = c->d_head, T = c->seq_len;
+    a->n_terms = 0;
+    a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f;
+    const size_t last = run->layers[0].key_row[T - 1];
+    add_term(a, m, "embedding", 0, 0, T - 1, m->weights.W_E + run->row_token[last] * d);
+    add_term(a, m, "position", 0, 0, T - 1, m->weights.W_pos + (T - 1) * d);
+    for (size_t l = 0; l < c->n_layers; l++) {
+        const LayerRun *layer = &run->layers[l];
+        const size_t query = layer->n_out - 1;
+        for (size_t h = 0; h < c->n_heads; h++)
+            for (size_t s = 0; s < T; s++) {
+                const size_t row = h * layer->n_rows + layer->key_row[s];
+                linear_forward(scratch, NULL, layer->v + row * dh, m->weights.layers[l].W_O + h * dh * d, NULL, 1, dh, d);
+                const float p = layer->pattern[(h * layer->n_out + query) * T + s];
+                for (size_t j = 0; j < d; j++) scratch[j] = f32((double)scratch[j] * p);
+                add_term(a, m, "head", l, h, s, scratch);
+            }
+        add_term(a, m, "b_O", l, 0, T - 1, m->weights.layers[l].b_O);
+        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, layer->mlp + query * d);
+    }
+    Term *term = &a->terms[a->n_terms++], *bias = &a->terms[a->n_terms++];
+    term->part = "ln_final.b", bias->part = "b_U";
+    term->layer = bias->layer = c->n_layers, term->head = bias->head = 0, term->position = bias->position = T - 1;
+    for (size_t v = 0; v < 2; v++) {
+        term->logit[v] = 0;
+        for (size_t j = 0; c->normalization && j < d; j++)
+            term->logit[v] += (double)m->weights.ln_final_b[j] * m->weights.W_U[j * c->max_num + a->numbers[v]];
+        bias->logit[v] = (double)m->weights.b_U[a->numbers[v]];
+    }
+    for (size_t v = 0; v < 2; v++) {
+        a->sum[v] = 0;
+        for (size_t i = 0; i < a->n_terms; i++) a->sum[v] += a->terms[i].logit[v];
+    }
+}
+
+/* ---- 12. The explanation ---------------------------------------------------------------------------------------- */
+
+/* The claim: the median of a list is the m that minimises sum_i |x_i - m|, and the network computes just that. Attention at
+ * the last position is nearly uniform, so the head adds up one OV vector per number, and that vector is -c |x - m| up to
+ * terms that softmax doesn't see. Each step is measured here, on whatever model is given, and the verdict depends on what
+ * comes out. */
+
+static void lay_out_explanation(Layout *m, Explanation *e, const Config *c) {
+    const size_t V = c->max_num, T = c->seq_len;
+    e->position = (Moments *)lay_out(m, (double)e->heads * (double)T, sizeof(Moments));
+    e->rank = (Moments *)lay_out(m, (double)e->heads * (double)T, sizeof(Moments));
+    e->token = (Moments *)lay_out(m, (double)e->heads * (double)V, sizeof(Moments));
+    e->ov = lay_floats(m, V, V, 1), e->ideal = lay_floats(m, V, V, 1), e->votes = lay_floats(m, V, V, 1);
+    e->values = lay_floats(m, V, 1, 1), e->ideal_values = lay_floats(m, V, 1, 1);
+    e->step = lay_floats(m, V, 1, 1), e->fit = lay_floats(m, V, 1, 1);
+    e->by_median = (size_t *)lay_out(m, 2.0 * (double)V, sizeof(size_t));
+    e->by_gap = (size_t *)lay_out(m, 2.0 * (double)V, sizeof(size_t));
+    e->by_copies = (size_t *)lay_out(m, 2.0 * (double)(T + 1), sizeof(size_t));
+}
+
+/* How the last position shares out its attention. */
+static void observe_last_attention(Explanation *e, const Run *run, const uint32_t *lists) {
+    const Config *c = &run->config;
+    const size_t T = c->seq_len, n = run->n_lists;
+    size_t order[MAX_SEQ_LEN];
+    for (size_t head = 0; head < e->heads; head++) {
+        const LayerRun *layer = &run->layers[head / c->n_heads];
+        const float *pattern = layer->pattern + ((head % c->n_heads + 1) * layer->n_out - n) * T;
+        for (size_t i = 0; i < n; i++) {
+            const float *row = pattern + i * T;
+            double entropy = 0;
+            rank_order(lists + i * T, T, order);
+            for (size_t t = 0; t < T; t++) {
+                observe(&e->position[head * T + t], row[t]);
+                observe(&e->rank[head * T + t], row[order[t]]);
+                observe(&e->token[head * c->max_num + lists[i * T + t]], row[t]);
+                if (row[t] > 0) entropy -= (double)row[t] * log_f32(row[t]);
+            }
+            observe(&e->entropy, f32(entropy / (double)log_f32((float)T)));
+        }
+    }
+}
+
+/* Mean and deviation of ln_final's scale, and the lists of greatest loss. */
+static void observe_outcome(Explanation *e, const Run *run, const uint32_t *lists, const uint32_t *medians) {
+    const size_t T = run->config.seq_len, V = run->config.max_num;
+    size_t order[MAX_SEQ_LEN];
+    for (size_t i = 0; i < run->n_lists; i++) {
+        const uint32_t *list = lists + i * T;
+        const size_t right = argmax(run->logits + i * V, V) == medians[i];
+        size_t copies = 0, at = e->n_worst;
+        rank_order(list, T, order);
+        for (size_t t = 0; t < T; t++) copies += list[t] == medians[i];
+        const size_t gap = list[order[T / 2 + 1]] - list[order[T / 2 - 1]];
+        e->by_median[2 * medians[i]]++, e->by_median[2 * medians[i] + 1] += right;
+        e->by_gap[2 * gap]++, e->by_gap[2 * gap + 1] += right;
+        e->by_copies[2 * copies]++, e->by_copies[2 * copies + 1] += right;
+        e->scale += run->config.normalization ? (double)run->final_inv_std[i] : 1.0;
+        if (at == 5 && (double)run->loss[i] <= e->worst_loss[4]) continue;
+        if (at == 5) at--;
+        else e->n_worst++;
+        for (; at > 0 && e->worst_loss[at - 1] < (double)run->loss[i]; at--) {
+            e->worst_loss[at] = e->worst_loss[at - 1];
+            memcpy(e->worst[at], e->worst[at - 1], T * sizeof *list);
+        }
+        e->worst_loss[at] = (double)run->loss[i];
+        memcpy(e->worst[at], list, T * sizeof *list);
+    }
+}
+
+static void center_both(float *x, size_t n) {
+    center_rows(x, n, n);
+    for (size_t j = 0; j < n; j++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += (double)x[i * n + j];
+        for (size_t i = 0; i < n; i++) x[i * n + j] = f32((double)x[i * n + j] - sum / (double)n);
+    }
+}
+
+static double sum_of_products(const float *x, const float *y, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * y[i];
+    return sum;
+}
+
+/* The slope of the best fit table = slope * ideal, both centred. `table` is centred on the way. */
+static double slope_to_ideal(const Explanation *e, float *table, size_t V) {
+    center_both(table, V);
+    return sum_of_products(table, e->ideal, V * V) / sum_of_products(e->ideal, e->ideal, V * V);
+}
+
+/* For each m the votes of all numbers for stepping from m to m+1, and their fit by a step: for a two-valued regressor
+ * a(m) is half the difference of the two means. */
+static void fit_votes(Explanation *e, size_t V) {
+    for (size_t m = 0; m + 1 < V; m++) {
+        double below = 0, above = 0, squares = 0, residual = 0;
+        for (size_t x = 0; x < V; x++) {
+            const float vote = f32((double)e->ov[x * V + m + 1] - (double)e->ov[x * V + m]);
+            e->votes[m * V + x] = vote;
+            if (x > m) above += (double)vote;
+            else below += (double)vote;
+        }
+        const double mean = (below + above) / (double)V;
+        below /= (double)(m + 1), above /= (double)(V - m - 1);
+        for (size_t x = 0; x < V; x++) {
+            const float off = f32((double)e->votes[m * V + x] - (x > m ? above : below)), all = f32((double)e->votes[m * V + x] - mean);
+            residual += (double)off * off, squares += (double)all * all;
+        }
+        e->step[m] = f32((above - below) / 2.0);
+        e->fit[m] = squares > 0 ? f32(1.0 - residual / squares) : 0.0f;
+    }
+}
+
+/* |cosine| between the k-th left singular vector and cos(pi (x + 1/2) k / V). */
+static float mode_overlap(const float *vector, size_t k, size_t V) {
+    double dot = 0, length = 0, own = 0;
+    for (size_t x = 0; x < V; x++) {
+        const double turns = ((double)x + 0.5) * (double)k / (double)V, phase = turns - 2.0 * floor(turns / 2.0);
+        const float mode = cos_pi(f32(phase > 1.0 ? 2.0 - phase : phase));
+        dot += (double)vector[x] * mode, length += (double)mode * mode, own += (double)vector[x] * vector[x];
+    }
+    return own > 0 ? f32(fabs(dot) / sqrt(own) / sqrt(length)) : 0.0f;
+}
+
+/* Columns of `table` (V, V) one after the other, for singular_values. */
+static void transpose(float *out, const float *table, size_t V) {
+    for (size_t i = 0; i < V; i++)
+        for (size_t j = 0; j < V; j++) out[j * V + i] = table[i * V + j];
+}
+
+static double mean_attention(const Explanation *e, size_t head, size_t T, int last) {
+    double sum = 0;
+    if (last) return mean_of(&e->position[head * T + T - 1]);
+    for (size_t t = 0; t + 1 < T; t++) sum += mean_of(&e->position[head * T + t]);
+    return sum / (double)(T - 1);
+}
+
+/* The circuits against the ideal. work: room for two tables and circuit_table's scratch. */
+static void measure_circuits(const Model *m, Explanation *e, float *work) {
+    const Config *c = &m->config;
+    const size_t V = c->max_num, T = c->seq_len, d = c->d_model;
+    float *table = work, *columns = table + V * V, *scratch = columns + V * V;
+    for (size_t x = 0; x < V; x++)
+        for (size_t v = 0; v < V; v++) e->ideal[x * V + v] = x > v ? -(float)(x - v) : -(float)(v - x);
+    center_both(e->ideal, V);
+    memset(e->ov, 0, V * V * sizeof *e->ov);
+    for (size_t head = 0; head < e->heads; head++) {
+        const Circuit which = {CIRCUIT_OV, 0, head / c->n_heads, head % c->n_heads, NO_POSITION, NO_POSITION};
+        const float weight = f32(mean_attention(e, head, T, 0));
+        circuit_table(m, &which, table, scratch);
+        for (size_t i = 0; i < V * V; i++) e->ov[i] = f32((double)e->ov[i] + (double)weight * table[i]);
+        e->last_weight += mean_attention(e, head, T, 1) * slope_to_ideal(e, table, V);
+    }
+    fit_votes(e, V);
+    memcpy(table, e->ov, V * V * sizeof *table);
+    e->other_weight = slope_to_ideal(e, table, V);
+    const double lengths = sqrt(sum_of_products(table, table, V * V)) * sqrt(sum_of_products(e->ideal, e->ideal, V * V));
+    e->correlation = lengths > 0 ? sum_of_products(table, e->ideal, V * V) / lengths : 0;
+    transpose(columns, table, V);
+    singular_values(e->values, columns, V, V);
+    for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(columns + k * V, k + 1, V);
+    transpose(columns, e->ideal, V);
+    singular_values(e->ideal_values, columns, V, V);
+    /* what the last number adds without any head */
+    gather_forward(scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, NULL, V, d);
+    direct_logits(m, table, scratch, V);
+    e->direct_weight = slope_to_ideal(e, table, V);
+    e->last_weight += e->direct_weight;
+}
+
+/* -- the ladder -- */
+
+typedef struct {
+    Moments *means;  /* (heads, seq_len, seq_len): attention of each query position to each position */
+    float *pattern;  /* their means */
+    size_t n_heads, n_lists;
+} Frozen;
+
+static void freeze_attention(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width) {
+    const Frozen *f = (const Frozen *)context;
+    if (site != HOOK_PATTERN) return;
+    for (size_t i = 0; i < rows; i++)
+        for (size_t s = 0; s < width; s++)
+            values[i * width + s] = f->pattern[((layer * f->n_heads + head) * width + width - rows / f->n_lists + i / f->n_lists) * width + s];
+}
+
+/* The logits when ln_final multiplies by the same scale for every list: plain sums of what the residual stream holds. */
+static void frozen_scale_logits(const Model *m, Run *run, float scale) {
+    const size_t d = m->config.d_model, n = run->n_lists;
+    if (!m->config.normalization) return;
+    memcpy(run->final_h, run->final, n * d * sizeof(float));
+    center_rows(run->final_h, n, d);
+    for (size_t i = 0; i < n * d; i++)
+        run->final_h[i] = f32((double)f32((double)run->final_h[i] * scale) * m->weights.ln_final_w[i % d] + (double)m->weights.ln_final_b[i % d]);
+    linear_forward(run->logits, NULL, run->final_h, m->weights.W_U, m->weights.b_U, n, d, m->config.max_num);
+}
+
+/* logit(m+1) - logit(m) = sum_i a(m) sign(x_i - m - 1/2). */
+static void voted_logits(const Explanation *e, Run *run, const uint32_t *lists) {
+    const size_t V = run->config.max_num, T = run->config.seq_len;
+    for (size_t i = 0; i < run->n_lists; i++) {
+        float *logits = run->logits + i * V;
+        logits[0] = 0.0f;
+        for (size_t m = 0; m + 1 < V; m++) {
+            double balance = 0;
+            for (size_t t = 0; t < T; t++) balance += lists[i * T + t] > m ? 1.0 : -1.0;
+            logits[m + 1] = f32((double)logits[m] + (double)f32(e->scale * (double)e->step[m]) * balance);
+        }
+    }
+}
+
+static void observe_rung(Explanation *e, size_t rung, Run *run, const uint32_t *medians, const uint32_t *network) {
+    const size_t V = run->config.max_num;
+    Rung *r = &e->ladder[rung];
+    r->loss += model_loss(run, medians) * (double)run->n_lists;
+    for (size_t i = 0; i < run->n_lists; i++) {
+        const uint32_t guess = (uint32_t)argmax(run->logits + i * V, V);
+        r->right += guess == medians[i];
+        r->like_network += guess == network[i];
+        r->mistakes_shared += network[i] != medians[i] && guess == network[i];
+    }
+}
+
+static void climb_ladder(const Model *m, Explanation *e, Run *run, Frozen *frozen, const uint32_t *lists,
+                         const uint32_t *medians, size_t n, uint32_t *network) {
+    const size_t V = m->config.max_num;
+    const Hook hook = {freeze_attention, frozen};
+    frozen->n_lists = n;
+    model_forward(m, run, lists, n, NULL);
+    for (size_t i = 0; i < n; i++) network[i] = (uint32_t)argmax(run->logits + i * V, V);
+    observe_rung(e, 0, run, medians, network);
+    model_forward(m, run, lists, n, &hook);
+    observe_rung(e, 1, run, medians, network);
+    frozen_scale_logits(m, run, f32(e->scale));
+    observe_rung(e, 2, run, medians, network);
+    voted_logits(e, run, lists);
+    observe_rung(e, 3, run, medians, network);
+    e->ladder[4].right += n;
+    for (size_t i = 0; i < n; i++) e->ladder[4].like_network += network[i] == medians[i];
+}
+
+/* First all that is observed on the lists, then the circuits, which are weighted by the attention that was observed, then
+ * the ladder, which needs both. */
+static int explain_with(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Run *run,
+                        float *work, Frozen *frozen, uint32_t *network) {
+    const size_t T = m->config.seq_len;
+    Moments *means = frozen->means;
+    for (size_t at = 0; at < n; at += run->capacity) {
+        model_forward(m, run, lists + at * T, smaller(run->capacity, n - at), NULL);
+        model_loss(run, medians + at);
+        observe_last_attention(e, run, lists + at * T);
+        observe_patterns(means, run);
+        observe_outcome(e, run, lists + at * T, medians + at);
+    }
+    e->scale /= (double)n;
+    for (size_t i = 0; i < e->heads * T * T; i++) frozen->pattern[i] = f32(mean_of(&means[i]));
+    measure_circuits(m, e, work);
+    for (size_t at = 0; at < n; at += run->capacity)
+        climb_ladder(m, e, run, frozen, lists + at * T, medians + at, smaller(run->capacity, n - at), network);
+    for (size_t i = 0; i < LADDER; i++) e->ladder[i].loss /= (double)n;
+    return 1;
+}
+
+int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error) {
+    const Config *c = &m->config;
+    const size_t V = c->max_num, T = c->seq_len, batch = smaller(n, 1024);
+    Layout layout = {0};
+    Frozen frozen = {NULL, NULL, c->n_heads, batch};
+    Run run;
+    float *work = NULL;
+    uint32_t *network = NULL;
+    memset(e, 0, sizeof *e);
+    e->lists = n, e->heads = c->n_layers * c->n_heads;
+    if (!run_create(&run, c, batch, RUN_FORWARD, error)) return 0;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 1 && !(e->memory = layout.base = (char *)allocate(layout.used, "the explanation", error))) break;
+        layout.used = 0;
+        lay_out_explanation(&layout, e, c);
+        work = lay_floats(&layout, 1, 2 * V * V + circuit_scratch(c), 1);
+        frozen.means = (Moments *)lay_out(&layout, (double)e->heads * (double)(T * T), sizeof(Moments));
+        frozen.pattern = lay_floats(&layout, e->heads, T, T);
+        network = lay_words(&layout, batch, 1);
+    }
+    if (e->memory) explain_with(m, lists, medians, n, e, &run, work, &frozen, network);
+    run_free(&run);
+    return e->memory != NULL;
+}
+
+void explanation_free(Explanation *e) {
+    free(e->memory);
+    memset(e, 0, sizeof *e);
+}
+
+/* -- the explanation in words -- */
+
+static double percent(size_t part, size_t whole) { return whole ? 100.0 * (double)part / (double)whole : 0.0; }
+
+/* A curve over x as text: `height` lines, the zero line dotted. */
+static void draw_curve(Text *out, const float *y, size_t n, size_t height) {
+    double limit = 0;
+    char line[200];
+    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
+    for (size_t r = 0; r < height; r++) {
+        const size_t shown = smaller(n, sizeof line - 1);
+        for (size_t x = 0; x < shown; x++) {
+            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
+            line[x] = (size_t)(level + 0.5) == r ? '*' : r == height / 2 ? '.' : ' ';
+        }
+        line[shown] = 0;
+        text_add(out, "  %8.2f |%s\n", limit * (1.0 - 2.0 * (double)r / (double)(height - 1)), line);
+    }
+}
+
+static void add_uniformity(Text *out, const Explanation *e, const Config *c) {
+    const size_t T = c->seq_len;
+    text_add(out, "1. Where does the last position look?\n\n");
+    text_add(out, "Attention of the last position over %zu lists; even attention would be %.3f everywhere.\n", e->lists, 1.0 / (double)T);
+    for (size_t head = 0; head < e->heads; head++) {
+        const Moments *token = e->token + head * c->max_num;
+        double least = HUGE_VAL, most = -HUGE_VAL;
+        for (size_t v = 0; v < c->max_num; v++)
+            if (token[v].n > 0) least = -max_double(-least, -mean_of(&token[v])), most = max_double(most, mean_of(&token[v]));
+        text_add(out, "\nlayer %zu head %zu      mean  deviation", head / c->n_heads, head % c->n_heads);
+        text_add(out, "                         mean  deviation\n");
+        for (size_t t = 0; t < T; t++) {
+            const Moments *p = &e->position[head * T + t], *r = &e->rank[head * T + t];
+            text_add(out, "  position %-3zu     %6.3f     %6.3f          rank %-3zu%-10s %6.3f     %6.3f\n", t, mean_of(p), deviation_of(p),
+                     t, t == 0 ? " least" : t == T / 2 ? " median" : t == T - 1 ? " greatest" : "", mean_of(r), deviation_of(r));
+        }
+        text_add(out, "  by number: from %.3f to %.3f\n", least, most);
+    }
+    text_add(out, "\nEntropy %.4f of the greatest possible (log %zu), on average; deviation %.4f.\n\n", mean_of(&e->entropy), T, deviation_of(&e->entropy));
+}
+
+static void add_circuits(Text *out, const Explanation *e, const Config *c, int color) {
+    const size_t V = c->max_num;
+    const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of", 120, color},
+              ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred", 120, color};
+    text_add(out, "2. What does a number say?\n\nThe effective OV circuit: what attending to a number adds to each logit.\n\n");
+    draw_map(out, &ov);
+    text_add(out, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
+    draw_map(out, &ideal);
+    text_add(out, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
+    text_add(out, "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) k/%zu)\n", V);
+    for (size_t k = 0; k < smaller(8, V); k++)
+        text_add(out, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0,
+                 (double)e->ideal_values[k] / (double)e->ideal_values[0], (double)e->overlap[k]);
+}
+
+static double mean_fit(const Explanation *e, size_t V) {
+    double sum = 0;
+    for (size_t m = 0; m + 1 < V; m++) sum += (double)e->fit[m];
+    return sum / (double)(V - 1);
+}
+
+static size_t steps_up(const Explanation *e, size_t V) {
+    size_t n = 0;
+    for (size_t m = 0; m + 1 < V; m++) n += e->step[m] > 0;
+    return n;
+}
+
+static void add_votes(Text *out, const Explanation *e, const Config *c) {
+    const size_t V = c->max_num;
+    text_add(out, "\n3. Votes\n\nlogit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
+    for (size_t i = 1; i <= 3; i++) {
+        const size_t m = smaller(V - 2, i * V / 4);
+        text_add(out, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1, (double)e->fit[m]);
+        draw_curve(out, e->votes + m * V, V, 9);
+    }
+    text_add(out, "\n   m  step a(m)  R^2\n");
+    for (size_t m = 0; m + 1 < V; m += V > 24 ? V / 12 : 1) {
+        text_add(out, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
+        draw_bar(out, (double)e->fit[m], 1, 40);
+    }
+    text_add(out, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", mean_fit(e, V), steps_up(e, V), V - 1);
+}
+
+static void add_direct_path(Text *out, const Explanation *e) {
+    text_add(out, "\n4. The last number\n\nThe last number also reaches the logits through the residual stream, without any head. In units of\n"
+                  "-|x - m| (slope of the best fit):\n\n");
+    text_add(out, "  any other number, attention x OV     %8.4f\n", e->other_weight);
+    text_add(out, "  the last number, attention x OV      %8.4f\n", e->last_weight - e->direct_weight);
+    text_add(out, "  the last number, residual stream     %8.4f\n", e->direct_weight);
+    text_add(out, "  the last number, in all              %8.4f: %.3f of another's\n", e->last_weight,
+             e->other_weight > 0 || e->other_weight < 0 ? e->last_weight / e->other_weight : 0.0);
+}
+
+static const char *const rung_names[LADDER] = {"the network", "attention frozen to its mean by position", "and ln_final's scale frozen",
+                                               "votes a(m) sign(x - m - 1/2)", "the median itself"};
+
+static void add_ladder(Text *out, const Explanation *e) {
+    const size_t mistakes = e->lists - e->ladder[0].right;
+    text_add(out, "\n5. The ladder\n\nEver simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", e->lists, mistakes);
+    text_add(out, "                                             right   like the  its mistakes     loss\n"
+                  "                                                     network       repeated\n");
+    for (size_t i = 0; i < LADDER; i++) {
+        const Rung *r = &e->ladder[i];
+        text_add(out, "(%zu) %-40s %7.3f %% %7.3f %%", i, rung_names[i], percent(r->right, e->lists), percent(r->like_network, e->lists));
+        text_add(out, i + 1 < LADDER ? "     %7.2f %% %8.5f\n" : "     %7.2f %%\n", percent(r->mistakes_shared, mistakes), r->loss);
+    }
+}
+
+static void add_share(Text *out, const char *what, double value, const size_t *counts) {
+    if (counts[0]) text_add(out, "  %s %-4.0f %9zu lists  %8.3f %% right\n", what, value, counts[0], percent(counts[1], counts[0]));
+}
+
+static void add_failures(Text *out, const Explanation *e, const Config *c) {
+    const size_t V = c->max_num, T = c->seq_len, step = (V + 9) / 10;
+    text_add(out, "\n6. Where it fails\n\nBy the median:\n");
+    for (size_t m = 0; m < V; m += step) {
+        size_t sum[2] = {0, 0};
+        for (size_t k = m; k < m + step && k < V; k++) sum[0] += e->by_median[2 * k], sum[1] += e->by_median[2 * k + 1];
+        add_share(out, "from", (double)m, sum);
+    }
+    text_add(out, "By the distance between the median's two neighbours in sorted order:\n");
+    for (size_t g = 0; g < V; g = g < 4 ? g + 1 : 2 * g) {
+        size_t sum[2] = {0, 0};
+        for (size_t k = g; k < V && k < (g < 4 ? g + 1 : 2 * g); k++) sum[0] += e->by_gap[2 * k], sum[1] += e->by_gap[2 * k + 1];
+        add_share(out, "from", (double)g, sum);
+    }
+    text_add(out, "By how often the median occurs in the list:\n");
+    for (size_t k = 1; k <= T; k++) add_share(out, "times", (double)k, e->by_copies + 2 * k);
+    text_add(out, "The lists of greatest loss:\n");
+    for (size_t i = 0; i < e->n_worst; i++) {
+        text_add(out, "  %8.4f  ", e->worst_loss[i]);
+        add_list(out, e->worst[i], T);
+        text_add(out, "\n");
+    }
+}
+
+/* The verdict: every claim beside the number that it stands on. */
+static void add_claim(Text *out, int *holds, int true_, const char *claim, double number, const char *limit) {
+    text_add(out, "  %-3s  %-66s %8.4f  (%s)\n", true_ ? "yes" : "NO", claim, number, limit);
+    *holds += true_;
+}
+
+static void add_verdict(Text *out, const Explanation *e, const Config *c) {
+    const double entropy = mean_of(&e->entropy), fit = mean_fit(e, c->max_num), accuracy = percent(e->ladder[0].right, e->lists);
+    const double ratio = e->other_weight > 0 ? e->last_weight / e->other_weight : 0.0;
+    const double rung2 = percent(e->ladder[2].like_network, e->lists);
+    int holds = 0;
+    text_add(out, "\n7. Verdict\n\n");
+    add_claim(out, &holds, accuracy > 90, "The network finds medians: % right", accuracy, "over 90");
+    add_claim(out, &holds, entropy > 0.95, "Attention is nearly even: entropy relative to the greatest", entropy, "over 0.95");
+    add_claim(out, &holds, e->correlation > 0.9, "A number says -|x - m| to every m: correlation", e->correlation, "over 0.9");
+    add_claim(out, &holds, fit > 0.5, "So it votes up from every m below it, down from the others: R^2", fit, "over 0.5");
+    add_claim(out, &holds, ratio > 0.75 && ratio < 1.33, "The last number counts like the others: ratio", ratio, "0.75 to 1.33");
+    add_claim(out, &holds, rung2 > 80, "A plain sum of votes answers as the network does: %", rung2, "over 80");
+    text_add(out, "\n");
+    if (holds == 6)
+        text_add(out, "The mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as more numbers\n"
+                      "lie above than below. It minimises sum |x - m|, which is what the median does.\n");
+    else if (holds >= 4 && e->correlation > 0.9 && accuracy > 90)
+        text_add(out, "Much of the mechanism is there, but not all: the lines with NO say what this network does otherwise.\n");
+    else
+        text_add(out, "The mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
+}
+
+static void add_explanation(Text *out, const Explanation *e, const Config *c, int color) {
+    add_uniformity(out, e, c);
+    add_circuits(out, e, c, color);
+    add_votes(out, e, c);
+    add_direct_path(out, e);
+    add_ladder(out, e);
+    add_failures(out, e, c);
+    add_verdict(out, e, c);
+}
+
+/* The same numbers for machines: one a line. */
+static void add_explanation_csv(Text *out, const Explanation *e, const Config *c) {
+    const size_t mistakes = e->lists - e->ladder[0].right;
+    text_add(out, "quantity,index,value\nlists,,%zu\nentropy,,%.9g\ncorrelation,,%.9g\n", e->lists, mean_of(&e->entropy), e->correlation);
+    for (size_t head = 0; head < e->heads; head++)
+        for (size_t t = 0; t < c->seq_len; t++)
+            text_add(out, "attention_position_%zu,%zu,%.9g\nattention_rank_%zu,%zu,%.9g\n", head, t, mean_of(&e->position[head * c->seq_len + t]),
+                     head, t, mean_of(&e->rank[head * c->seq_len + t]));
+    for (size_t k = 0; k < smaller(8, c->max_num); k++)
+        text_add(out, "singular_value,%zu,%.9g\nideal_singular_value,%zu,%.9g\noverlap,%zu,%.9g\n", k + 1,
+                 e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0, k + 1,
+                 (double)e->ideal_values[k] / (double)e->ideal_values[0], k + 1, (double)e->overlap[k]);
+    for (size_t m = 0; m + 1 < c->max_num; m++) text_add(out, "step,%zu,%.9g\nfit,%zu,%.9g\n", m, (double)e->step[m], m, (double)e->fit[m]);
+    text_add(out, "other_weight,,%.9g\nlast_weight,,%.9g\ndirect_weight,,%.9g\n", e->other_weight, e->last_weight, e->direct_weight);
+    for (size_t i = 0; i < LADDER; i++) {
+        const Rung *r = &e->ladder[i];
+        text_add(out, "accuracy,%zu,%.9g\nlike_network,%zu,%.9g\nmistakes_repeated,%zu,%.9g\n", i, percent(r->right, e->lists) / 100, i,
+                 percent(r->like_network, e->lists) / 100, i, percent(r->mistakes_shared, mistakes) / 100);
+        if (i + 1 < LADDER) text_add(out, "loss,%zu,%.9g\n", i, r->loss);
+    }
+}
+
+/* ---- 13. The command line --------------------------------------------------------------------------------------- */
 
 #ifndef MEDIAN_NO_MAIN
 
 typedef struct {
     Settings settings; /* first, so that the table `settings` fits */
     const char *preset, *model, *init, *resume, *out, *log;
-    size_t size, threads, csv, color, logits;
+    size_t size, threads, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
+    char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
     int epochs_given, steps_given;
     const char **numbers;
     size_t n_numbers;
@@ -1510,6 +2240,15 @@ static const Setting cli_settings[] = {
     {"threads", SETTING_COUNT, offsetof(Options, threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
     {"csv", SETTING_FLAG, offsetof(Options, csv), 0, 1, NULL, "print for machines"},
     {"color", SETTING_FLAG, offsetof(Options, color), 0, 1, NULL, "draw in colour"},
+    {"raw", SETTING_FLAG, offsetof(Options, raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
+    {"query-pos", SETTING_COUNT, offsetof(Options, query_pos), 0, MAX_SEQ_LEN, NULL, "the query's position"},
+    {"key-pos", SETTING_COUNT, offsetof(Options, key_pos), 0, MAX_SEQ_LEN, NULL, "the key's position"},
+    {"head", SETTING_LIST, offsetof(Options, heads), 0, 0, "L.H", "a head of a layer, or several with commas"},
+    {"layer", SETTING_LIST, offsetof(Options, layers), 0, 0, "L", "a whole layer, or several with commas"},
+    {"part", SETTING_CHOICE, offsetof(Options, part), 0, 1, "attn|mlp", "of the layer"},
+    {"positions", SETTING_LIST, offsetof(Options, positions), 0, 0, "0,1,...", "only there"},
+    {"kind", SETTING_CHOICE, offsetof(Options, kind), 0, 2, "mean|zero|resample", "what replaces the values"},
+    {"width", SETTING_COUNT, offsetof(Options, width), 40, 1000, NULL, "columns of the terminal"},
     {"logits", SETTING_FLAG, offsetof(Options, logits), 0, 1, NULL, "print every logit instead of the prediction"},
 };
 
@@ -1612,10 +2351,6 @@ static int parse_list(uint32_t *list, const char **words, size_t n, const Config
     if (n != c->seq_len)
         return usage(error, "too %s numbers: the list has %zu, the model takes %zu", n < c->seq_len ? "few" : "many", n, c->seq_len);
     return 1;
-}
-
-static void add_list(Text *out, const uint32_t *list, size_t n) {
-    for (size_t i = 0; i < n; i++) text_add(out, "%s%u", i ? " " : "", (unsigned)list[i]);
 }
 
 static int command_data(Options *o, Text *out, Error *error) {
@@ -1888,19 +2623,15 @@ typedef struct {
     Moments *rank;     /* (n_heads of all layers, seq_len) */
 } AttentionMeans;
 
-static void observe_attention(AttentionMeans *means, const Subject *s, const uint32_t *lists) {
-    const Config *c = &s->model.config;
-    const size_t T = c->seq_len, n = s->run.n_lists;
+static void observe_ranks(Moments *ranks, const Run *run, const uint32_t *lists) {
+    const size_t T = run->config.seq_len, n = run->n_lists, heads = run->config.n_heads;
     size_t order[MAX_SEQ_LEN];
-    for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
-        const LayerRun *layer = &s->run.layers[head / c->n_heads];
-        const float *pattern = layer->pattern + head % c->n_heads * layer->n_out * T;
-        for (size_t q = 0; q < T; q++)
-            for (size_t i = 0; i < n; i++)
-                for (size_t t = 0; t < T; t++) observe(&means->position[(head * T + q) * T + t], pattern[(q * n + i) * T + t]);
+    for (size_t head = 0; head < run->config.n_layers * heads; head++) {
+        const LayerRun *layer = &run->layers[head / heads];
+        const float *last = layer->pattern + ((head % heads + 1) * layer->n_out - n) * T;
         for (size_t i = 0; i < n; i++) {
             rank_order(lists + i * T, T, order);
-            for (size_t r = 0; r < T; r++) observe(&means->rank[head * T + r], pattern[((T - 1) * n + i) * T + order[r]]);
+            for (size_t r = 0; r < T; r++) observe(&ranks[head * T + r], last[i * T + order[r]]);
         }
     }
 }
@@ -1947,7 +2678,8 @@ static int add_mean_attention(Text *out, Subject *s, const Options *o, Error *er
     means.rank = means.position + heads * T * T;
     for (size_t at = 0; at < o->size; at += s->run.capacity) {
         model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, o->size - at), NULL);
-        observe_attention(&means, s, s->lists + at * T);
+        observe_patterns(means.position, &s->run);
+        observe_ranks(means.rank, &s->run, s->lists + at * T);
     }
     add_attention_means(out, &means, c, o);
     free(means.position);
@@ -1961,6 +2693,459 @@ static int command_attention(Options *o, Text *out, Error *error) {
     int done = !o->n_numbers || parse_list(list, o->numbers, o->n_numbers, &s.model.config, error);
     if (done && o->n_numbers) add_patterns(out, &s, list, o->color != 0);
     if (done) done = add_mean_attention(out, &s, o, error);
+    subject_free(&s);
+    return done;
+}
+
+/* -- circuits, weights -- */
+
+/* "L.H" for a head of the model. */
+static int parse_head(const Config *c, const char *text, size_t *layer, size_t *head, Error *error) {
+    char left[24];
+    double l, h;
+    const size_t dot = strcspn(text, ".");
+    snprintf(left, sizeof left, "%.*s", (int)smaller(dot, 20), text);
+    if (!text[dot] || !parse_number(&l, left, 0, 1e6, 1) || !parse_number(&h, text + dot + 1, 0, 1e6, 1))
+        return usage(error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0", text);
+    if (l >= (double)c->n_layers || h >= (double)c->n_heads)
+        return usage(error, "--head %.40s: the model has %zu layers of %zu heads", text, c->n_layers, c->n_heads);
+    *layer = (size_t)l, *head = (size_t)h;
+    return 1;
+}
+
+static int check_position(const Config *c, const char *name, size_t position, Error *error) {
+    return position == NO_POSITION || position < c->seq_len ||
+           usage(error, "--%s is %zu, must be less than %zu", name, position, c->seq_len);
+}
+
+static void add_csv_table(Text *out, const float *table, size_t n) {
+    for (size_t i = 0; i < n * n; i++) {
+        text_add(out, "%.9g%c", (double)table[i], (i + 1) % n ? ',' : '\n');
+        if (out->size > 60000) emit(out);
+    }
+}
+
+static void add_circuit(Text *out, const Circuit *which, const float *table, const Config *c, const Options *o) {
+    static const char *const what[2] = {"QK: how much a query number (row) looks at a key number (column)",
+                                        "OV: what attending to a number (row) adds to the logit of each (column)"};
+    const Map map = {table, c->max_num, c->max_num, 0, NULL, NULL, which->kind == CIRCUIT_QK ? "query" : "number",
+                     which->kind == CIRCUIT_QK ? "key" : "logit of", o->width, o->color != 0};
+    if (o->csv) {
+        add_csv_table(out, table, c->max_num);
+        return;
+    }
+    text_add(out, "layer %zu head %zu, %s%s\n", which->layer, which->head, which->raw ? "raw " : "", what[which->kind]);
+    draw_map(out, &map);
+    text_add(out, "\n");
+    emit(out);
+}
+
+static int command_circuits(Options *o, Text *out, Error *error) {
+    Model m;
+    size_t layer = 0, head = 0;
+    const size_t kind = o->n_numbers == 1 ? choice_index("qk|ov", o->numbers[0]) : 2;
+    if (kind > 1) return usage(error, "which circuits? median circuits qk, or median circuits ov");
+    if (!model_load(&m, o->model, error)) return 0;
+    const Config *c = &m.config;
+    int done = check_position(c, "query-pos", o->query_pos, error) && check_position(c, "key-pos", o->key_pos, error) &&
+               (!*o->heads || parse_head(c, o->heads, &layer, &head, error));
+    const double floats = (double)c->max_num * (double)c->max_num + (double)circuit_scratch(c);
+    float *table = done ? (float *)allocate(floats * (double)sizeof *table, "the circuit", error) : NULL;
+    for (size_t i = 0; table && i < c->n_layers * c->n_heads; i++) {
+        Circuit which = {kind ? CIRCUIT_OV : CIRCUIT_QK, o->raw != 0, i / c->n_heads, i % c->n_heads, o->query_pos, o->key_pos};
+        if ((*o->heads || o->csv) && (which.layer != layer || which.head != head)) continue;
+        circuit_table(&m, &which, table, table + c->max_num * c->max_num);
+        add_circuit(out, &which, table, c, o);
+    }
+    free(table);
+    model_free(&m);
+    return done && table != NULL;
+}
+
+typedef struct {
+    Moments moments;
+    float min, max;
+    size_t bins[40];
+} Histogram;
+
+static Histogram tensor_histogram(const Tensor *t) {
+    Histogram h = {{0, 0, 0}, t->data[0], t->data[0], {0}};
+    for (size_t i = 0; i < t->size; i++) {
+        observe(&h.moments, t->data[i]);
+        h.min = t->data[i] < h.min ? t->data[i] : h.min, h.max = t->data[i] > h.max ? t->data[i] : h.max;
+    }
+    for (size_t i = 0; i < t->size; i++) {
+        const double place = h.max > h.min ? ((double)t->data[i] - h.min) / ((double)h.max - h.min) * 39.999 : 0.0;
+        h.bins[(size_t)place]++;
+    }
+    return h;
+}
+
+/* One matrix of a tensor, a head's where there are heads: its singular values and its picture. */
+static int add_matrix(Text *out, const float *data, size_t rows, size_t cols, const Options *o, Error *error) {
+    const size_t few = smaller(rows, cols), many = rows + cols - few;
+    const Map map = {data, rows, cols, 0, NULL, NULL, "", "", o->width, o->color != 0};
+    float *columns = (float *)allocate((double)(few * many + few) * (double)sizeof *columns, "singular values", error);
+    if (!columns) return 0;
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
+    singular_values(columns + few * many, columns, few, many);
+    text_add(out, o->csv ? "" : "  singular values");
+    for (size_t i = 0; i < smaller(few, 10); i++) text_add(out, o->csv ? ",%.9g" : " %.3f", (double)columns[few * many + i]);
+    text_add(out, o->csv ? "" : "\n");
+    if (!o->csv) draw_map(out, &map);
+    free(columns);
+    return 1;
+}
+
+static int add_tensor(Text *out, const Tensor *t, const Options *o, Error *error) {
+    char shape[80];
+    const Histogram h = tensor_histogram(t);
+    size_t most = 0;
+    shape_text(shape, sizeof shape, t);
+    if (o->csv) text_add(out, "%s,%s,%.9g,%.9g,%.9g,%.9g", t->name, shape, mean_of(&h.moments), deviation_of(&h.moments), (double)h.min, (double)h.max);
+    else {
+        text_add(out, "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n  histogram |", t->name, shape, mean_of(&h.moments),
+                 deviation_of(&h.moments), (double)h.min, (double)h.max);
+        for (size_t i = 0; i < 40; i++) most = h.bins[i] > most ? h.bins[i] : most;
+        for (size_t i = 0; i < 40; i++) text_add(out, "%c", h.bins[i] ? ramp_positive[1 + strength((double)h.bins[i], (double)most) * 8 / 9] : ' ');
+        text_add(out, "|\n");
+    }
+    const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1], rows = t->size / heads / cols;
+    for (size_t head = 0; head < heads; head++) {
+        if (heads > 1 && !o->csv) text_add(out, "  head %zu\n", head);
+        if (!add_matrix(out, t->data + head * rows * cols, rows, cols, o, error)) return 0;
+    }
+    text_add(out, "\n");
+    emit(out);
+    return 1;
+}
+
+static int command_weights(Options *o, Text *out, Error *error) {
+    Model m;
+    int done = model_load(&m, o->model, error);
+    if (!done) return 0;
+    if (o->csv) text_add(out, "tensor,shape,mean,deviation,min,max,singular_values...\n");
+    for (size_t i = 0; done && i < m.n_tensors; i++) done = add_tensor(out, &m.tensors[i], o, error);
+    model_free(&m);
+    return done;
+}
+
+/* -- ablate, attribute, patch, explain -- */
+
+/* A run that keeps what it computed, beside one that is intervened in, over the same lists at once. */
+typedef struct {
+    Subject clean;
+    Run changed;
+} Pair;
+
+static void pair_free(Pair *p) {
+    run_free(&p->changed);
+    subject_free(&p->clean);
+}
+
+static int pair_open(Pair *p, const Options *o, Error *error) {
+    memset(p, 0, sizeof *p);
+    if (!subject_open(&p->clean, o, o->size, RUN_FORWARD, error)) return 0;
+    if (run_create(&p->changed, &p->clean.model.config, o->size, RUN_FORWARD, error)) return 1;
+    pair_free(p);
+    return 0;
+}
+
+#define MAX_TARGETS 1024
+
+/* The next piece of a comma-separated list into word; 0 at its end. */
+static int next_word(const char **at, char *word, size_t size) {
+    const size_t n = strcspn(*at, ",");
+    if (!**at) return 0;
+    snprintf(word, size, "%.*s", (int)smaller(n, size - 1), *at);
+    *at += n + ((*at)[n] == ',');
+    return 1;
+}
+
+/* --head and --layer, each at --positions: the targets of one joint ablation. */
+static int parse_targets(const Options *o, const Config *c, Target *targets, size_t *n, Error *error) {
+    char word[40];
+    double value;
+    Target places[256];
+    size_t n_places = 0;
+    *n = 0;
+    for (const char *at = o->heads; n_places < 256 && next_word(&at, word, sizeof word); n_places++) {
+        places[n_places].site = HOOK_HEAD;
+        if (!parse_head(c, word, &places[n_places].layer, &places[n_places].head, error)) return 0;
+    }
+    for (const char *at = o->layers; n_places < 256 && next_word(&at, word, sizeof word); n_places++) {
+        if (!parse_number(&value, word, 0, 1e6, 1) || value >= (double)c->n_layers)
+            return usage(error, "--layer is '%.40s', must be a number below %zu", word, c->n_layers);
+        if (o->part && !c->d_mlp) return usage(error, "--part mlp: this model has no MLP");
+        places[n_places].site = o->part ? HOOK_MLP : HOOK_HEAD;
+        places[n_places].layer = (size_t)value, places[n_places].head = o->part ? 0 : ALL_HEADS;
+    }
+    for (size_t l = 0; !*o->heads && !*o->layers && *o->positions && l < c->n_layers && n_places < 256; l++, n_places++)
+        places[n_places].site = HOOK_HEAD, places[n_places].layer = l, places[n_places].head = ALL_HEADS;
+    for (size_t i = 0; i < n_places; i++) {
+        const char *at = o->positions;
+        if (!*at) places[i].position = ALL_POSITIONS, targets[(*n)++] = places[i];
+        while (next_word(&at, word, sizeof word)) {
+            if (!parse_number(&value, word, 0, 1e6, 1) || value >= (double)c->seq_len)
+                return usage(error, "--positions: '%.40s' must be a number below %zu", word, c->seq_len);
+            if (*n == MAX_TARGETS) return usage(error, "more than %d targets", MAX_TARGETS);
+            places[i].position = (size_t)value, targets[(*n)++] = places[i];
+        }
+    }
+    return 1;
+}
+
+/* One ablation and its line. layer, head and positions are how the line calls the targets. */
+static void add_ablation(Text *out, Pair *p, const Options *o, const Target *targets, size_t n, const char *layer,
+                         const char *head, const char *positions) {
+    static const char *const kinds[] = {"mean", "zero", "resample"};
+    Evaluation e = {0};
+    run_intervention(&p->clean.model, &p->changed, &p->clean.run, p->clean.lists, (ReplaceKind)o->kind, targets, n);
+    evaluate_batch(&p->changed, p->clean.medians, &e);
+    if (o->csv)
+        text_add(out, "%s,%s,%s,%s,%.9g,%.9g,%zu,%zu\n", layer, head, positions, kinds[o->kind], e.accuracy, e.loss, e.alerts, e.lists);
+    else
+        text_add(out, "%-8s %-8s %-12s %8.2f %% %10.5f   %zu/%zu\n", layer, head, positions, 100 * e.accuracy, e.loss, e.alerts, e.lists);
+    emit(out);
+}
+
+static void ablation_sweep(Text *out, Pair *p, const Options *o) {
+    const Config *c = &p->clean.model.config;
+    char layer[24], head[24], position[24];
+    for (size_t l = 0; l < c->n_layers; l++) {
+        Target t = {HOOK_HEAD, l, 0, 0};
+        snprintf(layer, sizeof layer, "%zu", l);
+        for (t.head = 0; t.head < c->n_heads; t.head++) {
+            snprintf(head, sizeof head, "%zu", t.head);
+            for (t.position = 0; t.position < c->seq_len; t.position++) {
+                snprintf(position, sizeof position, "%zu", t.position);
+                add_ablation(out, p, o, &t, 1, layer, head, position);
+            }
+            t.position = ALL_POSITIONS;
+            add_ablation(out, p, o, &t, 1, layer, head, "all");
+        }
+        t.head = ALL_HEADS;
+        add_ablation(out, p, o, &t, 1, layer, "attn", "all");
+        t.site = HOOK_MLP, t.head = 0;
+        if (c->d_mlp) add_ablation(out, p, o, &t, 1, layer, "mlp", "all");
+    }
+}
+
+/* "0,1,2" becomes "0 1 2": a CSV cell has no comma. */
+static void spaced(char *to, size_t size, const char *from, const char *if_empty) {
+    snprintf(to, size, "%s", *from ? from : if_empty);
+    for (; *to; to++)
+        if (*to == ',') *to = ' ';
+}
+
+static int command_ablate(Options *o, Text *out, Error *error) {
+    Pair p;
+    static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
+    Target targets[MAX_TARGETS];
+    size_t n;
+    char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
+    Evaluation e = {0};
+    if (!pair_open(&p, o, error)) return 0;
+    const int done = parse_targets(o, &p.clean.model.config, targets, &n, error);
+    if (done) {
+        model_forward(&p.clean.model, &p.clean.run, p.clean.lists, o->size, NULL);
+        evaluate_batch(&p.clean.run, p.clean.medians, &e);
+        if (o->csv) text_add(out, "layer,head,positions,kind,accuracy,loss,alerts,lists\n");
+        else
+            text_add(out, "Values replaced by %s, over %zu lists of seed %zu.\n\nlayer    head     positions    accuracy       loss   loss > 0.7\n"
+                          "-        -        nothing     %8.2f %% %10.5f   %zu/%zu\n", titles[o->kind], o->size, o->settings.recipe.seed,
+                     100 * e.accuracy, e.loss, e.alerts, e.lists);
+        spaced(heads, sizeof heads, o->heads, *o->layers && o->part ? "mlp" : "attn");
+        spaced(layers, sizeof layers, *o->layers ? o->layers : *o->heads ? "" : "all", "-");
+        spaced(positions, sizeof positions, o->positions, "all");
+        if (*o->heads && strchr(o->heads, ',') == NULL && !*o->layers) { /* one head: its layer and head apart */
+            snprintf(layers, sizeof layers, "%zu", targets[0].layer);
+            snprintf(heads, sizeof heads, "%zu", targets[0].head);
+        }
+        if (n) add_ablation(out, &p, o, targets, n, layers, heads, positions);
+        else ablation_sweep(out, &p, o);
+    }
+    pair_free(&p);
+    return done;
+}
+
+/* The strongest logit but one. */
+static size_t runner_up(const float *logits, size_t n, size_t not_this) {
+    size_t best = not_this == 0;
+    for (size_t i = 0; i < n; i++)
+        if (i != not_this && logits[i] > logits[best]) best = i;
+    return best;
+}
+
+static void add_attribution(Text *out, const Subject *s, const Attribution *a, const uint32_t *list, int csv) {
+    const float *logits = s->run.logits;
+    double limit = 0;
+    for (size_t i = 0; i < a->n_terms; i++) limit = max_double(limit, fabs(a->terms[i].logit[0] - a->terms[i].logit[1]));
+    if (csv) text_add(out, "term,layer,head,position,number,logit,against\n");
+    else text_add(out, "What makes the logit of %zu, and of the next best, %zu\n\n%-34s %9s %9s %9s\n", a->numbers[0], a->numbers[1], "", "logit", "next", "margin");
+    for (size_t i = 0; i < a->n_terms; i++) {
+        const Term *t = &a->terms[i];
+        char name[60];
+        if (csv) {
+            text_add(out, "%s,%zu,%zu,%zu,%u,%.9g,%.9g\n", t->part, t->layer, t->head, t->position, (unsigned)list[t->position], t->logit[0], t->logit[1]);
+            continue;
+        }
+        if (strcmp(t->part, "head") == 0) snprintf(name, sizeof name, "layer %zu head %zu from %u at %zu", t->layer, t->head, (unsigned)list[t->position], t->position);
+        else if (strcmp(t->part, "mlp") == 0 || strcmp(t->part, "b_O") == 0) snprintf(name, sizeof name, "layer %zu %s", t->layer, t->part);
+        else snprintf(name, sizeof name, "%s", t->part);
+        text_add(out, "%-34s %9.4f %9.4f %+9.4f  ", name, t->logit[0], t->logit[1], t->logit[0] - t->logit[1]);
+        draw_bar(out, fabs(t->logit[0] - t->logit[1]), limit, 30);
+    }
+    if (csv) return;
+    text_add(out, "%-34s %9.4f %9.4f %+9.4f\n", "sum", a->sum[0], a->sum[1], a->sum[0] - a->sum[1]);
+    text_add(out, "%-34s %9.4f %9.4f %+9.4f\n", "logits of the forward pass", (double)logits[a->numbers[0]], (double)logits[a->numbers[1]],
+             (double)logits[a->numbers[0]] - (double)logits[a->numbers[1]]);
+}
+
+/* The list given, or the first of the seed. s->lists and s->medians have it afterwards. */
+static int given_list(Subject *s, const Options *o, Error *error) {
+    const size_t T = s->model.config.seq_len;
+    uint32_t sorted[MAX_SEQ_LEN];
+    if (o->n_numbers && !parse_list(s->lists, o->numbers, o->n_numbers, &s->model.config, error)) return 0;
+    memcpy(sorted, s->lists, T * sizeof *sorted);
+    s->medians[0] = take_median(sorted, T);
+    model_forward(&s->model, &s->run, s->lists, 1, NULL);
+    return 1;
+}
+
+static int add_attribution_of(Text *out, Subject *s, const uint32_t *list, uint32_t median, int csv, Error *error) {
+    const Config *c = &s->model.config;
+    Attribution a = {{median, runner_up(s->run.logits, c->max_num, median)}, 0, NULL, 0, {0, 0}};
+    a.terms = (Term *)allocate((double)attribution_terms(c) * (double)sizeof(Term) + (double)c->d_model * 4.0, "the terms", error);
+    if (!a.terms) return 0;
+    attribute(&s->model, &s->run, &a, (float *)(a.terms + attribution_terms(c)));
+    add_attribution(out, s, &a, list, csv);
+    free(a.terms);
+    return 1;
+}
+
+static int command_attribute(Options *o, Text *out, Error *error) {
+    Subject s;
+    if (!subject_open(&s, o, 1, RUN_FORWARD, error)) return 0;
+    const int done = given_list(&s, o, error) && add_attribution_of(out, &s, s.lists, s.medians[0], o->csv != 0, error);
+    subject_free(&s);
+    return done;
+}
+
+/* How much of the clean answer comes back when the corrupted run gets a clean value: 1 all of it, 0 nothing. */
+typedef struct {
+    Text *out;
+    const Model *model;
+    const Run *clean;
+    Run *changed;
+    const uint32_t *corrupted;
+    size_t numbers[2];
+    double clean_margin, corrupted_margin;
+    int csv;
+} Patching;
+
+static double margin(const Run *run, const size_t *numbers) {
+    return (double)run->logits[numbers[0]] - (double)run->logits[numbers[1]];
+}
+
+static void add_patch(Patching *p, const char *site_name, Target target, const char *position) {
+    run_intervention(p->model, p->changed, p->clean, p->corrupted, REPLACE_SAME, &target, 1);
+    const double patched = margin(p->changed, p->numbers), whole = p->clean_margin - p->corrupted_margin;
+    const double restored = whole > 0 || whole < 0 ? (patched - p->corrupted_margin) / whole : 0.0;
+    if (p->csv)
+        text_add(p->out, "%s,%zu,%zu,%s,%.9g,%.9g,%.9g,%.9g\n", site_name, target.layer, target.head == ALL_HEADS ? 0 : target.head,
+                 position, p->clean_margin, p->corrupted_margin, patched, restored);
+    else {
+        text_add(p->out, "%-10s %5zu %5zu %9s  %9.4f  %7.3f  ", site_name, target.layer, target.head == ALL_HEADS ? 0 : target.head, position, patched, restored);
+        draw_bar(p->out, restored, 1, 30);
+    }
+}
+
+static void patch_sweep(Patching *p) {
+    const Config *c = &p->model->config;
+    char position[24];
+    for (size_t l = 0; l < c->n_layers; l++) {
+        const size_t first = l + 1 < c->n_layers ? 0 : c->seq_len - 1;
+        Target t = {HOOK_RESIDUAL, l, 0, ALL_POSITIONS};
+        if (l == 0) add_patch(p, "residual", t, "all");
+        for (t.position = 0; t.position < c->seq_len; t.position++) {
+            snprintf(position, sizeof position, "%zu", t.position);
+            add_patch(p, "residual", t, position);
+        }
+        for (size_t i = 0; i < 3 * c->n_heads + 3; i++) { /* patterns, then heads, then the MLP, each where it has an effect */
+            t.site = i < c->n_heads ? HOOK_PATTERN : i < 2 * c->n_heads ? HOOK_HEAD : HOOK_MLP;
+            t.head = t.site == HOOK_MLP ? 0 : i % c->n_heads;
+            if (i > 2 * c->n_heads || (t.site == HOOK_MLP && !c->d_mlp)) break;
+            for (t.position = first; t.position < c->seq_len; t.position++) {
+                snprintf(position, sizeof position, "%zu", t.position);
+                add_patch(p, t.site == HOOK_PATTERN ? "pattern" : t.site == HOOK_HEAD ? "head" : "mlp", t, position);
+            }
+        }
+    }
+}
+
+static void add_patching(Text *out, const Model *model, const Run *clean, Run *changed, const uint32_t *lists, const uint32_t *medians, int csv) {
+    const size_t V = model->config.max_num, T = model->config.seq_len;
+    Patching p = {out, model, clean, changed, lists + T, {medians[0], medians[1]}, 0, 0, csv};
+    if (medians[0] == medians[1]) p.numbers[1] = runner_up(clean->logits, V, medians[0]);
+    p.clean_margin = margin(clean, p.numbers);
+    model_forward(model, changed, p.corrupted, 1, NULL);
+    p.corrupted_margin = margin(changed, p.numbers);
+    if (csv) text_add(out, "site,layer,head,position,clean,corrupted,patched,restored\n");
+    else {
+        text_add(out, "clean      ");
+        add_list(out, lists, T);
+        text_add(out, "  median %u\ncorrupted  ", (unsigned)medians[0]);
+        add_list(out, lists + T, T);
+        text_add(out, "  median %u\n\nlogit(%zu) - logit(%zu): clean %.4f, corrupted %.4f. With one clean value put into the corrupted run:\n\n"
+                      "place      layer  head  position    margin  restored\n", (unsigned)medians[1], p.numbers[0], p.numbers[1], p.clean_margin, p.corrupted_margin);
+    }
+    patch_sweep(&p);
+}
+
+/* The clean list, then the corrupted one: given, or the first of the seed with its median moved by half the range. */
+static int patch_lists(Subject *s, const Options *o, Error *error) {
+    const size_t T = s->model.config.seq_len;
+    uint32_t *clean = s->lists, *corrupted = s->lists + T, sorted[MAX_SEQ_LEN];
+    size_t differ = 0;
+    if (o->n_numbers && o->n_numbers != 2 * T)
+        return usage(error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, o->n_numbers);
+    if (o->n_numbers && (!parse_list(clean, o->numbers, T, &s->model.config, error) || !parse_list(corrupted, o->numbers + T, T, &s->model.config, error)))
+        return 0;
+    for (size_t t = 0; !o->n_numbers && t < T; t++)
+        corrupted[t] = clean[t] == s->medians[0] && !differ++ ? (clean[t] + (uint32_t)s->model.config.max_num / 2) % (uint32_t)s->model.config.max_num : clean[t];
+    differ = 0;
+    for (size_t t = 0; t < T; t++) differ += clean[t] != corrupted[t];
+    if (differ != 1) return usage(error, "the two lists must differ in one number; they differ in %zu", differ);
+    for (size_t i = 0; i < 2; i++) {
+        memcpy(sorted, s->lists + i * T, T * sizeof *sorted);
+        s->medians[i] = take_median(sorted, T);
+    }
+    return 1;
+}
+
+static int command_patch(Options *o, Text *out, Error *error) {
+    Pair p;
+    o->size = 2;
+    if (!pair_open(&p, o, error)) return 0;
+    const int done = patch_lists(&p.clean, o, error);
+    if (done) {
+        model_forward(&p.clean.model, &p.clean.run, p.clean.lists, 1, NULL);
+        add_patching(out, &p.clean.model, &p.clean.run, &p.changed, p.clean.lists, p.clean.medians, o->csv != 0);
+    }
+    pair_free(&p);
+    return done;
+}
+
+static int command_explain(Options *o, Text *out, Error *error) {
+    Subject s;
+    Explanation e;
+    if (!subject_open(&s, o, 1, RUN_FORWARD, error)) return 0;
+    const int done = explain(&s.model, s.lists, s.medians, o->size, &e, error);
+    if (done && o->csv) add_explanation_csv(out, &e, &s.model.config);
+    else if (done) add_explanation(out, &e, &s.model.config, o->color != 0);
+    if (done) explanation_free(&e);
     subject_free(&s);
     return done;
 }
@@ -2033,8 +3218,10 @@ static int check_report(Checker *c, Error *error) {
     Subject s = {0};
     Mt19937 mt;
     Text report = {0};
-    const Options o = {{small_config, recipe_default()}, NULL, NULL, NULL, NULL, NULL, NULL, 32, 1, 0, 0, 0, 0, 0, NULL, 0};
+    Options o;
     if (!model_create(&s.model, &small_config, error)) return 0;
+    memset(&o, 0, sizeof o);
+    o.size = 32, o.settings.recipe.seed = 7, o.width = 120;
     mt_seed(&mt, 7);
     model_init(&s.model, &mt);
     int done = run_create(&s.run, &small_config, 32, RUN_ALL_POSITIONS, error) && subject_lists(&s, 32, 7, error);
@@ -2207,7 +3394,13 @@ static const Command commands[] = {
     {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash", NULL},
     {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists", NULL},
     {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 1, 1, "the median, as the model sees it", NULL},
-    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, "who looks where", NULL},
+    {"attention", command_attention, ON_LISTS "csv color width ", "a list whose patterns are drawn", 10000, 1000, "who looks where", NULL},
+    {"circuits", command_circuits, " model raw query-pos key-pos head csv color width ", "qk or ov", 1, 1, "QK and OV circuits", NULL},
+    {"weights", command_weights, " model csv color width ", NULL, 1, 1, "every tensor: statistics, singular values, picture", NULL},
+    {"ablate", command_ablate, ON_LISTS "head layer part positions kind csv ", NULL, 200, 42, "what breaks when activations are replaced", NULL},
+    {"attribute", command_attribute, " model seed csv ", "the list; without it, the first of the seed", 1, 23, "what makes the logit of one list's median", NULL},
+    {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 2, 23, "which value carries the answer from one list to another", NULL},
+    {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, "the explanation, tested", NULL},
     {"check", command_check, " ", NULL, 1, 1, "golden values: does this build compute the same bits?", NULL},
     {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, "the tests", NULL},
 };
@@ -2234,7 +3427,7 @@ static void command_help(const Command *command, Text *out) {
         const Setting *s = find_option(command, at, strcspn(at, " "));
         char left[64];
         snprintf(left, sizeof left, "--%s%s%s", s->name, s->kind == SETTING_FLAG ? "" : " ",
-                 s->kind == SETTING_CHOICE ? s->choices : s->kind == SETTING_TEXT ? "TEXT" : s->kind == SETTING_FLAG ? "" : s->kind == SETTING_REAL ? "X" : "N");
+                 s->choices ? s->choices : s->kind == SETTING_TEXT ? "TEXT" : s->kind == SETTING_FLAG ? "" : s->kind == SETTING_REAL ? "X" : "N");
         text_add(out, "  %-28s %s\n", left, s->help);
     }
 }
@@ -2294,18 +3487,27 @@ static int parse_option(const Command *command, Options *o, int argc, char **arg
     return 1;
 }
 
+static void options_default(Options *o, const Command *command) {
+    const char **numbers = o->numbers;
+    memset(o, 0, sizeof *o);
+    o->settings.config = config_default();
+    o->settings.recipe = recipe_default();
+    o->preset = "default", o->model = "median.safetensors", o->out = "trained.safetensors";
+    o->size = command->size, o->threads = 1, o->width = 120;
+    o->query_pos = o->key_pos = NO_POSITION;
+    o->color = is_terminal(1) && !getenv("NO_COLOR");
+    o->numbers = numbers;
+}
+
 /* Options in any order; a preset is taken first, so that the others override it. help: --help was among them. */
 static int parse_options(const Command *command, Options *o, int argc, char **argv, int *help, Error *error) {
-    const Config config = config_default();
     const char *preset = "default";
     for (int pass = 0; pass < 2; pass++) {
         const size_t which = choice_index("default|original", preset);
         if (which > 1) return usage(error, "--preset is '%.60s', must be one of default|original", preset);
-        o->settings.config = config;
-        o->settings.recipe = which ? recipe_original() : recipe_default();
+        options_default(o, command);
+        if (which) o->settings.recipe = recipe_original();
         o->settings.recipe.seed = command->seed;
-        o->size = command->size;
-        o->n_numbers = 0;
         for (int i = *command->name ? 2 : 1; i < argc; i++) {
             if (strcmp(argv[i], "--help") == 0) *help = 1;
             else if (strncmp(argv[i], "--", 2) == 0) {
@@ -2333,15 +3535,13 @@ static const Command *find_command(const char *name, Error *error) {
 }
 
 static int run_command(int argc, char **argv, Text *out, Error *error) {
-    Options o = {{config_default(), recipe_default()}, "default", "median.safetensors", NULL, NULL, "trained.safetensors",
-                 NULL, 1, 1, 0, 0, 0, 0, 0, NULL, 0};
+    Options o;
     int help = 0;
     if (argc > 1 && strcmp(argv[1], "--help") == 0) return general_help(out), 1;
     if (argc > 1 && strcmp(argv[1], "--version") == 0) return text_add(out, "median " MEDIAN_VERSION "\n"), 1;
     const Command *command = find_command(argc > 1 && strncmp(argv[1], "--", 2) != 0 ? argv[1] : "", error);
     if (!command || !(o.numbers = (const char **)allocate((double)argc * (double)sizeof *o.numbers, "the arguments", error)))
         return 0;
-    o.color = is_terminal(1) && !getenv("NO_COLOR");
     int done = parse_options(command, &o, argc, argv, &help, error);
     if (done && help) command_help(command, out);
     else if (done) {

@@ -176,6 +176,9 @@ typedef struct {
     double loss_sum, distance_sum;
 } Evaluation;
 
+/* Adds the lists of the latest model_forward to *e, which is all 0 at first. */
+void evaluate_batch(Run *run, const uint32_t *medians, Evaluation *e);
+
 /* Runs n lists, any number, in batches of run->capacity, and adds them to *e, which is all 0 at first. hook may be NULL. */
 void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
               Evaluation *e);
@@ -252,9 +255,10 @@ typedef struct {
     Recipe recipe;
 } Settings;
 
-typedef enum { SETTING_COUNT, SETTING_REAL, SETTING_CHOICE, SETTING_FLAG, SETTING_TEXT } SettingKind;
+#define LIST_SIZE 256
+typedef enum { SETTING_COUNT, SETTING_REAL, SETTING_CHOICE, SETTING_FLAG, SETTING_TEXT, SETTING_LIST } SettingKind;
 
-/* A named value in a struct: size_t, float, or const char *. */
+/* A named value in a struct: size_t, float, const char *, or for a list char[LIST_SIZE]. */
 typedef struct {
     const char *name;
     SettingKind kind;
@@ -292,6 +296,113 @@ typedef struct {
 
 /* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
 void rank_order(const uint32_t *list, size_t n, size_t *order);
+
+/* ---- 10. Circuits ----------------------------------------------------------------------------------------------- */
+
+#define NO_POSITION SIZE_MAX
+
+/* A head's QK circuit: the score of query number t (row) for key number s (column). Its OV circuit: what attending to number
+ * s (row) adds to the logit of v (column). Raw: the products of the weight matrices alone, with W_pos added where a position
+ * is given. Otherwise with LN1, biases and 1/sqrt(d_head), OV centred and through ln_final's w; query_pos NO_POSITION
+ * then means the last, key_pos NO_POSITION the mean over all. */
+typedef struct {
+    enum { CIRCUIT_QK, CIRCUIT_OV } kind;
+    int raw;
+    size_t layer, head, query_pos, key_pos;
+} Circuit;
+
+/* table (max_num, max_num); scratch: circuit_scratch() floats. */
+void circuit_table(const Model *model, const Circuit *which, float *table, float *scratch);
+size_t circuit_scratch(const Config *config);
+
+/* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at an ln_final scale of 1. */
+void direct_logits(const Model *model, float *logits, float *x, size_t rows);
+
+/* ---- 11. Intervening -------------------------------------------------------------------------------------------- */
+
+#define ALL_HEADS SIZE_MAX
+#define ALL_POSITIONS SIZE_MAX
+
+typedef struct {
+    HookSite site;
+    size_t layer, head, position;
+} Target;
+
+typedef enum {
+    REPLACE_MEAN,     /* by the mean over the source's lists */
+    REPLACE_ZERO,
+    REPLACE_RESAMPLE, /* by the source's value for the next list */
+    REPLACE_SAME      /* by the source's value for the same list: patching */
+} ReplaceKind;
+
+typedef struct {
+    const Run *run, *source;
+    ReplaceKind kind;
+    const Target *targets;
+    size_t n_targets;
+} Intervention;
+
+/* model_forward over source->n_lists lists with the targets' values replaced, all together, by what `source` holds from an
+ * earlier model_forward in the same kind of Run. Patching the residual stream of layer 0 needs source->n_lists 1, since lists
+ * share rows there. */
+void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
+                      const Target *targets, size_t n_targets);
+
+/* One summand of the last position's logits, for two numbers. */
+typedef struct {
+    const char *part;             /* "embedding", "position", "head", "b_O", "mlp", "ln_final.b", "b_U" */
+    size_t layer, head, position; /* a head's: the position attended to */
+    double logit[2];
+} Term;
+
+typedef struct {
+    size_t numbers[2];    /* whose logits */
+    float inv_std;        /* ln_final's scale, taken as given */
+    Term *terms;          /* room for attribution_terms() */
+    size_t n_terms;
+    double sum[2];
+} Attribution;
+
+/* Direct attribution of the logits of the first list in run; scratch: d_model floats. */
+void attribute(const Model *model, const Run *run, Attribution *a, float *scratch);
+size_t attribution_terms(const Config *config);
+
+/* ---- 12. The explanation ---------------------------------------------------------------------------------------- */
+
+#define LADDER 5 /* network; attention frozen; ln_final's scale frozen too; fitted votes; the algorithm */
+
+typedef struct {
+    size_t right, like_network, mistakes_shared; /* of Explanation.lists, .lists and .ladder[0]'s mistakes */
+    double loss;
+} Rung;
+
+/* What the explanation measures. Tables that are compared with -|x - m| are centred by row and column first. */
+typedef struct {
+    size_t lists, heads;      /* heads: of all layers */
+    Moments *position, *rank; /* (heads, seq_len): the last position's attention */
+    Moments *token;           /* (heads, max_num): to a number, wherever it stands */
+    Moments entropy;          /* of all heads, relative to log(seq_len) */
+    float *ov;                /* (max_num, max_num): effective OV, heads weighted by their mean attention */
+    float *ideal;             /* (max_num, max_num): -|x - m| */
+    float *values, *ideal_values; /* (max_num): singular values of both */
+    float overlap[8];         /* of ov's leading left singular vectors with the cosine modes */
+    double correlation;
+    float *votes;             /* (max_num - 1, max_num): logit(m+1) - logit(m) for each attended number */
+    float *step, *fit;        /* (max_num - 1): a(m) of the fit a(m) sign(x - m - 1/2) + b(m), and its R^2 */
+    double other_weight, last_weight, direct_weight; /* slopes against -|x - m|: a number elsewhere; the last, in all; of
+                                                        that, through the residual stream */
+    double scale;             /* mean inv_std of ln_final */
+    Rung ladder[LADDER];
+    size_t *by_median, *by_gap, *by_copies; /* (max_num, 2), (max_num, 2), (seq_len, 2): lists, and those right */
+    uint32_t worst[5][MAX_SEQ_LEN]; /* the lists with the greatest loss */
+    double worst_loss[5];
+    size_t n_worst;
+    void *memory;
+} Explanation;
+
+/* Measures everything on n lists; work runs forward passes on at most batch lists. */
+int explain(const Model *model, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error);
+void explanation_free(Explanation *e);
 
 /* ---- Tests: test_median.c ---- */
 

@@ -307,7 +307,7 @@ void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t 
 
 void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
     for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)x[index[r] * d + j] + (b ? (double)b[j] : 0.0));
+        for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)x[(index ? index[r] : r) * d + j] + (b ? (double)b[j] : 0.0));
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d);
@@ -692,6 +692,48 @@ void attention_backward(const Attention *a, float *dq, float *dk, float *dv, flo
     add_rounded(dq, q_sum, a->q_rows * a->d_head);
     add_rounded(dk, k_sum, a->kv_rows * a->d_head);
     add_rounded(dv, v_sum, a->kv_rows * a->d_value);
+}
+
+/* ---- Singular values ---- */
+
+/* One-sided Jacobi (Hestenes 1958): pairs of columns are rotated until all are orthogonal; then their lengths are the
+ * singular values and their directions the left singular vectors. For columns x and y the angle that makes them orthogonal
+ * has tan(2 angle) = 2 x.y / (x.x - y.y); of its two solutions the smaller is taken (Golub & Van Loan, section 8.5). */
+static int rotate_columns(float *x, float *y, size_t n) {
+    const double xx = row_dot(x, x, n), yy = row_dot(y, y, n), xy = row_dot(x, y, n);
+    if (fabs(xy) <= 1e-6 * sqrt(xx) * sqrt(yy)) return 0;
+    const float zeta = f32((yy - xx) / (2.0 * xy));
+    const float t = f32((zeta < 0 ? -1.0 : 1.0) / (fabs((double)zeta) + sqrt(1.0 + (double)zeta * zeta)));
+    const float c = f32(1.0 / sqrt(1.0 + (double)t * t)), s = f32((double)c * t);
+    for (size_t i = 0; i < n; i++) {
+        const float x_i = x[i];
+        x[i] = f32((double)c * x_i - (double)s * y[i]);
+        y[i] = f32((double)s * x_i + (double)c * y[i]);
+    }
+    return 1;
+}
+
+void singular_values(float *values, float *columns, size_t n_columns, size_t n) {
+    int rotated = 1;
+    for (int sweep = 0; sweep < 60 && rotated; sweep++) {
+        rotated = 0;
+        for (size_t i = 0; i < n_columns; i++)
+            for (size_t j = i + 1; j < n_columns; j++) rotated |= rotate_columns(columns + i * n, columns + j * n, n);
+    }
+    for (size_t i = 0; i < n_columns; i++) values[i] = f32(sqrt(row_dot(columns + i * n, columns + i * n, n)));
+    for (size_t i = 0; i < n_columns; i++) { /* the greatest of the rest to the front */
+        size_t best = i;
+        for (size_t j = i + 1; j < n_columns; j++)
+            if (values[j] > values[best]) best = j;
+        for (size_t k = 0; best != i && k < n; k++) {
+            const float swap = columns[i * n + k];
+            columns[i * n + k] = columns[best * n + k];
+            columns[best * n + k] = swap;
+        }
+        const float swap = values[i];
+        values[i] = values[best];
+        values[best] = swap;
+    }
 }
 
 /* ---- Adam ---- */

@@ -104,7 +104,7 @@ void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_
 void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
                     size_t rows, size_t d);
 
-/* out[r] = x[index[r]] + b, for each of the rows; b (d) may be NULL. out (rows, d). */
+/* out[r] = x[index[r]] + b, for each of the rows; index NULL: x[r]; b (d) may be NULL. out (rows, d). */
 void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d);
 /* dx[index[r]] += dout[r],  db += dout[r], in the order of the rows; db may be NULL. */
 void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d);
@@ -159,6 +159,12 @@ void attention_values(const Attention *a, float *z, const float *pattern, const 
 void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
                         const float *dz, const float *pattern, const float *q, const float *k, const float *v);
 size_t attention_scratch(const Attention *a);
+
+/* ---- Linear algebra -------------------------------------------------------------------------------------------- */
+
+/* Singular values of the matrix whose columns stand one after the other, (n_columns, n), in descending order; the columns
+ * are replaced by the left singular vectors times their values. Accurate to about 1e-6 of the greatest value. */
+void singular_values(float *values, float *columns, size_t n_columns, size_t n);
 
 /* ---- Training -------------------------------------------------------------------------------------------------- */
 
