@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,6 +93,38 @@ void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_
         memcpy(sorted, lists + i * seq_len, seq_len * sizeof *lists);
         medians[i] = take_median(sorted, seq_len);
     }
+}
+
+/* Fisher & Yates: every order equally likely. */
+static void shuffle(Mt19937 *mt, uint32_t *order, size_t n) {
+    for (size_t i = n; i > 1; i--) {
+        const size_t j = mt_next(mt) % (uint32_t)i;
+        const uint32_t swap = order[i - 1];
+        order[i - 1] = order[j];
+        order[j] = swap;
+    }
+}
+
+/* Uniform lists have a median near 0 or max_num - 1 once in a million. Here every median is equally likely: first the median,
+ * then half of the others from the numbers up to it, half from those from it on, all in random order. */
+static void balanced_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t *list = lists + i * seq_len;
+        const uint32_t median = mt_next(mt) % (uint32_t)max_num;
+        for (size_t j = 0; j < seq_len / 2; j++) {
+            list[2 * j] = mt_next(mt) % (median + 1);
+            list[2 * j + 1] = median + mt_next(mt) % ((uint32_t)max_num - median);
+        }
+        list[seq_len - 1] = median;
+        shuffle(mt, list, seq_len);
+        medians[i] = median;
+    }
+}
+
+void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len, float balanced) {
+    const size_t first = (size_t)((double)balanced * (double)n);
+    balanced_lists(mt, lists, medians, first, max_num, seq_len);
+    make_lists(mt, lists + first * seq_len, medians + first, n - first, max_num, seq_len);
 }
 
 /* ---- 2. The model ----------------------------------------------------------------------------------------------- */
@@ -597,12 +630,12 @@ void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_
 }
 
 Recipe recipe_original(void) {
-    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f};
+    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f, 0.0f};
     return r;
 }
 
 Recipe recipe_default(void) {
-    const Recipe r = {0, 24000, 0, 40000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f};
+    const Recipe r = {0, 24000, 0, 40000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f, 0.0f};
     return r;
 }
 
@@ -641,7 +674,7 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     mt_seed(&t->data, (uint32_t)r->seed + 1);
     make_lists(&t->data, t->val_lists, t->val_medians, r->valset_size, config->max_num, config->seq_len);
     mt_seed(&t->data, (uint32_t)r->seed);
-    make_lists(&t->data, t->lists, t->medians, r->trainset_size, config->max_num, config->seq_len);
+    make_training_lists(&t->data, t->lists, t->medians, r->trainset_size, config->max_num, config->seq_len, r->balanced);
     for (size_t i = 0; i < r->trainset_size; i++) t->order[i] = (uint32_t)i;
     mt_seed(&t->order_mt, (uint32_t)r->seed + 2);
     model_init(&t->model, &t->order_mt);
@@ -650,7 +683,6 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     memcpy(t->best.params, t->model.params, t->model.n_params * sizeof(float));
     t->steps_per_epoch = r->trainset_size ? (r->trainset_size + r->batch_size - 1) / r->batch_size : 1000;
     t->total_steps = r->steps ? r->steps : r->epochs * t->steps_per_epoch;
-    t->best_accuracy = -1.0;
     return 1;
 }
 
@@ -664,22 +696,12 @@ void trainer_free(Trainer *t) {
 
 const Model *trainer_weights(const Trainer *t) { return t->recipe.average > 0 ? &t->average : &t->model; }
 
-/* Fisher & Yates: every order equally likely. */
-static void shuffle(Mt19937 *mt, uint32_t *order, size_t n) {
-    for (size_t i = n; i > 1; i--) {
-        const size_t j = mt_next(mt) % (uint32_t)i;
-        const uint32_t swap = order[i - 1];
-        order[i - 1] = order[j];
-        order[j] = swap;
-    }
-}
-
 /* The lists of the next step into t->batch; returns how many. */
 static size_t next_batch(Trainer *t) {
     const Recipe *r = &t->recipe;
     const size_t T = t->model.config.seq_len;
     if (r->trainset_size == 0) {
-        make_lists(&t->data, t->batch, t->batch_medians, r->batch_size, t->model.config.max_num, T);
+        make_training_lists(&t->data, t->batch, t->batch_medians, r->batch_size, t->model.config.max_num, T, r->balanced);
         return r->batch_size;
     }
     const size_t at = t->step % t->steps_per_epoch * r->batch_size, n = smaller(r->batch_size, r->trainset_size - at);
@@ -724,11 +746,11 @@ static void validate(Trainer *t) {
     const Model *weights = trainer_weights(t);
     t->validation = none;
     evaluate(weights, &t->run, t->val_lists, t->val_medians, t->recipe.valset_size, NULL, &t->validation);
-    t->validated = 1;
-    if (!t->recipe.keep_best || t->validation.accuracy > t->best_accuracy) {
-        t->best_accuracy = t->validation.accuracy;
+    if (!t->recipe.keep_best || !t->validated || t->validation.right > t->best_right) {
+        t->best_right = t->validation.right;
         memcpy(t->best.params, weights->params, weights->n_params * sizeof(float));
     }
+    t->validated = 1;
 }
 
 int trainer_step(Trainer *t) {
@@ -802,6 +824,7 @@ const Setting settings[] = {
     {"d-mlp", SETTING_COUNT, CONFIG(d_mlp), 0, 1048576, NULL, "hidden width of the MLP, 0 for none"},
     {"normalization", SETTING_CHOICE, CONFIG(normalization), 0, 1, "none|LN", "layer normalization or none"},
     {"trainset-size", SETTING_COUNT, RECIPE(trainset_size), 0, 1e9, NULL, "training lists; 0: fresh ones every step"},
+    {"balanced", SETTING_REAL, RECIPE(balanced), 0, 1, NULL, "share of training lists with every median equally likely"},
     {"valset-size", SETTING_COUNT, RECIPE(valset_size), 0, 1e9, NULL, "validation lists"},
     {"epochs", SETTING_COUNT, RECIPE(epochs), 0, 1e9, NULL, "passes over the training lists"},
     {"steps", SETTING_COUNT, RECIPE(steps), 0, 4e9, NULL, "training steps, in place of epochs"},
@@ -1407,6 +1430,122 @@ int model_load(Model *model, const char *path, Error *error) {
     return good;
 }
 
+/* -- the state of a training under way -- */
+
+/* Everything that trainer_create does not make again from the recipe, as flat tensors of a checkpoint: such a file is also
+ * an ordinary checkpoint of the current weights. `words`: step, and how many were right at the best validation + 1. */
+#define STATE_TENSORS 8
+enum { MT_WORDS = 625 };
+
+static void state_tensors(const Trainer *t, FlatTensor *flat, uint32_t *mts, uint32_t *words) {
+    const size_t n = t->model.n_params;
+    const FlatTensor all[STATE_TENSORS] = {
+        {"state.m", t->m.params, NULL, n},         {"state.v", t->v.params, NULL, n},
+        {"state.average", t->average.params, NULL, n}, {"state.best", t->best.params, NULL, n},
+        {"state.data_mt", NULL, mts, MT_WORDS},    {"state.order_mt", NULL, mts + MT_WORDS, MT_WORDS},
+        {"state.words", NULL, words, 2},           {"state.order", NULL, t->order, t->recipe.trainset_size}};
+    const Mt19937 *from[2] = {&t->data, &t->order_mt};
+    for (size_t i = 0; i < 2; i++) {
+        memcpy(mts + i * MT_WORDS, from[i]->state, sizeof from[i]->state);
+        mts[i * MT_WORDS + 624] = from[i]->next;
+    }
+    words[0] = (uint32_t)t->step, words[1] = t->validated ? (uint32_t)t->best_right + 1 : 0;
+    memcpy(flat, all, sizeof all);
+}
+
+int trainer_save(Trainer *t, const char *path, Error *error) {
+    FlatTensor flat[STATE_TENSORS];
+    uint32_t mts[2 * MT_WORDS], words[2];
+    Text file = {0};
+    model_describe(&t->model, &t->recipe);
+    state_tensors(t, flat, mts, words);
+    checkpoint_text(&file, &t->model, flat, STATE_TENSORS);
+    const int done = write_file(path, &file, error);
+    text_free(&file);
+    return done;
+}
+
+static int read_words(const Checkpoint *file, const char *name, uint32_t *words, size_t n, Error *error) {
+    Entry *entry = find_entry(file, name);
+    if (!entry) return fail(error, "%.200s: not a training's state: tensor %s is missing", file->path, name);
+    if (strcmp(entry->type, "U32") != 0 || entry->end - entry->begin != 4.0 * (double)n)
+        return fail(error, "%.200s: tensor %s has another type or size than it should", file->path, name);
+    for (size_t i = 0; i < n; i++) words[i] = read_word(file->bytes + (size_t)entry->begin + 4 * i);
+    return 1;
+}
+
+static int read_recipe(const Checkpoint *file, Settings *all, Error *error) {
+    Error reason;
+    for (size_t i = 0; i < n_settings; i++) {
+        size_t j = 0;
+        while (j < file->n_notes && strcmp(file->notes[j].key, settings[i].name) != 0) j++;
+        if (j == file->n_notes) return fail(error, "%.200s: not a training's state: the metadata lacks %s", file->path, settings[i].name);
+        if (!setting_parse(&settings[i], all, file->notes[j].value, &reason))
+            return fail(error, "%.200s: metadata: %.150s", file->path, reason.text);
+    }
+    return 1;
+}
+
+/* Each entry of order must be a number below n that no other is; seen has room for n. */
+static int is_permutation(const uint32_t *order, uint32_t *seen, size_t n) {
+    memset(seen, 0, n * sizeof *seen);
+    for (size_t i = 0; i < n; i++)
+        if (order[i] >= n || seen[order[i]]++) return 0;
+    return 1;
+}
+
+static int read_state(const Checkpoint *file, Trainer *t, Error *error) {
+    const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
+    const struct {
+        const char *name;
+        Model *to;
+    } floats[] = {{"state.m", &t->m}, {"state.v", &t->v}, {"state.average", &t->average}, {"state.best", &t->best}};
+    uint32_t mt[MT_WORDS], words[2];
+    Mt19937 *mts[2] = {&t->data, &t->order_mt};
+    for (size_t i = 0; i < 4; i++) {
+        Entry *entry = find_entry(file, floats[i].name);
+        if (!entry) return fail(error, "%.200s: not a training's state: tensor %s is missing", file->path, floats[i].name);
+        if (!read_floats(file, entry, floats[i].to->params, n, error)) return 0;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (t->v.params[i] < 0) return fail(error, "%.200s: tensor state.v holds a negative number", file->path);
+    for (size_t i = 0; i < 2; i++) {
+        if (!read_words(file, i ? "state.order_mt" : "state.data_mt", mt, MT_WORDS, error)) return 0;
+        if (mt[624] > 624) return fail(error, "%.200s: a random generator's state is damaged", file->path);
+        memcpy(mts[i]->state, mt, sizeof mts[i]->state);
+        mts[i]->next = mt[624];
+    }
+    if (!read_words(file, "state.words", words, 2, error) || !read_words(file, "state.order", t->order, n_lists, error)) return 0;
+    if (words[0] > t->total_steps || words[1] > t->recipe.valset_size + 1)
+        return fail(error, "%.200s: tensor state.words is damaged", file->path);
+    uint32_t *seen = (uint32_t *)allocate((double)n_lists * 4.0, "the order of the lists", error);
+    const int good = seen && (is_permutation(t->order, seen, n_lists) || fail(error, "%.200s: tensor state.order is damaged", file->path));
+    free(seen);
+    t->step = words[0];
+    t->validated = words[1] > 0;
+    t->best_right = words[1] > 0 ? words[1] - 1 : 0;
+    return good;
+}
+
+int trainer_resume(Trainer *t, const char *path, Error *error) {
+    Checkpoint file;
+    Model model;
+    Settings all;
+    memset(t, 0, sizeof *t);
+    memset(&model, 0, sizeof model);
+    memset(&all, 0, sizeof all);
+    if (!checkpoint_read(&file, path, error)) return 0;
+    int good = checkpoint_model(&file, &model, error) && read_recipe(&file, &all, error) &&
+               trainer_create(t, &all.recipe, NULL, &model, error);
+    if (good && !read_state(&file, t, error)) {
+        trainer_free(t);
+        good = 0;
+    }
+    model_free(&model);
+    checkpoint_free(&file);
+    return good;
+}
+
 /* ---- 8. Pictures in characters ---------------------------------------------------------------------------------- */
 
 /* One function draws every table. Denser characters are greater values; negative ones have a ramp of thin strokes. */
@@ -1902,6 +2041,12 @@ typedef struct {
     size_t n_heads, n_lists;
 } Frozen;
 
+typedef struct {
+    Moments s;
+    double rise, product; /* sums of the rise of the logits, and of rise times S */
+    float a, c;
+} Regression;
+
 static void freeze_attention(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width) {
     const Frozen *f = (const Frozen *)context;
     if (site != HOOK_PATTERN) return;
@@ -1921,18 +2066,42 @@ static void frozen_scale_logits(const Model *m, Run *run, float scale) {
     linear_forward(run->logits, NULL, run->final_h, m->weights.W_U, m->weights.b_U, n, d, m->config.max_num);
 }
 
-/* logit(m+1) - logit(m) = sum_i a(m) sign(x_i - m - 1/2). */
-static void voted_logits(const Explanation *e, Run *run, const uint32_t *lists) {
+/* S(m) = sum_i sign(x_i - m - 1/2): how many more numbers of the list lie above the step from m to m+1 than below. */
+static float balance(const uint32_t *list, size_t seq_len, size_t m) {
+    float sum = 0;
+    for (size_t t = 0; t < seq_len; t++) sum += list[t] > m ? 1.0f : -1.0f;
+    return sum;
+}
+
+/* Least squares over the lists: logit(m+1) - logit(m) = a(m) S(m) + c(m), for the logits of rung 2. */
+static void observe_climb(Regression *fit, const Run *run, const uint32_t *lists) {
     const size_t V = run->config.max_num, T = run->config.seq_len;
-    for (size_t i = 0; i < run->n_lists; i++) {
-        float *logits = run->logits + i * V;
-        logits[0] = 0.0f;
+    for (size_t i = 0; i < run->n_lists; i++)
         for (size_t m = 0; m + 1 < V; m++) {
-            double balance = 0;
-            for (size_t t = 0; t < T; t++) balance += lists[i * T + t] > m ? 1.0 : -1.0;
-            logits[m + 1] = f32((double)logits[m] + (double)f32(e->scale * (double)e->step[m]) * balance);
+            const float s = balance(lists + i * T, T, m), rise = f32((double)run->logits[i * V + m + 1] - (double)run->logits[i * V + m]);
+            observe(&fit[m].s, s);
+            fit[m].rise += (double)rise, fit[m].product += (double)s * rise;
         }
+}
+
+static void solve_climb(Regression *fit, size_t V) {
+    for (size_t m = 0; m + 1 < V; m++) {
+        const double n = fit[m].s.n, deviation = deviation_of(&fit[m].s);
+        const float mean_s = f32(mean_of(&fit[m].s)), mean_rise = f32(fit[m].rise / n);
+        const double covariance = fit[m].product / n - (double)mean_s * mean_rise;
+        fit[m].a = deviation > 0 ? f32(covariance / deviation / deviation) : 0.0f;
+        fit[m].c = f32((double)mean_rise - (double)fit[m].a * mean_s);
     }
+}
+
+static void climbed_logits(const Regression *fit, Run *run, const uint32_t *lists) {
+    const size_t V = run->config.max_num, T = run->config.seq_len;
+    for (size_t i = 0; i < run->n_lists; i++)
+        for (size_t m = 0; m + 1 < V; m++) {
+            const float rise = f32((double)fit[m].a * balance(lists + i * T, T, m) + (double)fit[m].c);
+            if (m == 0) run->logits[i * V] = 0.0f;
+            run->logits[i * V + m + 1] = f32((double)run->logits[i * V + m] + (double)rise);
+        }
 }
 
 static void observe_rung(Explanation *e, size_t rung, Run *run, const uint32_t *medians, const uint32_t *network) {
@@ -1947,19 +2116,24 @@ static void observe_rung(Explanation *e, size_t rung, Run *run, const uint32_t *
     }
 }
 
-static void climb_ladder(const Model *m, Explanation *e, Run *run, Frozen *frozen, const uint32_t *lists,
-                         const uint32_t *medians, size_t n, uint32_t *network) {
-    const size_t V = m->config.max_num;
+/* The forward pass of rung 1, and with frozen scale that of rung 2. */
+static void frozen_forward(const Model *m, Run *run, Frozen *frozen, const uint32_t *lists, size_t n) {
     const Hook hook = {freeze_attention, frozen};
     frozen->n_lists = n;
+    model_forward(m, run, lists, n, &hook);
+}
+
+static void climb_ladder(const Model *m, Explanation *e, Run *run, Frozen *frozen, const Regression *fit,
+                         const uint32_t *lists, const uint32_t *medians, size_t n, uint32_t *network) {
+    const size_t V = m->config.max_num;
     model_forward(m, run, lists, n, NULL);
     for (size_t i = 0; i < n; i++) network[i] = (uint32_t)argmax(run->logits + i * V, V);
     observe_rung(e, 0, run, medians, network);
-    model_forward(m, run, lists, n, &hook);
+    frozen_forward(m, run, frozen, lists, n);
     observe_rung(e, 1, run, medians, network);
     frozen_scale_logits(m, run, f32(e->scale));
     observe_rung(e, 2, run, medians, network);
-    voted_logits(e, run, lists);
+    climbed_logits(fit, run, lists);
     observe_rung(e, 3, run, medians, network);
     e->ladder[4].right += n;
     for (size_t i = 0; i < n; i++) e->ladder[4].like_network += network[i] == medians[i];
@@ -1968,7 +2142,7 @@ static void climb_ladder(const Model *m, Explanation *e, Run *run, Frozen *froze
 /* First all that is observed on the lists, then the circuits, which are weighted by the attention that was observed, then
  * the ladder, which needs both. */
 static int explain_with(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Run *run,
-                        float *work, Frozen *frozen, uint32_t *network) {
+                        float *work, Frozen *frozen, Regression *fit, uint32_t *network) {
     const size_t T = m->config.seq_len;
     Moments *means = frozen->means;
     for (size_t at = 0; at < n; at += run->capacity) {
@@ -1981,8 +2155,14 @@ static int explain_with(const Model *m, const uint32_t *lists, const uint32_t *m
     e->scale /= (double)n;
     for (size_t i = 0; i < e->heads * T * T; i++) frozen->pattern[i] = f32(mean_of(&means[i]));
     measure_circuits(m, e, work);
+    for (size_t at = 0; at < n; at += run->capacity) {
+        frozen_forward(m, run, frozen, lists + at * T, smaller(run->capacity, n - at));
+        frozen_scale_logits(m, run, f32(e->scale));
+        observe_climb(fit, run, lists + at * T);
+    }
+    solve_climb(fit, m->config.max_num);
     for (size_t at = 0; at < n; at += run->capacity)
-        climb_ladder(m, e, run, frozen, lists + at * T, medians + at, smaller(run->capacity, n - at), network);
+        climb_ladder(m, e, run, frozen, fit, lists + at * T, medians + at, smaller(run->capacity, n - at), network);
     for (size_t i = 0; i < LADDER; i++) e->ladder[i].loss /= (double)n;
     return 1;
 }
@@ -1994,6 +2174,7 @@ int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size
     Frozen frozen = {NULL, NULL, c->n_heads, batch};
     Run run;
     float *work = NULL;
+    Regression *fit = NULL;
     uint32_t *network = NULL;
     memset(e, 0, sizeof *e);
     e->lists = n, e->heads = c->n_layers * c->n_heads;
@@ -2005,9 +2186,10 @@ int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size
         work = lay_floats(&layout, 1, 2 * V * V + circuit_scratch(c), 1);
         frozen.means = (Moments *)lay_out(&layout, (double)e->heads * (double)(T * T), sizeof(Moments));
         frozen.pattern = lay_floats(&layout, e->heads, T, T);
+        fit = (Regression *)lay_out(&layout, (double)V, sizeof(Regression));
         network = lay_words(&layout, batch, 1);
     }
-    if (e->memory) explain_with(m, lists, medians, n, e, &run, work, &frozen, network);
+    if (e->memory) explain_with(m, lists, medians, n, e, &run, work, &frozen, fit, network);
     run_free(&run);
     return e->memory != NULL;
 }
@@ -2112,7 +2294,7 @@ static void add_direct_path(Text *out, const Explanation *e) {
 }
 
 static const char *const rung_names[LADDER] = {"the network", "attention frozen to its mean by position", "and ln_final's scale frozen",
-                                               "votes a(m) sign(x - m - 1/2)", "the median itself"};
+                                               "votes a(m) sign(x - m - 1/2) + c(m)", "the median itself"};
 
 static void add_ladder(Text *out, const Explanation *e) {
     const size_t mistakes = e->lists - e->ladder[0].right;
@@ -2221,9 +2403,10 @@ static void add_explanation_csv(Text *out, const Explanation *e, const Config *c
 typedef struct {
     Settings settings; /* first, so that the table `settings` fits */
     const char *preset, *model, *init, *resume, *out, *log;
-    size_t size, threads, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
+    size_t size, threads, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
     char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
     int epochs_given, steps_given;
+    const char *setting_given; /* the first that is no matter of how, but of what is trained */
     const char **numbers;
     size_t n_numbers;
 } Options;
@@ -2236,6 +2419,7 @@ static const Setting cli_settings[] = {
     {"resume", SETTING_TEXT, offsetof(Options, resume), 0, 0, NULL, "go on with an interrupted training's state"},
     {"out", SETTING_TEXT, offsetof(Options, out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
     {"log", SETTING_TEXT, offsetof(Options, log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
+    {"save-every", SETTING_COUNT, offsetof(Options, save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
     {"size", SETTING_COUNT, offsetof(Options, size), 1, 1e9, NULL, "how many lists"},
     {"threads", SETTING_COUNT, offsetof(Options, threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
     {"csv", SETTING_FLAG, offsetof(Options, csv), 0, 1, NULL, "print for machines"},
@@ -2392,41 +2576,70 @@ static void show_progress(Progress *p, Trainer *t, int force) {
     fflush(stderr);
 }
 
-static int run_training(Trainer *t, FILE *log, Error *error) {
+static volatile sig_atomic_t interrupted;
+
+static void note_interrupt(int number) {
+    (void)number;
+    interrupted = 1;
+}
+
+/* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
+static int run_training(Trainer *t, FILE *log, const char *out_path, const char *state, size_t save_every, Error *error) {
     Progress progress = {is_terminal(2), seconds(), seconds(), (double)t->step};
-    while (t->step < t->total_steps) {
-        if (!trainer_step(t)) {
-            if (progress.terminal) fprintf(stderr, "\n");
-            return fail(error, "the loss is not finite after step %zu: a smaller --lr may help", t->step);
-        }
-        if (log) fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy);
-        show_progress(&progress, t, 0);
+    int done = 1;
+    while (done && t->step < t->total_steps && !interrupted) {
+        if (!trainer_step(t)) done = fail(error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
+        else if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
+            done = fail(error, "cannot write the log: %s", strerror(errno));
+        else if (state && t->step % save_every == 0 && t->step < t->total_steps) done = trainer_save(t, state, error);
+        if (done) show_progress(&progress, t, t->step == t->total_steps || interrupted);
     }
-    show_progress(&progress, t, 1);
     if (progress.terminal) fprintf(stderr, "\n");
+    if (!done || t->step == t->total_steps) return done;
+    if (!state) return fail(error, "interrupted after step %zu", t->step);
+    return trainer_save(t, state, error) && fail(error, "interrupted after step %zu; it goes on with: median train --resume %.100s --out %.100s", t->step, state, out_path);
+}
+
+/* A new training, or the rest of an old one. */
+static int start_training(Trainer *t, const Options *o, Error *error) {
+    Model start;
+    memset(&start, 0, sizeof start);
+    if (o->resume && o->setting_given)
+        return usage(error, "--%s: a resumed training keeps its own settings", o->setting_given);
+    if (o->resume) return trainer_resume(t, o->resume, error);
+    if (!o->init && !config_check(&o->settings.config, error)) return error->usage = 1, 0;
+    if (o->init && !model_load(&start, o->init, error)) return 0;
+    const int done = trainer_create(t, &o->settings.recipe, &o->settings.config, o->init ? &start : NULL, error);
+    model_free(&start);
+    return done;
+}
+
+static int save_result(Trainer *t, const Options *o, const char *state, Text *out, Error *error) {
+    Model *result = trainer_result(t);
+    if (!model_save(result, o->out, error)) return 0;
+    if (state) remove(state);
+    text_add(out, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
+    if (t->validation.lists) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
+    text_add(out, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
     return 1;
 }
 
 static int command_train(Options *o, Text *out, Error *error) {
     Trainer t;
-    Model start;
     FILE *log = NULL;
-    memset(&start, 0, sizeof start);
-    if (!config_check(&o->settings.config, error)) return error->usage = 1, 0;
-    if (o->init && !model_load(&start, o->init, error)) return 0;
-    int done = trainer_create(&t, &o->settings.recipe, o->init ? &start.config : &o->settings.config, o->init ? &start : NULL, error);
-    model_free(&start);
-    if (!done) return 0;
-    if (o->log && !(log = fopen(o->log, "w"))) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
-    if (log) fprintf(log, "step,lr,loss,accuracy\n");
-    if (done) done = run_training(&t, log, error);
-    if (log && (ferror(log) | fclose(log)) && done) done = fail(error, "cannot write %.200s", o->log);
-    if (done) {
-        Model *result = trainer_result(&t);
-        done = model_save(result, o->out, error);
-        text_add(out, "%zu steps of %zu lists", t.step, t.recipe.batch_size);
-        if (t.validated) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t.validation.accuracy, t.validation.loss);
-        text_add(out, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
+    char state[4096];
+    const int keeps_state = !is_special(o->out) && snprintf(state, sizeof state, "%s.state", o->out) < (int)sizeof state;
+    if (!start_training(&t, o, error)) return 0;
+    int done = !o->log || (log = fopen(o->log, o->resume ? "a" : "w")) || fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
+    if (log && !o->resume) fprintf(log, "step,lr,loss,accuracy\n");
+    signal(SIGINT, note_interrupt);
+    signal(SIGTERM, note_interrupt);
+    if (done) done = run_training(&t, log, o->out, keeps_state ? state : NULL, o->save_every, error);
+    if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
+    if (done) done = save_result(&t, o, keeps_state ? state : NULL, out, error);
+    else if (!(t.loss < HUGE_VAL) && t.validated && t.step > 0) { /* diverged: the best so far is worth keeping */
+        Error lost = {0};
+        if (save_result(&t, o, NULL, out, &lost)) text_add(out, "(the training diverged; these are the weights of the best validation)\n");
     }
     trainer_free(&t);
     return done;
@@ -3359,7 +3572,7 @@ static int command_journey(Options *o, Text *out, Error *error) {
              t.model.n_params, t.total_steps, recipe.batch_size);
     emit(out);
     fflush(stdout);
-    if (!run_training(&t, NULL, error)) {
+    if (!run_training(&t, NULL, NULL, NULL, 1, error)) {
         trainer_free(&t);
         return 0;
     }
@@ -3389,7 +3602,7 @@ static const Command commands[] = {
     {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians", NULL},
     {"train", command_train,
      " preset max-num seq-len d-model d-head n-layers n-heads d-mlp normalization trainset-size valset-size epochs steps "
-     "batch-size lr schedule warmup beta1 beta2 eps weight-decay average seed no-shuffle keep init resume out log threads ",
+     "batch-size lr schedule warmup beta1 beta2 eps weight-decay average balanced seed no-shuffle keep init resume out log save-every threads ",
      NULL, 1, 23, "trains a model", NULL},
     {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash", NULL},
     {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists", NULL},
@@ -3482,6 +3695,7 @@ static int parse_option(const Command *command, Options *o, int argc, char **arg
     else if (++*i < argc) value = argv[*i];
     else return usage(error, "--%s needs a value", s->name);
     if (!setting_parse(s, o, value, error)) return error->usage = 1, 0;
+    if (s->offset < sizeof(Settings) || s->offset == offsetof(Options, init)) o->setting_given = s->name;
     if (strcmp(s->name, "epochs") == 0) o->epochs_given = 1;
     if (strcmp(s->name, "steps") == 0) o->steps_given = 1;
     return 1;
@@ -3493,7 +3707,7 @@ static void options_default(Options *o, const Command *command) {
     o->settings.config = config_default();
     o->settings.recipe = recipe_default();
     o->preset = "default", o->model = "median.safetensors", o->out = "trained.safetensors";
-    o->size = command->size, o->threads = 1, o->width = 120;
+    o->size = command->size, o->threads = 1, o->width = 120, o->save_every = 2000;
     o->query_pos = o->key_pos = NO_POSITION;
     o->color = is_terminal(1) && !getenv("NO_COLOR");
     o->numbers = numbers;

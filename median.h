@@ -31,6 +31,9 @@ typedef struct {
  * torch.randint(0, max_num, (n, seq_len)) gives after mt_seed(mt, seed). lists (n, seq_len), medians (n). */
 void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len);
 
+/* The same, but the first share `balanced` of the lists have evenly distributed medians. */
+void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len, float balanced);
+
 /* The middle one of seq_len numbers, seq_len odd; the list is put into another order on the way. */
 uint32_t take_median(uint32_t *list, size_t seq_len);
 
@@ -199,6 +202,7 @@ typedef struct {
     size_t seed, no_shuffle; /* no_shuffle: 1: the lists always in the order of the set */
     size_t keep_best;       /* 1: the weights with the best validation accuracy, 0: the last */
     Adam adam;
+    float balanced;         /* share of the training lists whose medians are evenly distributed */
     float average;          /* rate of the exponential moving average of the weights that is kept instead; 0: none */
 } Recipe;
 
@@ -217,7 +221,7 @@ typedef struct {
     double loss, accuracy;  /* of its batch */
     Evaluation validation;  /* the latest, if there was one */
     int validated;
-    double best_accuracy;
+    size_t best_right;      /* at the best validation */
     void *memory;
 } Trainer;
 
@@ -369,7 +373,7 @@ size_t attribution_terms(const Config *config);
 
 /* ---- 12. The explanation ---------------------------------------------------------------------------------------- */
 
-#define LADDER 5 /* network; attention frozen; ln_final's scale frozen too; fitted votes; the algorithm */
+#define LADDER 5 /* network; attention frozen; ln_final's scale frozen too; votes fitted to it; the algorithm */
 
 typedef struct {
     size_t right, like_network, mistakes_shared; /* of Explanation.lists, .lists and .ladder[0]'s mistakes */
@@ -428,6 +432,10 @@ void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, siz
 /* Replaces the file as a whole or, when something goes wrong, not at all. */
 int write_file(const char *path, const Text *text, Error *error);
 int model_save(const Model *model, const char *path, Error *error);
+
+/* A training under way, to and from a file. What goes on from there ends with the same bits as without interruption. */
+int trainer_save(Trainer *trainer, const char *path, Error *error);
+int trainer_resume(Trainer *trainer, const char *path, Error *error);
 
 /* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are passed over. */
 int model_load(Model *model, const char *path, Error *error);

@@ -1,0 +1,44 @@
+# make            builds ./median
+# make test       builds and runs the tests
+# make install    PREFIX=/usr/local DESTDIR=
+# Every flag here is about speed or comfort. `cc *.c -lm` builds the same program, and both compute the same bits.
+
+CC     = cc
+CFLAGS = -O3
+PREFIX = /usr/local
+
+# What this compiler offers: does `$(CC) FLAG` compile an empty program?
+offers = $(shell echo 'int main(void){return 0;}' > .try.c && $(CC) -Werror $(1) .try.c -o .try >/dev/null 2>&1 && echo $(1); rm -f .try .try.c)
+EXTRA := $(call offers,-march=native) $(call offers,-fopenmp) $(call offers,-fno-math-errno)
+
+SOURCES = median.c tensor.c test_median.c
+HEADERS = median.h tensor.h
+
+median: $(SOURCES) $(HEADERS) Makefile
+	$(CC) $(CFLAGS) $(EXTRA) $(CPPFLAGS) $(SOURCES) $(LDFLAGS) -lm -o $@
+
+test: median
+	./median test
+
+# The manual page is what the program says about itself.
+median.1: median
+	@{ echo '.TH MEDIAN 1'; echo '.SH NAME'; echo 'median \- a small transformer that finds the median of a list'; \
+	   echo '.SH SYNOPSIS'; echo '.nf'; ./median --help; echo '.fi'; \
+	   for c in tour data train info eval predict attention circuits weights ablate attribute patch explain certify check bench test; do \
+	       echo ".SH $$c"; echo '.nf'; ./median $$c --help; echo '.fi'; done; } | sed 's/^\(\.[a-z]\)/\\\&\1/; s/-/\\-/g' > $@
+
+install: median median.1
+	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/median
+	cp median $(DESTDIR)$(PREFIX)/bin/
+	cp median.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	cp median.safetensors $(DESTDIR)$(PREFIX)/share/median/
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/median $(DESTDIR)$(PREFIX)/share/man/man1/median.1
+	rm -f $(DESTDIR)$(PREFIX)/share/median/median.safetensors
+	-rmdir $(DESTDIR)$(PREFIX)/share/median
+
+clean:
+	rm -f median median.exe median.1 a.out
+
+.PHONY: test install uninstall clean
