@@ -3499,6 +3499,51 @@ static int command_check(Options *o, Text *out, Error *error) {
     return !c.first_difference || fail(error, "check: the first stage that differs is: %s", c.first_difference);
 }
 
+/* -- bench -- */
+
+/* Floating-point operations of a forward pass as it is done here, a multiplication with its addition counting two: matrix
+ * products and attention. A backward pass does each product twice, once for either factor. */
+static double forward_flops(const Run *run) {
+    const Config *c = &run->config;
+    const double d = (double)c->d_model, dh = (double)c->d_head, T = (double)c->seq_len;
+    double sum = 2.0 * (double)run->n_lists * d * (double)c->max_num;
+    for (size_t l = 0; l < c->n_layers; l++) {
+        const LayerRun *layer = &run->layers[l];
+        const double rows = (double)layer->n_rows, queries = (double)layer->n_out, asking = rows - (double)layer->first_query;
+        const double seen = layer->n_queries == 1 ? T : (T + 1) / 2, width = layer->folded ? d : dh;
+        const double head = (2 * rows + asking) * d * dh + (layer->folded ? rows : queries) * dh * d + queries * seen * (dh + width);
+        sum += 2.0 * ((double)c->n_heads * head + 2.0 * queries * d * (double)c->d_mlp);
+    }
+    return sum;
+}
+
+static int command_bench(Options *o, Text *out, Error *error) {
+    Trainer t;
+    const Config *c = &o->settings.config;
+    if (!config_check(c, error)) return error->usage = 1, 0;
+    o->settings.recipe.steps = o->size;
+    o->settings.recipe.valset_size = o->settings.recipe.batch_size;
+    if (!trainer_create(&t, &o->settings.recipe, c, NULL, error)) return 0;
+    const size_t batch = o->settings.recipe.batch_size, rounds = 5, steps = (o->size + rounds - 1) / rounds;
+    double best = HUGE_VAL, best_forward = HUGE_VAL;
+    for (size_t round = 0; round < rounds; round++) { /* the fastest of five rounds: what the machine can do undisturbed */
+        double start = seconds();
+        for (size_t i = 0; i < steps && t.step < t.total_steps; i++) trainer_step(&t);
+        best = -max_double(-best, -(seconds() - start) / (double)steps);
+        start = seconds();
+        for (size_t i = 0; i < steps; i++) model_forward(&t.model, &t.run, t.batch, batch, NULL);
+        best_forward = -max_double(-best_forward, -(seconds() - start) / (double)steps);
+    }
+    const double forward = forward_flops(&t.run), step = 3 * forward;
+    text_add(out, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch, t.run.layers[0].n_rows);
+    text_add(out, "training   %10.3f MFLOP a step\ninference  %10.3f MFLOP a batch, %.0f FLOP a list\n", step * 1e-6, forward * 1e-6, forward / (double)batch);
+    fprintf(stderr, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best * 1e3, 1 / best, (double)batch / best, step * 1e-9 / best);
+    fprintf(stderr, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best_forward * 1e3, (double)batch / best_forward, forward * 1e-9 / best_forward);
+    fprintf(stderr, "memory     %10.2f MiB for activations and gradients\n", (double)t.run.bytes / 1048576.0);
+    trainer_free(&t);
+    return 1;
+}
+
 /* -- the tour and the journey -- */
 
 static void chapter(Text *out, const char *title) {
@@ -3507,33 +3552,96 @@ static void chapter(Text *out, const char *title) {
     text_add(out, "\n\n");
 }
 
-static int tour(Text *out, Subject *s, Options *o, Error *error) {
-    const Config *c = &s->model.config;
-    uint32_t list[MAX_SEQ_LEN], median;
-    Mt19937 mt;
+static void tour_predictions(Text *out, Subject *s, const Options *o, const uint32_t *list, uint32_t median) {
     Evaluation e = {0};
-
-    chapter(out, "How good is it?");
+    chapter(out, "1. How good is it?");
     evaluate(&s->model, &s->run, s->lists, s->medians, o->size, NULL, &e);
-    text_add(out, "On %zu lists that it has never seen:\n\n", o->size);
+    text_add(out, "On %zu lists made with seed %zu:\n\n", o->size, o->settings.recipe.seed);
     add_evaluation(out, &e);
-    text_add(out, "\nMore lists: median eval --size 1000000\n");
-
-    chapter(out, "One list");
-    mt_seed(&mt, 23);
-    make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
+    text_add(out, "\nThe network has never seen a rule for sorting or for medians, only lists and answers. More lists:\n"
+                  "    median eval --size 1000000\n");
+    chapter(out, "2. One list");
     model_forward(&s->model, &s->run, list, 1, NULL);
     model_loss(&s->run, &median);
     add_prediction(out, s, list, median);
-    text_add(out, "\nYour own list: median predict ");
-    add_list(out, list, c->seq_len);
+    text_add(out, "\nThe five numbers that it would most likely name. Neighbours of the median in value come next: what the network knows\n"
+                  "is not a choice among the list's numbers but a place on a scale. A list of your own:\n    median predict ");
+    add_list(out, list, s->model.config.seq_len);
     text_add(out, "\n");
     emit(out);
+}
 
-    chapter(out, "Who looks where?");
+static int tour_attention(Text *out, Subject *s, const Options *o, const uint32_t *list, Error *error) {
+    chapter(out, "3. Who looks where?");
     add_patterns(out, s, list, o->color != 0);
-    text_add(out, "Only the last row matters in the last layer: the answer is read off at the last position.\n\n");
-    return add_mean_attention(out, s, o, error);
+    text_add(out, "Each row is shared out among the columns and adds up to 1. A number sees itself and those before it. The answer is\n"
+                  "read off at the last position, so in the last layer only the last row matters. Averages:\n\n");
+    if (!add_mean_attention(out, s, o, error)) return 0;
+    text_add(out, "If the last row is nearly even, attention doesn't pick the median out; it collects all numbers. The list above:\n"
+                  "    median attention ");
+    add_list(out, list, s->model.config.seq_len);
+    text_add(out, "\n");
+    emit(out);
+    return 1;
+}
+
+/* What breaks without a part, and which values carry the answer. */
+static int tour_interventions(Text *out, Options *o, Subject *s, const uint32_t *list, uint32_t median, Error *error) {
+    const Config *c = &s->model.config;
+    Pair p;
+    chapter(out, "4. What is needed?");
+    text_add(out, "Each head's output is replaced by its mean over 200 lists, position by position.\n\n");
+    memset(&p, 0, sizeof p);
+    p.clean.model = s->model; /* lent for the chapter */
+    int done = run_create(&p.clean.run, c, 200, RUN_FORWARD, error) && run_create(&p.changed, c, 200, RUN_FORWARD, error) &&
+               subject_lists(&p.clean, 200, 42, error);
+    if (done) {
+        model_forward(&s->model, &p.clean.run, p.clean.lists, 200, NULL);
+        text_add(out, "layer    head     positions    accuracy       loss   loss > 0.7\n");
+        ablation_sweep(out, &p, o);
+        text_add(out, "\nIn the last layer only the last position's output is used. Other replacements, several at once:\n"
+                      "    median ablate --kind resample --head 0.0 --positions 0,%zu\n", c->seq_len - 1);
+        chapter(out, "5. What makes the answer?");
+        model_forward(&s->model, &p.clean.run, list, 1, NULL);
+        memcpy(p.clean.lists, list, c->seq_len * sizeof *list);
+        p.clean.medians[0] = median;
+        done = add_attribution_of(out, &p.clean, list, median, 0, error);
+        text_add(out, "\nEvery logit is a sum of what each part writes, ln_final's scale taken as given. Numbers above the median and numbers\n"
+                      "below it pull the margin to opposite sides.\n    median attribute ");
+        add_list(out, list, c->seq_len);
+        text_add(out, "\n");
+        chapter(out, "6. Which value carries it?");
+        if (done && (done = patch_lists(&p.clean, o, error))) {
+            model_forward(&s->model, &p.clean.run, p.clean.lists, 1, NULL);
+            add_patching(out, &s->model, &p.clean.run, &p.changed, p.clean.lists, p.clean.medians, 0);
+            text_add(out, "\nRestored 1: this value alone brings the clean answer back. 0: it carries nothing of the difference.\n"
+                          "    median patch LIST OTHER-LIST\n");
+        }
+    }
+    memset(&p.clean.model, 0, sizeof p.clean.model);
+    pair_free(&p);
+    return done;
+}
+
+static int tour(Text *out, Subject *s, Options *o, Error *error) {
+    const Config *c = &s->model.config;
+    uint32_t list[MAX_SEQ_LEN], median;
+    Explanation e;
+    Mt19937 mt;
+    mt_seed(&mt, 23);
+    make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
+    o->kind = REPLACE_MEAN, o->csv = 0, o->n_numbers = 0;
+    tour_predictions(out, s, o, list, median);
+    if (!tour_attention(out, s, o, list, error) || !tour_interventions(out, o, s, list, median, error)) return 0;
+    chapter(out, "7. How it works");
+    text_add(out, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes that sum: the\n"
+                  "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n");
+    if (!explain(&s->model, s->lists, s->medians, o->size, &e, error)) return 0;
+    add_explanation(out, &e, c, o->color != 0);
+    explanation_free(&e);
+    text_add(out, "\nThe circuits as tables: median circuits ov --csv. All weights: median weights. A network that knows nothing yet:\n"
+                  "    median train --steps 1 --out untrained.safetensors\n    median explain --model untrained.safetensors\n");
+    return 1;
 }
 
 static int command_tour(Options *o, Text *out, Error *error) {
@@ -3597,8 +3705,8 @@ static int command_test(Options *o, Text *out, Error *error) {
 
 #define ON_LISTS " size seed model "
 static const Command commands[] = {
-    {"", command_journey, " color ", NULL, 100000, 1000, "the whole journey: the data, training, the tour", NULL},
-    {"tour", command_tour, ON_LISTS "color ", NULL, 100000, 1000, "the journey on a trained model", NULL},
+    {"", command_journey, " color ", NULL, 20000, 1000, "the whole journey: the data, training, the tour", NULL},
+    {"tour", command_tour, ON_LISTS "color ", NULL, 20000, 1000, "the journey on a trained model", NULL},
     {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians", NULL},
     {"train", command_train,
      " preset max-num seq-len d-model d-head n-layers n-heads d-mlp normalization trainset-size valset-size epochs steps "
@@ -3615,6 +3723,8 @@ static const Command commands[] = {
     {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 2, 23, "which value carries the answer from one list to another", NULL},
     {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, "the explanation, tested", NULL},
     {"check", command_check, " ", NULL, 1, 1, "golden values: does this build compute the same bits?", NULL},
+    {"bench", command_bench, " max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size size threads ", NULL, 500, 23,
+     "speed of training and inference; --size is the number of steps", NULL},
     {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, "the tests", NULL},
 };
 static const size_t n_commands = sizeof commands / sizeof *commands;
