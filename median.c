@@ -2,8 +2,8 @@
  *
  * Read it from top to bottom: the task, the model, its forward and backward pass, training, checkpoints; then the
  * instruments for looking inside. The arithmetic of the layers, with their gradients, is in tensor.c. */
-#if defined __GNUC__ && !defined __clang__
-#pragma GCC optimize("O2")
+#if defined __GNUC__ && __GNUC__ >= 8 && !defined __clang__ && !defined __powerpc__
+#pragma GCC optimize("O3", "no-trapping-math", "no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns") /* see tensor.c */
 #endif
 
 #include "median.h"
@@ -75,24 +75,34 @@ static double max_double(double a, double b) { return a > b ? a : b; }
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
 
 /* Half a bubble sort without branches: each round carries the greatest number that is left to the end; when more than
- * half have been carried there, the last one carried is the median. */
-uint32_t take_median(uint32_t *list, size_t seq_len) {
+ * half have been carried there, the last one carried is the median. ABREAST lists at once, which processors with vectors
+ * sort in the time of one. */
+enum { ABREAST = 8 };
+
+static void take_medians(uint32_t *medians, const uint32_t *lists, size_t n, size_t seq_len) {
+    uint32_t sorted[MAX_SEQ_LEN][ABREAST];
+    for (size_t t = 0; t < seq_len; t++)
+        for (size_t u = 0; u < ABREAST; u++) sorted[t][u] = lists[(u < n ? u : 0) * seq_len + t];
     for (size_t end = seq_len - 1; end >= seq_len / 2 && end > 0; end--)
-        for (size_t i = 0; i < end; i++) {
-            const uint32_t a = list[i], b = list[i + 1];
-            list[i] = a < b ? a : b;
-            list[i + 1] = a < b ? b : a;
-        }
-    return list[seq_len / 2];
+        for (size_t i = 0; i < end; i++)
+            for (size_t u = 0; u < ABREAST; u++) {
+                const uint32_t a = sorted[i][u], b = sorted[i + 1][u];
+                sorted[i][u] = a < b ? a : b;
+                sorted[i + 1][u] = a < b ? b : a;
+            }
+    for (size_t u = 0; u < n; u++) medians[u] = sorted[seq_len / 2][u];
+}
+
+uint32_t median_of(const uint32_t *list, size_t seq_len) {
+    uint32_t median;
+    take_medians(&median, list, 1, seq_len);
+    return median;
 }
 
 void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
-    uint32_t sorted[MAX_SEQ_LEN];
     for (size_t i = 0; i < n * seq_len; i++) lists[i] = mt_next(mt) % (uint32_t)max_num;
-    for (size_t i = 0; i < n; i++) {
-        memcpy(sorted, lists + i * seq_len, seq_len * sizeof *lists);
-        medians[i] = take_median(sorted, seq_len);
-    }
+    for (size_t i = 0; i < n; i += ABREAST)
+        take_medians(medians + i, lists + i * seq_len, smaller(n - i, ABREAST), seq_len);
 }
 
 /* Fisher & Yates: every order equally likely. */
@@ -265,12 +275,13 @@ void model_init(Model *model, Mt19937 *mt) {
  * every position of every list has a row of its own. Rows are ordered by position, so those of the last position, the
  * only one whose query and output matter in the last layer, stand together at the end.
  *
- * Since (a v) W_O = a (v W_O), W_O may go to each row's value before the attention mixes them, or to each list's mix. In
- * layer 0, with its few rows, the former ("folded") is usually cheaper. */
-static int is_folded(const Config *c, size_t layer) {
-    return layer == 0 && (c->d_model <= c->d_head || c->seq_len * (c->d_model - c->d_head) < c->d_head * c->d_model);
-}
-
+ * Matrix products may be taken in any order, so neither keys nor values are ever computed for every row:
+ *
+ *   - q . k = (h_q W_Q + b_Q) . (h_s W_K + b_K) = ((h_q W_Q + b_Q) W_K^T) . h_s + a constant of the query, which softmax
+ *     doesn't see. So W_K goes to the few queries, and the rows of h themselves are the keys. (b_K has no effect at all,
+ *     and its gradient is 0.)
+ *   - sum_s a_s (h_s W_V + b_V) W_O: attention may mix the h_s, then W_V and W_O go to each query's mix. Or in layer 0, with
+ *     its few rows, each row gets v W_O = h_s (W_V W_O) + b_V W_O first and attention mixes these ("folded"). */
 static size_t queries_of_layer(const Run *run, size_t layer) {
     return layer + 1 == run->config.n_layers && run->kind != RUN_ALL_POSITIONS ? 1 : run->config.seq_len;
 }
@@ -283,8 +294,9 @@ static size_t max_rows(const Config *c, size_t layer, size_t lists) {
 typedef struct RunGradients {
     float *x, *h;               /* (rows, d_model): of the layer's input */
     float *out;                 /* (Q, d_model): of its output */
-    float *q, *k, *v, *vo;      /* of one head: (rows, d_head) three times, (rows, d_model) */
-    float *scores, *z;          /* (Q, seq_len), (Q, d_head) */
+    float *q, *qk, *vo;         /* of one head: (rows, d_head), (rows, d_model) twice */
+    float *W_VO, *b_VO;         /* (d_model, d_model), (d_model) */
+    float *scores, *z, *mix;    /* (Q, seq_len), (Q, d_head), (Q, d_model) */
     float *h2, *pre, *post;     /* (Q, d_model), (Q, d_mlp) twice */
     float *logits, *final_h;    /* (n_lists, max_num), (n_lists, d_model) */
     double *scratch;            /* attention_backward's */
@@ -298,14 +310,15 @@ static void lay_out_gradients(Layout *m, const Run *run, RunGradients *g) {
         const double r = (double)max_rows(c, l, lists);
         rows = max_double(rows, r);
         queries = max_double(queries, (double)queries_of_layer(run, l) * (double)lists);
-        scratch = max_double(scratch, r * (double)(2 * c->d_head + (is_folded(c, l) ? c->d_model : c->d_head)));
+        scratch = max_double(scratch, r * (double)(3 * c->d_model));
     }
     const size_t R = (size_t)rows, Q = (size_t)queries, d = c->d_model;
     const size_t wide = R > Q ? R : Q;
     g->x = lay_floats(m, wide, d, 1), g->out = lay_floats(m, wide, d, 1);
     g->h = lay_floats(m, R, d, 1), g->vo = lay_floats(m, R, d, 1);
-    g->q = lay_floats(m, R, c->d_head, 1), g->k = lay_floats(m, R, c->d_head, 1), g->v = lay_floats(m, R, c->d_head, 1);
-    g->scores = lay_floats(m, Q, c->seq_len, 1), g->z = lay_floats(m, Q, c->d_head, 1);
+    g->q = lay_floats(m, R, c->d_head, 1), g->qk = lay_floats(m, R, d, 1);
+    g->W_VO = lay_floats(m, d, d, 1), g->b_VO = lay_floats(m, d, 1, 1);
+    g->scores = lay_floats(m, Q, c->seq_len, 1), g->z = lay_floats(m, Q, c->d_head, 1), g->mix = lay_floats(m, Q, d, 1);
     g->h2 = lay_floats(m, Q, d, 1), g->pre = lay_floats(m, Q, c->d_mlp, 1), g->post = lay_floats(m, Q, c->d_mlp, 1);
     g->logits = lay_floats(m, lists, c->max_num, 1), g->final_h = lay_floats(m, lists, d, 1);
     g->scratch = (double *)lay_out(m, scratch, sizeof(double));
@@ -319,7 +332,7 @@ static void lay_out_run(Layout *m, Run *run) {
     for (size_t l = 0; l < c->n_layers; l++) {
         LayerRun count = {0}, *layer = m->base ? &run->layers[l] : &count;
         const size_t R = max_rows(c, l, lists), Q = queries_of_layer(run, l) * lists;
-        layer->folded = is_folded(c, l);
+        layer->folded = l == 0;
         layer->key_row = lay_words(m, lists, c->seq_len), layer->query_row = lay_words(m, Q, 1);
         layer->x = lay_floats(m, R, d, 1);
         layer->h = layer->x;
@@ -327,9 +340,12 @@ static void lay_out_run(Layout *m, Run *run) {
             layer->normal1 = lay_floats(m, R, d, 1), layer->inv_std1 = lay_floats(m, R, 1, 1);
             layer->h = lay_floats(m, R, d, 1);
         }
-        layer->q = lay_floats(m, heads, R, c->d_head), layer->k = lay_floats(m, heads, R, c->d_head);
-        layer->v = lay_floats(m, heads, R, c->d_head);
-        layer->vo = layer->folded ? lay_floats(m, heads, R, d) : NULL;
+        layer->q = lay_floats(m, heads, R, c->d_head), layer->qk = lay_floats(m, heads, R, d);
+        if (layer->folded) {
+            layer->W_VO = lay_floats(m, heads, d, d), layer->b_VO = lay_floats(m, heads, d, 1);
+            layer->vo = lay_floats(m, heads, R, d);
+        } else
+            layer->mix = lay_floats(m, heads, Q, d);
         layer->pattern = lay_floats(m, heads, Q, c->seq_len);
         layer->z = lay_floats(m, heads, Q, layer->folded ? d : c->d_head);
         if (c->d_mlp) {
@@ -366,12 +382,13 @@ int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Er
     lay_out_run(&layout, run);
     const double bytes = layout.used;
     layout.used = 0;
-    if (!(layout.base = (char *)allocate(bytes, "a batch of this size", error))) {
+    if (!(layout.base = (char *)allocate(bytes + 64.0, "a batch of this size", error))) {
         memset(run, 0, sizeof *run);
         return 0;
     }
-    lay_out_run(&layout, run);
     run->memory = layout.base;
+    layout.base += (64 - (uintptr_t)layout.base % 64) % 64; /* where the processor's cache lines begin */
+    lay_out_run(&layout, run);
     run->bytes = (size_t)bytes;
     return 1;
 }
@@ -413,7 +430,7 @@ static void index_rows(Run *run, const uint32_t *lists, size_t n_lists) {
             if (l > 0)
                 for (size_t t = 0; t < T; t++) layer->key_row[i * T + t] = (uint32_t)(t * n_lists + i);
             for (size_t t = T - layer->n_queries, first = t; t < T; t++)
-                layer->query_row[(t - first) * n_lists + i] = layer->key_row[i * T + t];
+                layer->query_row[(t - first) * n_lists + i] = layer->key_row[i * T + t] - (uint32_t)layer->first_query;
         }
     }
 }
@@ -422,45 +439,59 @@ static void add_to(float *x, const float *change, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
 }
 
+/* One head's weights and what it computes; see LayerRun. */
+typedef struct {
+    float *W_Q, *W_K, *W_V, *W_O, *b_Q, *b_V, *q, *qk, *pattern, *z, *W_VO, *b_VO, *vo, *mix;
+} Head;
+
 static void call_hook(const Hook *hook, HookSite site, size_t layer, size_t head, float *values, size_t rows,
                       size_t width) {
     if (hook) hook->call(hook->context, site, layer, head, values, rows, width);
 }
 
 static Attention layer_attention(const Config *c, const LayerRun *layer) {
-    const Attention a = {layer->n_out / layer->n_queries, c->seq_len, layer->n_queries, c->d_head,
-                         layer->folded ? c->d_model : c->d_head, layer->n_rows, layer->n_rows, layer->key_row,
-                         layer->query_row};
+    const size_t asking = layer->n_rows - layer->first_query;
+    const Attention a = {layer->n_out / layer->n_queries, c->seq_len, layer->n_queries, c->d_model, c->d_model, asking,
+                         layer->n_rows, layer->key_row, layer->query_row, f32(1.0 / sqrt((double)c->d_head))};
     return a;
+}
+
+/* One head's part of its layer's arrays and weights. */
+static Head head_of(const Config *c, const LayerWeights *w, const LayerRun *layer, size_t head) {
+    const size_t d = c->d_model, dh = c->d_head, R = layer->n_rows, Q = layer->n_out, at = head * d * dh;
+    Head h = {w->W_Q + at, w->W_K + at, w->W_V + at, w->W_O + at, w->b_Q + head * dh, w->b_V + head * dh,
+              layer->q + head * R * dh, layer->qk + head * R * d, layer->pattern + head * Q * c->seq_len,
+              layer->z + head * Q * (layer->folded ? d : dh), NULL, NULL, NULL, NULL};
+    if (layer->folded) h.W_VO = layer->W_VO + head * d * d, h.b_VO = layer->b_VO + head * d, h.vo = layer->vo + head * R * d;
+    else h.mix = layer->mix + head * Q * d;
+    return h;
 }
 
 /* Attention of one layer: adds to each query's residual what the heads bring from the positions they look at. */
 static void forward_attention(const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
                               const Hook *hook) {
-    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head;
+    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head, asking = R - layer->first_query;
     const Attention shape = layer_attention(c, layer);
-    const size_t first = layer->first_query;
-    gather_forward(out, layer->x, w->b_O, layer->query_row, Q, d);
+    gather_forward(out, layer->x + layer->first_query * d, w->b_O, layer->query_row, Q, d);
     for (size_t head = 0; head < c->n_heads; head++) {
-        const size_t rows_at = head * R * dh, weights_at = head * d * dh;
-        float *q = layer->q + rows_at, *k = layer->k + rows_at, *v = layer->v + rows_at;
-        float *pattern = layer->pattern + head * Q * c->seq_len, *z = layer->z + head * Q * shape.d_value;
-        const float *W_O = w->W_O + weights_at;
-        linear_forward(q + first * dh, NULL, layer->h + first * d, w->W_Q + weights_at, w->b_Q + head * dh, R - first, d, dh);
-        linear_forward(k, NULL, layer->h, w->W_K + weights_at, w->b_K + head * dh, R, d, dh);
-        linear_forward(v, NULL, layer->h, w->W_V + weights_at, w->b_V + head * dh, R, d, dh);
-        attention_pattern(&shape, pattern, q, k);
-        call_hook(hook, HOOK_PATTERN, l, head, pattern, Q, c->seq_len);
+        const Head a = head_of(c, w, layer, head);
+        linear_forward(a.q, NULL, layer->h + layer->first_query * d, a.W_Q, a.b_Q, asking, d, dh);
+        memset(a.qk, 0, asking * d * sizeof(float));
+        linear_backward(a.qk, NULL, NULL, a.q, NULL, a.W_K, asking, d, dh); /* q W_K^T */
+        attention_pattern(&shape, a.pattern, a.qk, layer->h);
+        call_hook(hook, HOOK_PATTERN, l, head, a.pattern, Q, c->seq_len);
         if (layer->folded) {
-            float *vo = layer->vo + head * R * d;
-            linear_forward(vo, NULL, v, W_O, NULL, R, dh, d);
-            attention_values(&shape, z, pattern, vo);
-            call_hook(hook, HOOK_HEAD, l, head, z, Q, d);
-            add_to(out, z, Q * d);
+            linear_forward(a.W_VO, NULL, a.W_V, a.W_O, NULL, d, dh, d);
+            linear_forward(a.b_VO, NULL, a.b_V, a.W_O, NULL, 1, dh, d);
+            linear_forward(a.vo, NULL, layer->h, a.W_VO, a.b_VO, R, d, d);
+            attention_values(&shape, a.z, a.pattern, a.vo);
+            call_hook(hook, HOOK_HEAD, l, head, a.z, Q, d);
+            add_to(out, a.z, Q * d);
         } else {
-            attention_values(&shape, z, pattern, v);
-            call_hook(hook, HOOK_HEAD, l, head, z, Q, dh);
-            linear_forward(out, out, z, W_O, NULL, Q, dh, d);
+            attention_values(&shape, a.mix, a.pattern, layer->h);
+            linear_forward(a.z, NULL, a.mix, a.W_V, a.b_V, Q, d, dh);
+            call_hook(hook, HOOK_HEAD, l, head, a.z, Q, dh);
+            linear_forward(out, out, a.z, a.W_O, NULL, Q, dh, d);
         }
     }
 }
@@ -529,33 +560,34 @@ static void backward_mlp(const Config *c, const LayerWeights *w, const LayerWeig
         layernorm_backward(g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w, Q, d);
 }
 
+/* A product of two weight matrices is a linear layer whose input is the first of them; and q W_K^T is the backward pass of
+ * a linear layer, so its own backward is the forward pass. */
 static void backward_attention(const Config *c, const LayerWeights *w, const LayerWeights *dw, const LayerRun *layer,
                                RunGradients *g) {
-    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head, first = layer->first_query;
+    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head, asking = R - layer->first_query;
     const Attention shape = layer_attention(c, layer);
-    float *dh_rows = c->normalization ? g->h : g->x;
+    float *dh_rows = c->normalization ? g->h : g->x, *dh_asking = dh_rows + layer->first_query * d;
     for (size_t head = 0; head < c->n_heads; head++) {
-        const size_t rows_at = head * R * dh, weights_at = head * d * dh, bias_at = head * dh;
-        const float *q = layer->q + rows_at, *k = layer->k + rows_at, *v = layer->v + rows_at;
-        const float *pattern = layer->pattern + head * Q * c->seq_len;
-        memset(g->q, 0, R * dh * sizeof(float));
-        memset(g->k, 0, R * dh * sizeof(float));
-        memset(g->v, 0, R * dh * sizeof(float));
+        const Head a = head_of(c, w, layer, head), da = head_of(c, dw, layer, head); /* of da, the weights are meant */
+        memset(g->qk, 0, asking * d * sizeof(float));
         if (layer->folded) {
             memset(g->vo, 0, R * d * sizeof(float));
-            attention_backward(&shape, g->q, g->k, g->vo, g->scores, g->scratch, g->out, pattern, q, k,
-                               layer->vo + head * R * d);
-            linear_backward(g->v, dw->W_O + weights_at, NULL, g->vo, v, w->W_O + weights_at, R, dh, d);
+            memset(g->W_VO, 0, d * d * sizeof(float));
+            memset(g->b_VO, 0, d * sizeof(float));
+            attention_backward(&shape, g->qk, dh_rows, g->vo, g->scores, g->scratch, g->out, a.pattern, a.qk, layer->h, a.vo);
+            linear_backward(dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
+            linear_backward(da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
+            linear_backward(da.b_V, da.W_O, NULL, g->b_VO, a.b_V, a.W_O, 1, dh, d);
         } else {
             memset(g->z, 0, Q * dh * sizeof(float));
-            linear_backward(g->z, dw->W_O + weights_at, NULL, g->out, layer->z + head * Q * dh, w->W_O + weights_at, Q,
-                            dh, d);
-            attention_backward(&shape, g->q, g->k, g->v, g->scores, g->scratch, g->z, pattern, q, k, v);
+            memset(g->mix, 0, Q * d * sizeof(float));
+            linear_backward(g->z, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
+            linear_backward(g->mix, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
+            attention_backward(&shape, g->qk, dh_rows, dh_rows, g->scores, g->scratch, g->mix, a.pattern, a.qk, layer->h, layer->h);
         }
-        linear_backward(dh_rows + first * d, dw->W_Q + weights_at, dw->b_Q + bias_at, g->q + first * dh,
-                        layer->h + first * d, w->W_Q + weights_at, R - first, d, dh);
-        linear_backward(dh_rows, dw->W_K + weights_at, dw->b_K + bias_at, g->k, layer->h, w->W_K + weights_at, R, d, dh);
-        linear_backward(dh_rows, dw->W_V + weights_at, dw->b_V + bias_at, g->v, layer->h, w->W_V + weights_at, R, d, dh);
+        linear_forward(g->q, NULL, g->qk, a.W_K, NULL, asking, d, dh);
+        linear_backward(NULL, da.W_K, NULL, a.q, g->qk, NULL, asking, d, dh);
+        linear_backward(dh_asking, da.W_Q, da.b_Q, g->q, layer->h + layer->first_query * d, a.W_Q, asking, d, dh);
     }
 }
 
@@ -565,7 +597,7 @@ static void backward_layer(const Config *c, const LayerWeights *w, const LayerWe
     if (c->d_mlp) backward_mlp(c, w, dw, layer, g);
     memset(g->x, 0, R * d * sizeof(float));
     if (c->normalization) memset(g->h, 0, R * d * sizeof(float));
-    gather_backward(g->x, dw->b_O, g->out, layer->query_row, layer->n_out, d);
+    gather_backward(g->x + layer->first_query * d, dw->b_O, g->out, layer->query_row, layer->n_out, d);
     backward_attention(c, w, dw, layer, g);
     if (c->normalization)
         layernorm_backward(g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
@@ -654,6 +686,7 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     const Recipe *r = &t->recipe;
     Layout layout = {0};
     if (start) config = &start->config;
+    if (r->batch_size == 0) return fail(error, "a batch needs at least one list");
     if (r->trainset_size == 0 && r->steps == 0) return fail(error, "fresh lists at every step (--trainset-size 0) need --steps");
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
@@ -736,7 +769,8 @@ static float learning_rate(const Trainer *t) {
 double trainer_accuracy(const Trainer *t) {
     const size_t V = t->model.config.max_num;
     size_t right = 0;
-    for (size_t i = 0; i < t->run.n_lists; i++) right += argmax(t->run.logits + i * V, V) == t->batch_medians[i];
+    for (size_t i = 0; i < t->run.n_lists; i++) /* a loss below log 2 is a probability above 1/2 */
+        right += t->run.loss[i] < 0.69f || argmax(t->run.logits + i * V, V) == t->batch_medians[i];
     return (double)right / (double)t->run.n_lists;
 }
 
@@ -1839,8 +1873,9 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *scratch) {
         const size_t query = layer->n_out - 1;
         for (size_t h = 0; h < c->n_heads; h++)
             for (size_t s = 0; s < T; s++) {
-                const size_t row = h * layer->n_rows + layer->key_row[s];
-                linear_forward(scratch, NULL, layer->v + row * dh, m->weights.layers[l].W_O + h * dh * d, NULL, 1, dh, d);
+                const Head one = head_of(c, &m->weights.layers[l], layer, h);
+                linear_forward(scratch + d, NULL, layer->h + layer->key_row[s] * d, one.W_V, one.b_V, 1, d, dh);
+                linear_forward(scratch, NULL, scratch + d, one.W_O, NULL, 1, dh, d);
                 const float p = layer->pattern[(h * layer->n_out + query) * T + s];
                 for (size_t j = 0; j < d; j++) scratch[j] = f32((double)scratch[j] * p);
                 add_term(a, m, "head", l, h, s, scratch);
@@ -2804,9 +2839,7 @@ static int command_predict(Options *o, Text *out, Error *error) {
     if (o->n_numbers == 0) done = predict_stdin(o, &s, out, error);
     else if ((done = parse_list(s.lists, o->numbers, o->n_numbers, &s.model.config, error)) && o->logits) add_answers(out, &s, 1, 1);
     else if (done) {
-        uint32_t sorted[MAX_SEQ_LEN];
-        memcpy(sorted, s.lists, s.model.config.seq_len * sizeof *sorted);
-        s.medians[0] = take_median(sorted, s.model.config.seq_len);
+        s.medians[0] = median_of(s.lists, s.model.config.seq_len);
         model_forward(&s.model, &s.run, s.lists, 1, NULL);
         model_loss(&s.run, s.medians);
         add_prediction(out, &s, s.lists, s.medians[0]);
@@ -3219,10 +3252,8 @@ static void add_attribution(Text *out, const Subject *s, const Attribution *a, c
 /* The list given, or the first of the seed. s->lists and s->medians have it afterwards. */
 static int given_list(Subject *s, const Options *o, Error *error) {
     const size_t T = s->model.config.seq_len;
-    uint32_t sorted[MAX_SEQ_LEN];
     if (o->n_numbers && !parse_list(s->lists, o->numbers, o->n_numbers, &s->model.config, error)) return 0;
-    memcpy(sorted, s->lists, T * sizeof *sorted);
-    s->medians[0] = take_median(sorted, T);
+    s->medians[0] = median_of(s->lists, T);
     model_forward(&s->model, &s->run, s->lists, 1, NULL);
     return 1;
 }
@@ -3230,7 +3261,7 @@ static int given_list(Subject *s, const Options *o, Error *error) {
 static int add_attribution_of(Text *out, Subject *s, const uint32_t *list, uint32_t median, int csv, Error *error) {
     const Config *c = &s->model.config;
     Attribution a = {{median, runner_up(s->run.logits, c->max_num, median)}, 0, NULL, 0, {0, 0}};
-    a.terms = (Term *)allocate((double)attribution_terms(c) * (double)sizeof(Term) + (double)c->d_model * 4.0, "the terms", error);
+    a.terms = (Term *)allocate((double)attribution_terms(c) * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * 4.0, "the terms", error);
     if (!a.terms) return 0;
     attribute(&s->model, &s->run, &a, (float *)(a.terms + attribution_terms(c)));
     add_attribution(out, s, &a, list, csv);
@@ -3320,7 +3351,7 @@ static void add_patching(Text *out, const Model *model, const Run *clean, Run *c
 /* The clean list, then the corrupted one: given, or the first of the seed with its median moved by half the range. */
 static int patch_lists(Subject *s, const Options *o, Error *error) {
     const size_t T = s->model.config.seq_len;
-    uint32_t *clean = s->lists, *corrupted = s->lists + T, sorted[MAX_SEQ_LEN];
+    uint32_t *clean = s->lists, *corrupted = s->lists + T;
     size_t differ = 0;
     if (o->n_numbers && o->n_numbers != 2 * T)
         return usage(error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, o->n_numbers);
@@ -3331,10 +3362,7 @@ static int patch_lists(Subject *s, const Options *o, Error *error) {
     differ = 0;
     for (size_t t = 0; t < T; t++) differ += clean[t] != corrupted[t];
     if (differ != 1) return usage(error, "the two lists must differ in one number; they differ in %zu", differ);
-    for (size_t i = 0; i < 2; i++) {
-        memcpy(sorted, s->lists + i * T, T * sizeof *sorted);
-        s->medians[i] = take_median(sorted, T);
-    }
+    for (size_t i = 0; i < 2; i++) s->medians[i] = median_of(s->lists + i * T, T);
     return 1;
 }
 
@@ -3510,8 +3538,9 @@ static double forward_flops(const Run *run) {
     for (size_t l = 0; l < c->n_layers; l++) {
         const LayerRun *layer = &run->layers[l];
         const double rows = (double)layer->n_rows, queries = (double)layer->n_out, asking = rows - (double)layer->first_query;
-        const double seen = layer->n_queries == 1 ? T : (T + 1) / 2, width = layer->folded ? d : dh;
-        const double head = (2 * rows + asking) * d * dh + (layer->folded ? rows : queries) * dh * d + queries * seen * (dh + width);
+        const double seen = layer->n_queries == 1 ? T : (T + 1) / 2;
+        const double values = layer->folded ? (rows + dh) * d * d : 2 * queries * d * dh;
+        const double head = 2 * asking * d * dh + values + queries * seen * 2 * d;
         sum += 2.0 * ((double)c->n_heads * head + 2.0 * queries * d * (double)c->d_mlp);
     }
     return sum;

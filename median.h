@@ -23,7 +23,7 @@ typedef struct {
     int usage; /* 1: the caller asked for something impossible */
 } Error;
 
-#define MAX_SEQ_LEN 1023
+#define MAX_SEQ_LEN 255
 
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
 
@@ -34,8 +34,8 @@ void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_
 /* The same, but the first share `balanced` of the lists have evenly distributed medians. */
 void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len, float balanced);
 
-/* The middle one of seq_len numbers, seq_len odd; the list is put into another order on the way. */
-uint32_t take_median(uint32_t *list, size_t seq_len);
+/* The middle one of seq_len numbers, seq_len odd. */
+uint32_t median_of(const uint32_t *list, size_t seq_len);
 
 /* ---- 2. The model ----------------------------------------------------------------------------------------------- */
 
@@ -106,7 +106,7 @@ void model_init(Model *model, Mt19937 *mt);
 /* The places where a run can be observed or changed while it goes on. */
 typedef enum {
     HOOK_RESIDUAL, /* the residual stream that enters layer `layer` (n_layers: ln_final): (rows of that layer, d_model) */
-    HOOK_PATTERN,  /* a head's attention: (queries, seq_len) */
+    HOOK_PATTERN,  /* a head's attention: (queries, seq_len); rows must go on adding up to 1 */
     HOOK_HEAD,     /* a head's output, up to a linear map the same for all: (queries, width) */
     HOOK_MLP       /* the MLP's output: (queries, d_model) */
 } HookSite;
@@ -121,12 +121,14 @@ typedef struct {
 /* What a layer computes; R = n_rows of its input, Q = n_queries * n_lists. Heads stand one after the other. */
 typedef struct {
     size_t n_rows, n_queries, n_out; /* n_out: Q */
-    int folded;                      /* values are v W_O, d_model wide, instead of v */
+    int folded;                      /* W_V W_O goes to the rows, not to the queries: see median.c */
     uint32_t *key_row;               /* (n_lists, seq_len): the row of a list's position in x */
-    uint32_t *query_row;             /* (Q): the row of a query in x */
-    size_t first_query;              /* no query has a row before this one */
+    size_t first_query;              /* the rows from here on ask */
+    uint32_t *query_row;             /* (Q): the row of a query among those that ask */
     float *x, *normal1, *inv_std1, *h; /* (R, d_model), ...: the residual stream and its normalization */
-    float *q, *k, *v, *vo;           /* (n_heads, R, d_head) three times, (n_heads, R, d_model) if folded */
+    float *q, *qk;                   /* (n_heads, rows that ask, d_head): queries; (.., d_model): times W_K^T */
+    float *W_VO, *b_VO, *vo;         /* folded: (n_heads, d_model, d_model), (n_heads, d_model), (n_heads, R, d_model) */
+    float *mix;                      /* not folded: (n_heads, Q, d_model): attention's mix of h */
     float *pattern;                  /* (n_heads, Q, seq_len) */
     float *z;                        /* (n_heads, Q, d_model if folded, else d_head) */
     float *mid, *normal2, *inv_std2, *h2; /* (Q, d_model), ...: after attention, if there is an MLP */
@@ -185,10 +187,6 @@ void evaluate_batch(Run *run, const uint32_t *medians, Evaluation *e);
 /* Runs n lists, any number, in batches of run->capacity, and adds them to *e, which is all 0 at first. hook may be NULL. */
 void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
               Evaluation *e);
-
-/* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
-
-/* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same configuration. */
 
 /* ---- 5. Training ------------------------------------------------------------------------------------------------ */
 
@@ -367,7 +365,7 @@ typedef struct {
     double sum[2];
 } Attribution;
 
-/* Direct attribution of the logits of the first list in run; scratch: d_model floats. */
+/* Direct attribution of the logits of the first list in run; scratch: d_model + d_head floats. */
 void attribute(const Model *model, const Run *run, Attribution *a, float *scratch);
 size_t attribution_terms(const Config *config);
 

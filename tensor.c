@@ -1,7 +1,9 @@
 /* tensor.c - see tensor.h for the promise and the habits that keep it. The chapters stand in the header's order. */
-#if defined __GNUC__ && !defined __clang__
-/* A bare `cc *.c` deserves speed too. Neither of the other two changes a value: we look at no exception flag and no errno. */
-#pragma GCC optimize("O3", "no-trapping-math", "no-math-errno")
+#if defined __GNUC__ && !defined __clang__ && __GNUC__ >= 8 && !defined __powerpc__
+/* A bare `cc *.c` deserves speed too. No value is changed: we look at no exception flag. The last two keep GCC from
+ * undoing what stands here on purpose: from unrolling the loops around sums that are kept in registers, and from calling
+ * memcpy for seven floats. */
+#pragma GCC optimize("O3", "no-trapping-math", "no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns")
 #endif
 
 #include "tensor.h"
@@ -12,6 +14,11 @@
 #include <omp.h>
 #endif
 
+/* sqrt of what is not negative sets no errno; told so, compilers vectorise it. */
+#ifdef __GNUC__
+double sqrt(double) __attribute__((const));
+#endif
+
 /* The hot loops are compiled once for each generation of x86-64 and the best is picked at start. -march=native, other
  * compilers and other processors simply compile them once. */
 #if defined __GNUC__ && !defined __clang__ && defined __x86_64__ && defined __GLIBC__ && !defined __AVX2__ && \
@@ -19,6 +26,14 @@
 #define KERNEL __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define KERNEL
+#endif
+
+/* Stands before short loops of fixed length: GCC would otherwise unroll them into single operations before it looks for
+ * vectors. */
+#if defined __GNUC__ && !defined __clang__ && __GNUC__ >= 8 && !defined __powerpc__
+#define VECTOR_LOOP _Pragma("GCC unroll 1")
+#else
+#define VECTOR_LOOP
 #endif
 
 /* ---- Threads: rows are shared out in slices ---- */
@@ -45,7 +60,7 @@ static size_t slice(size_t n) {
 #ifdef _OPENMP
     threads = (size_t)omp_get_max_threads();
 #endif
-    return threads == 1 ? n + 1 : (n / threads + 8) / 8 * 8;
+    return threads == 1 ? n + 1 : (n + 8 * threads - 1) / (8 * threads) * 8;
 }
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
@@ -70,43 +85,57 @@ int ieee_setup(void) {
 
 /* ---- Sums along a row ---- */
 
-/* Eight running sums, element i into sum i mod 8, then joined pairwise. The order is fixed here, and eight independent
- * sums are what vector units and pipelines want. */
-#define LANES 8
+/* Sums down the columns are made so many columns at a time: they stay in registers. */
+enum { COLUMNS = 32 };
+
+/* A row is summed in eight running sums, element i into sum i mod 8, joined pairwise; what is left over when n is not a
+ * multiple of eight follows one by one. The order is fixed here, and eight independent sums are what vector units and
+ * pipelines want. */
+enum { LANES = 8 };
 
 TENSOR_INLINE double join(const double s[LANES]) {
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+    const double a = s[0] + s[4], b = s[1] + s[5], c = s[2] + s[6], d = s[3] + s[7];
+    return (a + c) + (b + d);
 }
 
 TENSOR_INLINE double row_sum(const float *x, size_t n) {
     double s[LANES] = {0};
-    size_t i = 0, j;
+    size_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (j = 0; j < LANES; j++) s[j] += (double)x[i + j];
-    for (j = 0; i + j < n; j++) s[j] += (double)x[i + j];
-    return join(s);
+        VECTOR_LOOP
+        for (size_t j = 0; j < LANES; j++) s[j] += (double)x[i + j];
+    double sum = i > 0 ? join(s) : 0.0;
+    for (; i < n; i++) sum += (double)x[i];
+    return sum;
 }
 
 TENSOR_INLINE double row_dot(const float *x, const float *y, size_t n) {
     double s[LANES] = {0};
-    size_t i = 0, j;
+    size_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (j = 0; j < LANES; j++) s[j] += (double)x[i + j] * (double)y[i + j];
-    for (j = 0; i + j < n; j++) s[j] += (double)x[i + j] * (double)y[i + j];
-    return join(s);
+        VECTOR_LOOP
+        for (size_t j = 0; j < LANES; j++) s[j] += (double)x[i + j] * (double)y[i + j];
+    double sum = i > 0 ? join(s) : 0.0;
+    for (; i < n; i++) sum += (double)x[i] * (double)y[i];
+    return sum;
 }
 
 TENSOR_INLINE float row_max(const float *x, size_t n) {
-    float m[LANES], max;
-    size_t i = 0, j;
-    for (j = 0; j < LANES; j++) m[j] = -INFINITY;
+    float m[LANES], max = -INFINITY;
+    size_t i = 0;
+    VECTOR_LOOP
+    for (size_t j = 0; j < LANES; j++) m[j] = -INFINITY;
     for (; i + LANES <= n; i += LANES)
-        for (j = 0; j < LANES; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
-    for (j = 0; i + j < n; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
-    max = m[0];
-    for (j = 1; j < LANES; j++) max = m[j] > max ? m[j] : max;
+        VECTOR_LOOP
+        for (size_t j = 0; j < LANES; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    for (size_t j = 0; j < LANES && i > 0; j++) max = m[j] > max ? m[j] : max;
+    for (; i < n; i++) max = x[i] > max ? x[i] : max;
     return max;
 }
+
+/* What is done with each row in turn is done in passes over so many rows: sums, divisions and roots of one row then
+ * need not wait for each other, and the rows stay in the first-level cache. */
+enum { GROUP = 32 };
 
 /* ---- Random numbers ---- */
 
@@ -117,12 +146,17 @@ void mt_seed(Mt19937 *mt, uint32_t seed) {
     mt->next = 624;
 }
 
+/* One word of the next block, from its predecessor in place i, the one after that, and the one 397 places on. */
+TENSOR_INLINE uint32_t mt_word(uint32_t here, uint32_t after, uint32_t far) {
+    const uint32_t y = (here & UINT32_C(0x80000000)) | (after & UINT32_C(0x7fffffff));
+    return far ^ (y >> 1) ^ (UINT32_C(0x9908b0df) & (0u - (y & 1u)));
+}
+
 static void mt_refill(Mt19937 *mt) {
     uint32_t *s = mt->state;
-    for (uint32_t i = 0; i < 624; i++) {
-        uint32_t y = (s[i] & UINT32_C(0x80000000)) | (s[i == 623 ? 0 : i + 1] & UINT32_C(0x7fffffff));
-        s[i] = s[i < 227 ? i + 397 : i - 227] ^ (y >> 1) ^ (UINT32_C(0x9908b0df) & (0u - (y & 1u)));
-    }
+    for (uint32_t i = 0; i < 227; i++) s[i] = mt_word(s[i], s[i + 1], s[i + 397]);
+    for (uint32_t i = 227; i < 623; i++) s[i] = mt_word(s[i], s[i + 1], s[i - 227]);
+    s[623] = mt_word(s[623], s[0], s[396]);
     mt->next = 0;
 }
 
@@ -305,9 +339,14 @@ void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t 
     }
 }
 
-void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)x[(index ? index[r] : r) * d + j] + (b ? (double)b[j] : 0.0));
+KERNEL void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++) {
+        const float *from = x + (index ? index[r] : r) * d;
+        if (b)
+            for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)from[j] + b[j]);
+        else
+            memcpy(out + r * d, from, d * sizeof *out);
+    }
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d);
@@ -330,15 +369,15 @@ typedef struct {
 /* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
  * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result that
  * stays in registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
-enum { TILE = 8, BLOCK_M = 64, BLOCK_N = 32, BLOCK_K = 64 };
+enum { TILE = 8, BLOCK_M = 128, BLOCK_N = 64, BLOCK_K = 64 };
 
-/* acc[m][n] += sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances. All eight rows in
- * one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
-TENSOR_INLINE void tile_product(double (*acc)[BLOCK_N], const double *a, size_t a_row, size_t a_col,
+/* sums[m][n] += sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances. All eight
+ * rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
+TENSOR_INLINE void tile_product(double (*sums)[TILE], const double *a, size_t a_row, size_t a_col,
                                 const double (*b)[TILE], size_t K) {
     double c[TILE][TILE];
     for (size_t m = 0; m < TILE; m++)
-        for (size_t n = 0; n < TILE; n++) c[m][n] = acc[m][n];
+        for (size_t n = 0; n < TILE; n++) c[m][n] = sums[m][n];
     for (size_t k = 0; k < K; k++, a += a_col)
         for (size_t n = 0; n < TILE; n++) {
             const double y = b[k][n];
@@ -352,54 +391,92 @@ TENSOR_INLINE void tile_product(double (*acc)[BLOCK_N], const double *a, size_t 
             c[7][n] += a[7 * a_row] * y;
         }
     for (size_t m = 0; m < TILE; m++)
-        for (size_t n = 0; n < TILE; n++) acc[m][n] = c[m][n];
+        for (size_t n = 0; n < TILE; n++) sums[m][n] = c[m][n];
 }
 
-/* The part of a product that lies in M <= BLOCK_M rows and N <= BLOCK_N columns. Copies are filled up with zeros to whole
- * tiles; what the tiles compute beyond M and N is not used. */
-KERNEL static void block_product(float *out, size_t out_row, const float *residual, const float *bias, Matrix a,
-                                 Matrix b, size_t M, size_t K, size_t N) {
-    double acc[BLOCK_M][BLOCK_N], a_copy[TILE * BLOCK_K], b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
-    memset(acc, 0, sizeof acc);
-    for (size_t m = 0; m < M; m++)
-        for (size_t n = 0; n < N; n++)
-            acc[m][n] = (residual ? (double)residual[m * out_row + n] : 0.0) + (bias ? (double)bias[n] : 0.0);
+/* What a tile's sums start from: residual + bias, and 0 beyond its M rows and N columns. */
+TENSOR_INLINE void tile_start(double (*sums)[TILE], const float *residual, size_t row, const double *bias, size_t M,
+                              size_t N) {
+    for (size_t m = 0; m < TILE; m++)
+        if (!residual)
+            VECTOR_LOOP
+            for (size_t n = 0; n < TILE; n++) sums[m][n] = bias[n];
+        else if (m < M && N == TILE)
+            VECTOR_LOOP
+            for (size_t n = 0; n < TILE; n++) sums[m][n] = (double)residual[m * row + n] + bias[n];
+        else
+            for (size_t n = 0; n < TILE; n++)
+                sums[m][n] = m < M && n < N ? (double)residual[m * row + n] + bias[n] : 0.0;
+}
 
+TENSOR_INLINE void tile_finish(float *out, size_t row, double (*sums)[TILE], size_t M, size_t N) {
+    for (size_t m = 0; m < M; m++)
+        if (N == TILE)
+            VECTOR_LOOP
+            for (size_t n = 0; n < TILE; n++) out[m * row + n] = f32(sums[m][n]);
+        else
+            for (size_t n = 0; n < N; n++) out[m * row + n] = f32(sums[m][n]);
+}
+
+/* b's columns, N <= TILE of them, filled up with zeros to a whole tile. */
+TENSOR_INLINE void copy_columns(double (*copy)[TILE], Matrix b, size_t K, size_t N) {
+    for (size_t k = 0; k < K; k++)
+        if (N == TILE && b.col == 1)
+            VECTOR_LOOP
+            for (size_t n = 0; n < TILE; n++) copy[k][n] = (double)b.at[k * b.row + n];
+        else
+            for (size_t n = 0; n < TILE; n++) copy[k][n] = n < N ? (double)b.at[k * b.row + n * b.col] : 0.0;
+}
+
+/* a's rows, M <= TILE of them, likewise. */
+TENSOR_INLINE void copy_rows(double *copy, Matrix a, size_t M, size_t K) {
+    for (size_t m = 0; m < TILE; m++)
+        for (size_t k = 0; k < K; k++) copy[m * BLOCK_K + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
+}
+
+TENSOR_INLINE Matrix part(Matrix a, size_t row, size_t col) {
+    a.at += row * a.row + col * a.col;
+    return a;
+}
+
+/* The part of a product that lies in M <= BLOCK_M rows and N <= BLOCK_N columns. a_columns: whether neighbours in a stand
+ * in a column, and so are copied column by column. Inlined for either case. */
+TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, const float *bias, Matrix a, Matrix b,
+                         size_t M, size_t K, size_t N, int a_columns) {
+    double sums[BLOCK_M / TILE][BLOCK_N / TILE][TILE][TILE], b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
+    double a_copy[BLOCK_K * TILE], first[BLOCK_N];
+    for (size_t n = 0; n < BLOCK_N; n++) first[n] = bias && n < N ? (double)bias[n] : 0.0;
     for (size_t k0 = 0; k0 < K; k0 += BLOCK_K) {
         const size_t depth = min_size(K - k0, BLOCK_K);
-        for (size_t n0 = 0; n0 < N; n0 += TILE)
-            for (size_t k = 0; k < depth; k++) {
-                const float *from = b.at + (k0 + k) * b.row + n0 * b.col;
-                double *to = b_copy[n0 / TILE][k];
-                if (N - n0 >= TILE && b.col == 1)
-                    for (size_t n = 0; n < TILE; n++) to[n] = (double)from[n];
-                else
-                    for (size_t n = 0; n < TILE; n++) to[n] = n0 + n < N ? (double)from[n * b.col] : 0.0;
-            }
-        for (size_t m0 = 0; m0 < M; m0 += TILE) {
-            const size_t height = min_size(M - m0, TILE);
-            const float *from = a.at + m0 * a.row + k0 * a.col;
-            if (height < TILE) memset(a_copy, 0, sizeof a_copy);
-            if (a.row == 1) { /* neighbours stand in a column: copied column by column */
-                for (size_t k = 0; k < depth; k++)
-                    if (height == TILE)
-                        for (size_t m = 0; m < TILE; m++) a_copy[k * TILE + m] = (double)from[k * a.col + m];
-                    else
-                        for (size_t m = 0; m < height; m++) a_copy[k * TILE + m] = (double)from[k * a.col + m];
-                for (size_t n0 = 0; n0 < N; n0 += TILE)
-                    tile_product((double(*)[BLOCK_N]) & acc[m0][n0], a_copy, 1, TILE,
-                                 (const double(*)[TILE])b_copy[n0 / TILE], depth);
-            } else { /* row by row */
-                for (size_t m = 0; m < height; m++)
-                    for (size_t k = 0; k < depth; k++) a_copy[m * BLOCK_K + k] = (double)from[m * a.row + k * a.col];
-                for (size_t n0 = 0; n0 < N; n0 += TILE)
-                    tile_product((double(*)[BLOCK_N]) & acc[m0][n0], a_copy, BLOCK_K, 1,
-                                 (const double(*)[TILE])b_copy[n0 / TILE], depth);
-            }
+        for (size_t n = 0; n < N; n += TILE)
+            copy_columns(b_copy[n / TILE], part(b, k0, n), depth, min_size(N - n, TILE));
+        for (size_t m = 0; m < M; m += TILE) {
+            const size_t height = min_size(M - m, TILE);
+            const Matrix strip = part(a, m, k0), transposed = {strip.at, strip.col, 1};
+            if (a_columns)
+                copy_columns((double(*)[TILE])a_copy, transposed, depth, height);
+            else
+                copy_rows(a_copy, strip, height, depth);
+            /* what only one stretch adds to need not be kept: one strip then serves all, and stays in the cache */
+            double(*strip_sums)[TILE][TILE] = sums[K <= BLOCK_K ? 0 : m / TILE];
+            for (size_t n = 0; k0 == 0 && n < N; n += TILE)
+                tile_start(strip_sums[n / TILE], residual ? residual + m * out_row + n : NULL, out_row, first + n,
+                           height, min_size(N - n, TILE));
+            for (size_t n = 0; n < N; n += TILE)
+                tile_product(strip_sums[n / TILE], a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1,
+                             (const double(*)[TILE])b_copy[n / TILE], depth);
+            for (size_t n = 0; k0 + depth == K && n < N; n += TILE)
+                tile_finish(out + m * out_row + n, out_row, strip_sums[n / TILE], height, min_size(N - n, TILE));
         }
     }
-    for (size_t m = 0; m < M; m++)
-        for (size_t n = 0; n < N; n++) out[m * out_row + n] = f32(acc[m][n]);
+}
+
+KERNEL static void block_product(float *out, size_t out_row, const float *residual, const float *bias, Matrix a,
+                                 Matrix b, size_t M, size_t K, size_t N) {
+    if (a.row == 1)
+        block(out, out_row, residual, bias, a, b, M, K, N, 1);
+    else
+        block(out, out_row, residual, bias, a, b, M, K, N, 0);
 }
 
 /* out = residual + bias + a b, a (M, K), b (K, N), out and residual (M, N) contiguous. */
@@ -416,20 +493,28 @@ static void product(float *out, const float *residual, const float *bias, Matrix
     }
 }
 
-/* sums[j] += sum over r of x[r][j] (times times[r][j]), for the columns from `first`, at most LANES of them. */
-KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t first) {
-    double s[LANES] = {0};
-    const size_t n = min_size(d - first, LANES);
-    x += first;
-    if (times) times += first;
+/* sums[j] += sum over r of x[r][j] (times times[r][j]), for n columns. */
+TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
+    double s[COLUMNS] = {0};
     for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < n; j++) s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
-    for (size_t j = 0; j < n; j++) sums[first + j] = f32((double)sums[first + j] + s[j]);
+        for (size_t j = 0; j < n; j++)
+            s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
+    for (size_t j = 0; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
+}
+
+KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t first) {
+    x += first, sums += first;
+    if (times && d - first >= COLUMNS)
+        add_columns(sums, x, times + first, rows, d, COLUMNS);
+    else if (d - first >= COLUMNS)
+        add_columns(sums, x, NULL, rows, d, COLUMNS);
+    else
+        add_columns(sums, x, times ? times + first : NULL, rows, d, d - first);
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
     PARALLEL_FOR
-    for (size_t j = 0; j < d; j += LANES) column_slice(sums, x, times, rows, d, j);
+    for (size_t j = 0; j < d; j += COLUMNS) column_slice(sums, x, times, rows, d, j);
 }
 
 void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
@@ -450,57 +535,72 @@ void linear_backward(float *dx, float *dW, float *db, const float *dout, const f
 
 /* ---- Layer normalization ---- */
 
-KERNEL static void layernorm_rows(float *out, float *normal, float *inv_std, const float *x, const float *w,
-                                  const float *b, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++, x += d, normal += d, out += d) {
-        const double mean = row_sum(x, d) / (double)d;
-        for (size_t j = 0; j < d; j++) normal[j] = f32((double)x[j] - mean);
-        const float inv = f32(1.0 / sqrt(row_dot(normal, normal, d) / (double)d + 1e-5));
+KERNEL static void layernorm_group(float *restrict out, float *restrict normal, float *restrict inv_std,
+                                   const float *restrict x, const float *restrict w, const float *restrict b,
+                                   size_t rows, size_t d) {
+    double mean[GROUP];
+    for (size_t r = 0; r < rows; r++) mean[r] = row_sum(x + r * d, d) / (double)d;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < d; j++) normal[r * d + j] = f32((double)x[r * d + j] - mean[r]);
+    for (size_t r = 0; r < rows; r++)
+        inv_std[r] = f32(1.0 / sqrt(row_dot(normal + r * d, normal + r * d, d) / (double)d + 1e-5));
+    for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < d; j++) {
-            normal[j] = f32((double)normal[j] * inv);
-            out[j] = f32((double)normal[j] * w[j] + (double)b[j]);
+            const float y = f32((double)normal[r * d + j] * inv_std[r]);
+            normal[r * d + j] = y;
+            out[r * d + j] = f32((double)y * w[j] + (double)b[j]);
         }
-        inv_std[r] = inv;
-    }
 }
 
 void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w, const float *b,
                        size_t rows, size_t d) {
-    const size_t step = slice(rows);
     PARALLEL_FOR
-    for (size_t r = 0; r < rows; r += step)
-        layernorm_rows(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, min_size(step, rows - r), d);
+    for (size_t r = 0; r < rows; r += GROUP)
+        layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, min_size(GROUP, rows - r), d);
 }
 
 /* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the mean
  * and through s:  dn[j]/dx[i] = s ([i=j] - 1/d - n[i] n[j] / d).  Hence
  *   dL/dx[i] = s (g[i] - mean(g) - n[i] mean(g n)),   dL/dw = sum over rows of dout n,   dL/db = sum over rows of dout. */
-KERNEL static void layernorm_backward_rows(float *dx, const float *dout, const float *normal, const float *inv_std,
-                                           const float *w, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++, dx += d, dout += d, normal += d) {
+KERNEL static void layernorm_backward_group(float *restrict dx, const float *restrict dout,
+                                            const float *restrict normal, const float *restrict inv_std,
+                                            const float *restrict w, size_t rows, size_t d) {
+    double g_mean[GROUP];
+    float gn_mean[GROUP];
+    for (size_t r = 0; r < rows; r++) {
         double g_sum[LANES] = {0}, gn_sum[LANES] = {0};
-        for (size_t i = 0; i < d; i += LANES)
-            for (size_t j = 0; j < min_size(LANES, d - i); j++) {
-                const float g = f32((double)dout[i + j] * w[i + j]);
+        const float *o = dout + r * d, *n = normal + r * d;
+        size_t i = 0;
+        for (; i + LANES <= d; i += LANES)
+            VECTOR_LOOP
+            for (size_t j = 0; j < LANES; j++) {
+                const float g = f32((double)o[i + j] * w[i + j]);
                 g_sum[j] += (double)g;
-                gn_sum[j] += (double)g * normal[i + j];
+                gn_sum[j] += (double)g * n[i + j];
             }
-        const double g_mean = join(g_sum) / (double)d;
-        const float gn_mean = f32(join(gn_sum) / (double)d);
-        for (size_t j = 0; j < d; j++) {
-            const float g = f32((double)dout[j] * w[j]);
-            const float change = f32(((double)g - g_mean) - (double)normal[j] * gn_mean);
-            dx[j] = f32((double)dx[j] + (double)change * inv_std[r]);
+        double sum = join(g_sum), sum_n = join(gn_sum);
+        for (; i < d; i++) {
+            const float g = f32((double)o[i] * w[i]);
+            sum += (double)g;
+            sum_n += (double)g * n[i];
         }
+        g_mean[r] = sum / (double)d;
+        gn_mean[r] = f32(sum_n / (double)d);
     }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < d; j++) {
+            const float g = f32((double)dout[r * d + j] * w[j]);
+            const float change = f32(((double)g - g_mean[r]) - (double)normal[r * d + j] * gn_mean[r]);
+            dx[r * d + j] = f32((double)dx[r * d + j] + (double)change * inv_std[r]);
+        }
 }
 
 void layernorm_backward(float *dx, float *dw, float *db, const float *dout, const float *normal, const float *inv_std,
                         const float *w, size_t rows, size_t d) {
-    const size_t step = slice(rows);
     PARALLEL_FOR
-    for (size_t r = 0; r < rows; r += step)
-        layernorm_backward_rows(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, min_size(step, rows - r), d);
+    for (size_t r = 0; r < rows; r += GROUP)
+        layernorm_backward_group(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, min_size(GROUP, rows - r),
+                                 d);
     column_sums(dw, dout, normal, rows, d);
     column_sums(db, dout, NULL, rows, d);
 }
@@ -520,26 +620,26 @@ void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
 
 /* Subtracts each row's maximum, so that exp cannot overflow, then exp of all rows at once, then each row is divided by
  * its sum. With loss and label, also loss[r] = log(sum) - (x[label] - max). */
-KERNEL static void softmax_rows(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
-    for (size_t r = 0; r < rows; r++) {
-        const double max = (double)row_max(x + r * n, n);
-        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)x[r * n + j] - max);
-        if (loss) loss[r] = p[r * n + label[r]];
-    }
+KERNEL static void softmax_group(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
+    double sum[GROUP], inv[GROUP];
+    float max[GROUP];
+    for (size_t r = 0; r < rows; r++) max[r] = row_max(x + r * n, n);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)x[r * n + j] - (double)max[r]);
+    for (size_t r = 0; loss && r < rows; r++) loss[r] = p[r * n + label[r]];
     for (size_t i = 0; i < rows * n; i++) p[i] = f32(exp_core(p[i]));
-    for (size_t r = 0; r < rows; r++) {
-        const double sum = row_sum(p + r * n, n), inv = 1.0 / sum;
-        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)p[r * n + j] * inv);
-        if (loss) loss[r] = f32((double)log_f32(f32(sum)) - (double)loss[r]);
-    }
+    for (size_t r = 0; r < rows; r++) sum[r] = row_sum(p + r * n, n);
+    for (size_t r = 0; r < rows; r++) inv[r] = 1.0 / sum[r];
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)p[r * n + j] * inv[r]);
+    for (size_t r = 0; loss && r < rows; r++) loss[r] = f32((double)log_f32(f32(sum[r])) - (double)loss[r]);
 }
 
-/* Rows go through the three passes in batches small enough to stay in the first-level cache. */
 static void softmax(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
-    const size_t step = min_size(slice(rows), 2048 / n + 1);
     PARALLEL_FOR
-    for (size_t r = 0; r < rows; r += step)
-        softmax_rows(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, min_size(step, rows - r), n);
+    for (size_t r = 0; r < rows; r += GROUP)
+        softmax_group(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, min_size(GROUP, rows - r),
+                      n);
 }
 
 void softmax_forward(float *p, const float *x, size_t rows, size_t n) { softmax(p, x, NULL, NULL, rows, n); }
@@ -573,15 +673,50 @@ static size_t n_rows(const Attention *a) { return a->n_queries * a->n_lists; }
 TENSOR_INLINE size_t list_of(const Attention *a, size_t i) { return i % a->n_lists; }
 TENSOR_INLINE size_t place_of(const Attention *a, size_t i) { return a->seq_len - a->n_queries + i / a->n_lists; }
 
+/* dot[u] = x . y[u], eight rows y at once, each in the order of row_dot: x is converted to double only once. */
+TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const y[8], size_t d) {
+    double s[8][LANES] = {{0}};
+    size_t i = 0;
+    for (; i + LANES <= d; i += LANES)
+        VECTOR_LOOP
+        for (size_t j = 0; j < LANES; j++) {
+            const double v = (double)x[i + j];
+            s[0][j] += v * (double)y[0][i + j];
+            s[1][j] += v * (double)y[1][i + j];
+            s[2][j] += v * (double)y[2][i + j];
+            s[3][j] += v * (double)y[3][i + j];
+            s[4][j] += v * (double)y[4][i + j];
+            s[5][j] += v * (double)y[5][i + j];
+            s[6][j] += v * (double)y[6][i + j];
+            s[7][j] += v * (double)y[7][i + j];
+        }
+    for (size_t u = 0; u < 8; u++) dot[u] = join(s[u]);
+    for (; i < d; i++)
+        for (size_t u = 0; u < 8; u++) dot[u] += (double)x[i] * (double)y[u][i];
+}
+
+/* out[s] = f32(scale x . rows[index[s]]) for n rows of width d. */
+TENSOR_INLINE void dots(float *out, const float *x, const float *rows, const uint32_t *index, size_t n, size_t d,
+                        double scale) {
+    for (size_t s = 0; s < n; s += 8) {
+        const float *y[8];
+        double dot[8];
+        float rounded[8];
+        for (size_t u = 0; u < 8; u++) y[u] = rows + index[s + u < n ? s + u : s] * d;
+        eight_dots(dot, x, y, d);
+        for (size_t u = 0; u < 8; u++) rounded[u] = f32(dot[u] * scale);
+        for (size_t u = 0; u < 8 && s + u < n; u++) out[s + u] = rounded[u];
+    }
+}
+
 KERNEL static void attention_scores(const Attention *a, float *scores, const float *q, const float *k, size_t begin,
                                     size_t end) {
-    const size_t T = a->seq_len, d = a->d_head;
-    const double scale = 1.0 / sqrt((double)d);
+    const size_t T = a->seq_len, d = a->d_key;
+    const double scale = (double)a->scale;
     for (size_t i = begin; i < end; i++) {
-        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
-        const float *q_i = q + a->query_row[i] * d;
-        for (size_t s = 0; s < T; s++)
-            scores[i * T + s] = s <= place_of(a, i) ? f32(row_dot(q_i, k + key_row[s] * d, d) * scale) : -INFINITY;
+        const size_t seen = place_of(a, i) + 1;
+        dots(scores + i * T, q + a->query_row[i] * d, k, a->key_row + list_of(a, i) * T, seen, d, scale);
+        for (size_t s = seen; s < T; s++) scores[i * T + s] = -INFINITY;
     }
 }
 
@@ -592,27 +727,32 @@ void attention_pattern(const Attention *a, float *pattern, const float *q, const
     softmax_forward(pattern, pattern, n, a->seq_len);
 }
 
-/* Adds up a query's values 32 columns at a time, so that the sums stay in registers. */
-enum { COLUMNS = 32 };
+/* sum[j] = sum over s of weight[s] * rows[index[s]][j], for n columns of rows of width d. */
+TENSOR_INLINE void weighted_sum(double sum[COLUMNS], const float *weight, const float *rows, const uint32_t *index,
+                                size_t n_terms, size_t d, size_t n) {
+    double t[COLUMNS] = {0};
+    for (size_t s = 0; s < n_terms; s++) {
+        const double w = (double)weight[s];
+        const float *row = rows + index[s] * d;
+        for (size_t j = 0; j < n; j++) t[j] += w * (double)row[j];
+    }
+    for (size_t j = 0; j < n; j++) sum[j] = t[j];
+}
 
 KERNEL static void attention_values_slice(const Attention *a, float *z, const float *pattern, const float *v,
                                           size_t begin, size_t end) {
     const size_t T = a->seq_len, d = a->d_value;
+    double sum[COLUMNS];
     for (size_t i = begin; i < end; i++) {
         const uint32_t *key_row = a->key_row + list_of(a, i) * T;
-        for (size_t j0 = 0; j0 < d; j0 += COLUMNS) {
-            const size_t n = min_size(COLUMNS, d - j0);
-            double sum[COLUMNS] = {0};
-            for (size_t s = 0; s <= place_of(a, i); s++) {
-                const double p = (double)pattern[i * T + s];
-                const float *v_s = v + key_row[s] * d + j0;
-                if (n == COLUMNS)
-                    for (size_t j = 0; j < COLUMNS; j++) sum[j] += p * (double)v_s[j];
-                else
-                    for (size_t j = 0; j < n; j++) sum[j] += p * (double)v_s[j];
-            }
-            for (size_t j = 0; j < n; j++) z[i * d + j0 + j] = f32(sum[j]);
+        const size_t seen = place_of(a, i) + 1;
+        size_t j = 0;
+        for (; j + COLUMNS <= d; j += COLUMNS) {
+            weighted_sum(sum, pattern + i * T, v + j, key_row, seen, d, COLUMNS);
+            for (size_t c = 0; c < COLUMNS; c++) z[i * d + j + c] = f32(sum[c]);
         }
+        if (j < d) weighted_sum(sum, pattern + i * T, v + j, key_row, seen, d, d - j);
+        for (size_t c = 0; j + c < d; c++) z[i * d + j + c] = f32(sum[c]);
     }
 }
 
@@ -623,74 +763,88 @@ void attention_values(const Attention *a, float *z, const float *pattern, const 
 }
 
 /* z = sum_s p_s v_s gives dL/dp_s = dz . v_s and dL/dv_s += p_s dz. p = softmax(score) gives dp_s/dscore_u =
- * p_s ([s=u] - p_u), so dL/dscore_s = p_s (dL/dp_s - sum_u p_u dL/dp_u). score_s = q . k_s / sqrt(d_head) gives
- * dL/dq = sum_s dscore_s k_s / sqrt(d_head), dL/dk_s += dscore_s q / sqrt(d_head). (The factor goes into dscores.) */
+ * p_s ([s=u] - p_u), so dL/dscore_s = p_s (dL/dp_s - sum_u p_u dL/dp_u). score_s = scale q . k_s gives
+ * dL/dq = sum_s scale dscore_s k_s, dL/dk_s += scale dscore_s q. (The factor goes into dscores.) */
 KERNEL static void attention_dscores(const Attention *a, float *dscores, const float *dz, const float *pattern,
                                      const float *v, size_t begin, size_t end) {
     const size_t T = a->seq_len, d = a->d_value;
-    const float scale = f32(1.0 / sqrt((double)a->d_head));
+    const double scale = (double)a->scale;
     for (size_t i = begin; i < end; i++) {
-        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
         const size_t seen = place_of(a, i) + 1;
+        dots(dscores + i * T, dz + i * d, v, a->key_row + list_of(a, i) * T, seen, d, 1.0);
+        for (size_t s = seen; s < T; s++) dscores[i * T + s] = 0.0f;
+    }
+    for (size_t i = begin; i < end; i++) {
         float *ds = dscores + i * T;
         const float *p = pattern + i * T;
-        for (size_t s = 0; s < seen; s++) ds[s] = f32(row_dot(dz + i * d, v + key_row[s] * d, d));
-        const double mean = row_dot(p, ds, seen);
-        for (size_t s = 0; s < seen; s++) ds[s] = f32((double)f32((double)p[s] * f32((double)ds[s] - mean)) * scale);
-        for (size_t s = seen; s < T; s++) ds[s] = 0.0f;
+        const double mean = row_dot(p, ds, T);
+        for (size_t s = 0; s < T; s++) ds[s] = f32((double)p[s] * ((double)ds[s] - mean) * scale);
     }
 }
 
-/* Row `row_to` of sum += weight x. */
-TENSOR_INLINE void scatter(double *sum, size_t row_to, double weight, const float *x, size_t d) {
-    sum += row_to * d;
-    for (size_t j = 0; j < d; j++) sum[j] += weight * (double)x[j];
+/* sum[j] += weight * x[j]. */
+TENSOR_INLINE void add_scaled(double *sum, double weight, const float *x, size_t d) {
+    size_t i = 0;
+    for (; i + COLUMNS <= d; i += COLUMNS)
+        VECTOR_LOOP
+        for (size_t j = 0; j < COLUMNS; j++) sum[i + j] += weight * (double)x[i + j];
+    for (; i < d; i++) sum[i] += weight * (double)x[i];
 }
 
-/* Position s: the gradients of its keys and values, from all queries that see it. Rows of other positions are not
- * touched, so positions can be worked off in parallel. */
-KERNEL static void attention_dkv(const Attention *a, double *dk, double *dv, const float *dz, const float *pattern,
-                                 const float *dscores, const float *q, size_t s) {
-    const size_t T = a->seq_len, n = n_rows(a);
-    for (size_t i = s + a->n_queries < T ? 0 : (s + a->n_queries - T) * a->n_lists; i < n; i++) {
-        const uint32_t row = a->key_row[list_of(a, i) * T + s];
-        scatter(dv, row, (double)pattern[i * T + s], dz + i * a->d_value, a->d_value);
-        scatter(dk, row, (double)dscores[i * T + s], q + a->query_row[i] * a->d_head, a->d_head);
-    }
+/* sum (kv_rows, d): to the row of position s of each list is added, from all queries i that see it, weight[i][s] times
+ * row x_row[i], or i, of x. Rows of other positions are not touched: positions can be worked off in parallel. */
+KERNEL static void attention_dkv(const Attention *a, double *sum, const float *weight, const float *x,
+                                 const uint32_t *x_row, size_t d, size_t s) {
+    const size_t T = a->seq_len, unseen = s + a->n_queries < T ? 0 : s + a->n_queries - T;
+    for (size_t i = unseen * a->n_lists; i < n_rows(a); i += a->n_lists)
+        for (size_t list = 0; list < a->n_lists; list++)
+            add_scaled(sum + a->key_row[list * T + s] * d, (double)weight[(i + list) * T + s],
+                       x + (x_row ? x_row[i + list] : i + list) * d, d);
 }
 
 /* The queries of one position, from all keys that they see. */
 KERNEL static void attention_dq(const Attention *a, double *dq, const float *dscores, const float *k, size_t begin,
                                 size_t end) {
-    const size_t T = a->seq_len;
-    for (size_t i = begin; i < end; i++)
-        for (size_t s = 0; s <= place_of(a, i); s++)
-            scatter(dq, a->query_row[i], (double)dscores[i * T + s], k + a->key_row[list_of(a, i) * T + s] * a->d_head,
-                    a->d_head);
+    const size_t T = a->seq_len, d = a->d_key;
+    double sum[COLUMNS];
+    for (size_t i = begin; i < end; i++) {
+        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
+        const size_t seen = place_of(a, i) + 1;
+        double *to = dq + a->query_row[i] * d;
+        size_t j = 0;
+        for (; j + COLUMNS <= d; j += COLUMNS) {
+            weighted_sum(sum, dscores + i * T, k + j, key_row, seen, d, COLUMNS);
+            for (size_t c = 0; c < COLUMNS; c++) to[j + c] += sum[c];
+        }
+        if (j < d) weighted_sum(sum, dscores + i * T, k + j, key_row, seen, d, d - j);
+        for (size_t c = 0; j + c < d; c++) to[j + c] += sum[c];
+    }
 }
 
 static void add_rounded(float *x, const double *change, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
 }
 
-size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) * a->d_head + a->kv_rows * a->d_value; }
+size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) * a->d_key + a->kv_rows * a->d_value; }
 
 void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
                         const float *dz, const float *pattern, const float *q, const float *k, const float *v) {
     const size_t n = n_rows(a), step = slice(n), T = a->seq_len;
-    double *q_sum = scratch, *k_sum = q_sum + a->q_rows * a->d_head, *v_sum = k_sum + a->kv_rows * a->d_head;
+    double *q_sum = scratch, *k_sum = q_sum + a->q_rows * a->d_key, *v_sum = k_sum + a->kv_rows * a->d_key;
     for (size_t i = 0; i < attention_scratch(a); i++) scratch[i] = 0.0;
     PARALLEL_FOR
     for (size_t i = 0; i < n; i += step) attention_dscores(a, dscores, dz, pattern, v, i, min_size(n, i + step));
     PARALLEL_FOR
-    for (size_t task = 0; task < a->n_queries + T; task++) {
+    for (size_t task = 0; task < a->n_queries + 2 * T; task++) {
         if (task < a->n_queries)
             attention_dq(a, q_sum, dscores, k, task * a->n_lists, (task + 1) * a->n_lists);
+        else if (task < a->n_queries + T)
+            attention_dkv(a, k_sum, dscores, q, a->query_row, a->d_key, task - a->n_queries);
         else
-            attention_dkv(a, k_sum, v_sum, dz, pattern, dscores, q, task - a->n_queries);
+            attention_dkv(a, v_sum, pattern, dz, NULL, a->d_value, task - a->n_queries - T);
     }
-    add_rounded(dq, q_sum, a->q_rows * a->d_head);
-    add_rounded(dk, k_sum, a->kv_rows * a->d_head);
+    add_rounded(dq, q_sum, a->q_rows * a->d_key);
+    add_rounded(dk, k_sum, a->kv_rows * a->d_key);
     add_rounded(dv, v_sum, a->kv_rows * a->d_value);
 }
 
@@ -750,8 +904,8 @@ static float one_minus_power(float beta, uint32_t step) {
 
 /* Both bias corrections are constants of the step: with c1 = 1-beta1^step and c2 = 1-beta2^step,
  *   lr (m/c1) / (sqrt(v/c2) + eps) = (lr sqrt(c2)/c1) m / (sqrt(v) + eps sqrt(c2)). */
-KERNEL static void adam_slice(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient,
-                              size_t n) {
+KERNEL static void adam_slice(const Adam *adam, uint32_t step, float *restrict x, float *restrict m, float *restrict v,
+                              const float *restrict gradient, size_t n) {
     const double c1 = (double)one_minus_power(adam->beta1, step), c2 = sqrt((double)one_minus_power(adam->beta2, step));
     const float rate = f32(adam->lr * c2 / c1), decay = f32((double)adam->lr * adam->weight_decay);
     const float rest1 = f32(1.0 - (double)adam->beta1), rest2 = f32(1.0 - (double)adam->beta2);

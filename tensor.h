@@ -144,14 +144,15 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
  * and value, query_row where query i has its q. */
 typedef struct {
     size_t n_lists, seq_len, n_queries;
-    size_t d_head, d_value;    /* widths of a query or key, and of a value */
+    size_t d_key, d_value;     /* widths of a query or key, and of a value */
     size_t q_rows, kv_rows;    /* rows of q, and of k and v */
     const uint32_t *key_row;   /* (n_lists, seq_len) < kv_rows; a row serves one position only */
     const uint32_t *query_row; /* (n_queries * n_lists) < q_rows; likewise */
+    float scale;               /* of the scores, as a rule 1/sqrt(d_head) */
 } Attention;
 
-/* pattern[i][s] = softmax over s <= t of q_i . k_s / sqrt(d_head), 0 for s > t;  z[i] = sum over s of pattern[i][s] v_s.
- * q (q_rows, d_head), k (kv_rows, d_head), v (kv_rows, d_value), pattern (n_queries * n_lists, seq_len),
+/* pattern[i][s] = softmax over s <= t of scale q_i . k_s, 0 for s > t;  z[i] = sum over s of pattern[i][s] v_s.
+ * q (q_rows, d_key), k (kv_rows, d_key), v (kv_rows, d_value), pattern (n_queries * n_lists, seq_len),
  * z (n_queries * n_lists, d_value). */
 void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k);
 void attention_values(const Attention *a, float *z, const float *pattern, const float *v);
