@@ -662,12 +662,12 @@ void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_
 }
 
 Recipe recipe_original(void) {
-    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f, 0.0f};
+    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f};
     return r;
 }
 
 Recipe recipe_default(void) {
-    const Recipe r = {0, 24000, 0, 40000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f, 0.0f};
+    const Recipe r = {0, 24000, 0, 50000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.25f};
     return r;
 }
 
@@ -690,7 +690,7 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     if (r->trainset_size == 0 && r->steps == 0) return fail(error, "fresh lists at every step (--trainset-size 0) need --steps");
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
-        !model_create(&t->average, config, error) || !model_create(&t->best, config, error) ||
+        !model_create(&t->best, config, error) ||
         !run_create(&t->run, config, r->batch_size, RUN_GRADIENTS, error)) {
         trainer_free(t);
         return 0;
@@ -712,7 +712,6 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     mt_seed(&t->order_mt, (uint32_t)r->seed + 2);
     model_init(&t->model, &t->order_mt);
     if (start) memcpy(t->model.params, start->params, start->n_params * sizeof(float));
-    memcpy(t->average.params, t->model.params, t->model.n_params * sizeof(float));
     memcpy(t->best.params, t->model.params, t->model.n_params * sizeof(float));
     t->steps_per_epoch = r->trainset_size ? (r->trainset_size + r->batch_size - 1) / r->batch_size : 1000;
     t->total_steps = r->steps ? r->steps : r->epochs * t->steps_per_epoch;
@@ -721,13 +720,11 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
 
 void trainer_free(Trainer *t) {
     model_free(&t->model), model_free(&t->gradient), model_free(&t->m);
-    model_free(&t->v), model_free(&t->average), model_free(&t->best);
+    model_free(&t->v), model_free(&t->best);
     run_free(&t->run);
     free(t->memory);
     memset(t, 0, sizeof *t);
 }
-
-const Model *trainer_weights(const Trainer *t) { return t->recipe.average > 0 ? &t->average : &t->model; }
 
 /* The lists of the next step into t->batch; returns how many. */
 static size_t next_batch(Trainer *t) {
@@ -777,12 +774,11 @@ double trainer_accuracy(const Trainer *t) {
 /* At the end of an epoch, and of the training. */
 static void validate(Trainer *t) {
     const Evaluation none = {0};
-    const Model *weights = trainer_weights(t);
     t->validation = none;
-    evaluate(weights, &t->run, t->val_lists, t->val_medians, t->recipe.valset_size, NULL, &t->validation);
+    evaluate(&t->model, &t->run, t->val_lists, t->val_medians, t->recipe.valset_size, NULL, &t->validation);
     if (!t->recipe.keep_best || !t->validated || t->validation.right > t->best_right) {
         t->best_right = t->validation.right;
-        memcpy(t->best.params, weights->params, weights->n_params * sizeof(float));
+        memcpy(t->best.params, t->model.params, t->model.n_params * sizeof(float));
     }
     t->validated = 1;
 }
@@ -799,7 +795,6 @@ int trainer_step(Trainer *t) {
     adam.lr = t->lr;
     t->step++;
     adam_step(&adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params, t->gradient.params, t->model.n_params);
-    if (t->recipe.average > 0) average_step(t->average.params, t->model.params, t->recipe.average, t->model.n_params);
     if (t->step % t->steps_per_epoch == 0 || t->step == t->total_steps) validate(t);
     return 1;
 }
@@ -870,7 +865,6 @@ const Setting settings[] = {
     {"beta2", SETTING_REAL, RECIPE(adam.beta2), 0, 0.999999, NULL, "Adam's decay of the mean square"},
     {"eps", SETTING_REAL, RECIPE(adam.eps), 1e-30, 1, NULL, "Adam's epsilon"},
     {"weight-decay", SETTING_REAL, RECIPE(adam.weight_decay), 0, 1000, NULL, "decoupled weight decay"},
-    {"average", SETTING_REAL, RECIPE(average), 0, 1, NULL, "keep a moving average at this rate; 0: none"},
     {"seed", SETTING_COUNT, RECIPE(seed), 0, 4294967295.0, NULL, "of the lists; also of weights and order"},
     {"no-shuffle", SETTING_FLAG, RECIPE(no_shuffle), 0, 1, NULL, "take the training lists in the same order always"},
     {"keep", SETTING_CHOICE, RECIPE(keep_best), 0, 1, "last|best", "which weights: the last, or best in validation"},
@@ -1468,14 +1462,14 @@ int model_load(Model *model, const char *path, Error *error) {
 
 /* Everything that trainer_create does not make again from the recipe, as flat tensors of a checkpoint: such a file is also
  * an ordinary checkpoint of the current weights. `words`: step, and how many were right at the best validation + 1. */
-#define STATE_TENSORS 8
+#define STATE_TENSORS 7
 enum { MT_WORDS = 625 };
 
 static void state_tensors(const Trainer *t, FlatTensor *flat, uint32_t *mts, uint32_t *words) {
     const size_t n = t->model.n_params;
     const FlatTensor all[STATE_TENSORS] = {
         {"state.m", t->m.params, NULL, n},         {"state.v", t->v.params, NULL, n},
-        {"state.average", t->average.params, NULL, n}, {"state.best", t->best.params, NULL, n},
+        {"state.best", t->best.params, NULL, n},
         {"state.data_mt", NULL, mts, MT_WORDS},    {"state.order_mt", NULL, mts + MT_WORDS, MT_WORDS},
         {"state.words", NULL, words, 2},           {"state.order", NULL, t->order, t->recipe.trainset_size}};
     const Mt19937 *from[2] = {&t->data, &t->order_mt};
@@ -1533,10 +1527,10 @@ static int read_state(const Checkpoint *file, Trainer *t, Error *error) {
     const struct {
         const char *name;
         Model *to;
-    } floats[] = {{"state.m", &t->m}, {"state.v", &t->v}, {"state.average", &t->average}, {"state.best", &t->best}};
+    } floats[] = {{"state.m", &t->m}, {"state.v", &t->v}, {"state.best", &t->best}};
     uint32_t mt[MT_WORDS], words[2];
     Mt19937 *mts[2] = {&t->data, &t->order_mt};
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < 3; i++) {
         Entry *entry = find_entry(file, floats[i].name);
         if (!entry) return fail(error, "%.200s: not a training's state: tensor %s is missing", file->path, floats[i].name);
         if (!read_floats(file, entry, floats[i].to->params, n, error)) return 0;
@@ -1612,6 +1606,7 @@ static double block_mean(const Map *map, size_t row, size_t col, size_t step) {
 void draw_map(Text *out, const Map *map) {
     const int numbers = map->cols <= 13;
     double limit = map->limit;
+    int negative = 0;
     size_t step = 1;
     char text[32] = "";
     while (!numbers && 8 + 2 * ((map->cols + step - 1) / step) > map->width) step++;
@@ -1626,13 +1621,18 @@ void draw_map(Text *out, const Map *map) {
         text_add(out, "%6.0f ", map->row_names ? (double)map->row_names[i] : (double)i);
         for (size_t j = 0; j < map->cols; j += step) {
             const double value = block_mean(map, i, j, step);
+            negative |= value < 0;
             if (numbers) snprintf(text, sizeof text, "%6.3f", value);
             draw_cell(out, map, value, limit, text);
         }
         text_add(out, "\n");
     }
-    text_add(out, "        scale: '%c' %.3g ... '%c' %.3g", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
-    text_add(out, "; negative: '%c' ... '%c'\n", ramp_negative[2], ramp_negative[9]);
+    if (map->color) text_add(out, "%7s scale: white 0, red %.3g%s\n", "", limit, negative ? ", blue negative" : "");
+    else {
+        text_add(out, "%7s scale: '%c' from %.3g, '%c' %.3g", "", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
+        if (negative) text_add(out, "; negative: '%c' to '%c'", ramp_negative[2], ramp_negative[9]);
+        text_add(out, "\n");
+    }
 }
 
 /* A bar of up to `width` characters. */
@@ -2849,13 +2849,16 @@ static int command_predict(Options *o, Text *out, Error *error) {
     return done;
 }
 
+/* Full strength is three times even attention, so that a row of even attention is seen, and so is what exceeds it. */
+static double pattern_limit(const Config *c) { return 3.0 / (double)c->seq_len; }
+
 /* The patterns of one list. */
 static void add_patterns(Text *out, Subject *s, const uint32_t *list, int color) {
     const Config *c = &s->model.config;
     model_forward(&s->model, &s->run, list, 1, NULL);
     for (size_t l = 0; l < c->n_layers; l++)
         for (size_t h = 0; h < c->n_heads; h++) {
-            const Map map = {s->run.layers[l].pattern + h * c->seq_len * c->seq_len, c->seq_len, c->seq_len, 1.0,
+            const Map map = {s->run.layers[l].pattern + h * c->seq_len * c->seq_len, c->seq_len, c->seq_len, pattern_limit(c),
                              list, list, "query", "key, attended to", 120, color};
             text_add(out, "layer %zu head %zu: attention of each number (row) to itself and those before it\n", l, h);
             draw_map(out, &map);
@@ -2892,7 +2895,7 @@ static void add_attention_means(Text *out, const AttentionMeans *means, const Co
             text_add(out, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads,
                      o->size, o->settings.recipe.seed);
             if (T <= 64) {
-                const Map map = {table, T, T, 1.0, NULL, NULL, "query", "position attended to", 120, o->color != 0};
+                const Map map = {table, T, T, pattern_limit(c), NULL, NULL, "query", "position attended to", 120, o->color != 0};
                 for (size_t i = 0; i < T * T; i++) table[i] = f32(mean_of(&means->position[head * T * T + i]));
                 draw_map(out, &map);
             }
@@ -3739,7 +3742,7 @@ static const Command commands[] = {
     {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians", NULL},
     {"train", command_train,
      " preset max-num seq-len d-model d-head n-layers n-heads d-mlp normalization trainset-size valset-size epochs steps "
-     "batch-size lr schedule warmup beta1 beta2 eps weight-decay average balanced seed no-shuffle keep init resume out log save-every threads ",
+     "batch-size lr schedule warmup beta1 beta2 eps weight-decay balanced seed no-shuffle keep init resume out log save-every threads ",
      NULL, 1, 23, "trains a model", NULL},
     {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash", NULL},
     {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists", NULL},

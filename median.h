@@ -201,7 +201,6 @@ typedef struct {
     size_t keep_best;       /* 1: the weights with the best validation accuracy, 0: the last */
     Adam adam;
     float balanced;         /* share of the training lists whose medians are evenly distributed */
-    float average;          /* rate of the exponential moving average of the weights that is kept instead; 0: none */
 } Recipe;
 
 Recipe recipe_default(void);
@@ -210,7 +209,7 @@ Recipe recipe_original(void);
 /* A training under way. Between two steps it is complete in itself: it can be saved and continued. */
 typedef struct {
     Recipe recipe;
-    Model model, gradient, m, v, average, best;
+    Model model, gradient, m, v, best;
     Run run;
     Mt19937 data, order_mt;
     uint32_t *lists, *medians, *order, *batch, *batch_medians, *val_lists, *val_medians;
@@ -230,9 +229,6 @@ void trainer_free(Trainer *trainer);
 /* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the training. Returns 0, and changes
  * nothing, if the loss is no longer finite. */
 int trainer_step(Trainer *trainer);
-
-/* The weights as they are: the average if there is one. */
-const Model *trainer_weights(const Trainer *trainer);
 
 /* The weights to keep, described: those of the best validation, or of the latest, as the recipe says. */
 Model *trainer_result(Trainer *trainer);

@@ -926,8 +926,3 @@ void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, co
     for (size_t i = 0; i < n; i += share)
         adam_slice(adam, step, x + i, m + i, v + i, gradient + i, min_size(share, n - i));
 }
-
-KERNEL void average_step(float *average, const float *x, float rate, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        average[i] = f32((double)average[i] + (double)rate * f32((double)x[i] - (double)average[i]));
-}

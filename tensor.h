@@ -178,9 +178,6 @@ typedef struct {
  * x -= lr m/(1-beta1^step) / (sqrt(v/(1-beta2^step)) + eps) + lr weight_decay x. m and v are zero before the first. */
 void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient, size_t n);
 
-/* average += rate * (x - average): the exponential moving average of the parameters. */
-void average_step(float *average, const float *x, float rate, size_t n);
-
 /* How many threads the functions above may use, where OpenMP was compiled in; without it, nothing happens. Returns the
  * number in force, at least 1. No result depends on it. */
 int use_threads(int n);

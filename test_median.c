@@ -569,12 +569,28 @@ static void test_adam_step(void) {
     }
 }
 
-static void test_average_step(void) {
-    float *average = randoms(67), *x = randoms(67);
-    double *expected = doubles(average, 67);
-    FOR(i, 67) expected[i] += (double)0.1f * ((double)x[i] - expected[i]);
-    average_step(average, x, 0.1f, 67);
-    NEAR(average, expected, 67);
+/* ---- Linear algebra ---------------------------------------------------------------------------------------------- */
+
+/* Columns built as u_k s_k v_k^T sums with orthogonal u and v (discrete cosines): the s must come out, and the u. */
+static void test_singular_values(void) {
+    enum { N = 24, COLUMNS = 9 };
+    const double s[COLUMNS] = {50, 20, 19.5, 4, 1, 0.5, 0.1, 0.01, 0};
+    const double pi = 3.14159265358979323846;
+    float *columns = zeros(COLUMNS * N), *values = zeros(COLUMNS);
+    FOR(c, COLUMNS) FOR(x, N) {
+        double sum = 0;
+        FOR(k, COLUMNS)
+            sum += s[k] * sqrt(2.0 / N) * cos(pi * ((double)x + 0.5) * (double)(k + 1) / N) *
+                   sqrt(2.0 / (COLUMNS + 1)) * sin(pi * (double)(c + 1) * (double)(k + 1) / (COLUMNS + 1));
+        columns[c * N + x] = f32(sum);
+    }
+    singular_values(values, columns, COLUMNS, N);
+    FOR(k, COLUMNS) WITHIN(values[k], s[k] - 5e-5, s[k] + 5e-5);
+    FOR(k, 5) {
+        double dot = 0;
+        FOR(x, N) dot += (double)columns[k * N + x] / s[k] * sqrt(2.0 / N) * cos(pi * ((double)x + 0.5) * (double)(k + 1) / N);
+        WITHIN(fabs(dot), 1 - 1e-4, 1 + 1e-4);
+    }
 }
 
 /* ---- The task ---------------------------------------------------------------------------------------------------- */
@@ -982,7 +998,7 @@ static uint64_t train(const Recipe *recipe, double *first_loss, double *last_los
         if (i == 0) *first_loss = t.loss;
     }
     *last_loss = t.loss;
-    const uint64_t hash = hash_floats(HASH_START, trainer_weights(&t)->params, t.model.n_params);
+    const uint64_t hash = hash_floats(HASH_START, t.model.params, t.model.n_params);
     trainer_free(&t);
     return hash;
 }
@@ -1042,26 +1058,24 @@ static void test_batches(void) {
     }
 }
 
-/* A step is forward, loss, backward, Adam and the average; one that fails changes nothing. */
+/* A step is forward, loss, backward and Adam; one that fails changes nothing. */
 static void test_trainer_step(void) {
     Recipe r = small_recipe(0, 13, 5);
     World w;
     Trainer t;
     Error error = {{0}, 0};
     world_create(&w, &SMALL, 13);
-    r.average = 0.25f, r.adam.weight_decay = 0.1f;
+    r.adam.weight_decay = 0.1f;
     trainer_start(&t, &r, &w.model);
     const size_t n = w.model.n_params, bytes = n * sizeof(float);
-    float *m = zeros(n), *v = zeros(n), *average = copy(w.model.params, n);
+    float *m = zeros(n), *v = zeros(n);
     FOR(i, 5) {
         CHECK(trainer_step(&t), "step %u failed", (unsigned)i + 1);
         model_forward(&w.model, &w.run, t.batch, 13, NULL);
         EQUAL(model_loss(&w.run, t.batch_medians), t.loss);
         model_backward(&w.model, &w.run, t.batch_medians, &w.gradient);
         adam_step(&r.adam, (uint32_t)i + 1, w.model.params, m, v, w.gradient.params, n);
-        average_step(average, w.model.params, r.average, n);
         CHECK(!memcmp(t.model.params, w.model.params, bytes), "step %u: the weights differ", (unsigned)i + 1);
-        CHECK(!memcmp(trainer_weights(&t)->params, average, bytes), "step %u: the average differs", (unsigned)i + 1);
     }
     t.model.weights.b_U[3] = NAN;
     memcpy(w.model.params, t.model.params, bytes);
@@ -1092,6 +1106,211 @@ static void test_training(void) {
     CHECK(hashes[0] == hashes[2], "3 threads give other weights");
 }
 
+/* ---- Looking inside ---------------------------------------------------------------------------------------------- */
+
+/* Layer 0's effective QK table, of each key position, gives the attention of the forward pass; its OV table what the head
+ * adds to the logits. */
+static void test_circuits(void) {
+    FOR(i, LENGTH(MODELS)) {
+        const Config *c = &MODELS[i].config;
+        const size_t V = c->max_num, T = c->seq_len;
+        World w;
+        at("%s", MODELS[i].name);
+        world_create(&w, c, 9);
+        model_forward(&w.model, &w.run, w.lists, w.n, NULL);
+        float *table = zeros(V * V), *scratch = zeros(circuit_scratch(c));
+        FOR(head, c->n_heads) {
+            double *score = doubles(NULL, w.n * T);
+            FOR(p, T) {
+                const Circuit which = {CIRCUIT_QK, 0, 0, head, NO_POSITION, p};
+                circuit_table(&w.model, &which, table, scratch);
+                FOR(l, w.n) score[l * T + p] = (double)table[w.lists[l * T + T - 1] * V + w.lists[l * T + p]];
+            }
+            FOR(l, w.n) {
+                const LayerRun *layer = &w.run.layers[0];
+                const float *pattern = layer->pattern + (head * layer->n_out + layer->n_out - w.n + l) * T;
+                naive_softmax(score + l * T, score + l * T, T);
+                FOR(p, T) WITHIN(pattern[p], score[l * T + p] - 1e-5, score[l * T + p] + 1e-5);
+            }
+        }
+        const Circuit raw = {CIRCUIT_OV, 1, 0, 0, NO_POSITION, 2}; /* (W_E[s] + W_pos[2]) W_V W_O W_U, for s = 1 */
+        const size_t d = c->d_model, dh = c->d_head;
+        const Weights *weights = &w.model.weights;
+        circuit_table(&w.model, &raw, table, scratch);
+        FOR(v, V) {
+            double sum = 0;
+            FOR(a, d) FOR(b, dh) FOR(e, d)
+                sum += ((double)weights->W_E[d + a] + (double)weights->W_pos[2 * d + a]) * (double)weights->layers[0].W_V[a * dh + b] *
+                       (double)weights->layers[0].W_O[b * d + e] * (double)weights->W_U[e * V + v];
+            WITHIN(table[V + v], sum - 1e-4, sum + 1e-4);
+        }
+        world_free(&w);
+    }
+}
+
+/* The terms of the direct attribution add up to the logits. */
+static void test_attribution(void) {
+    FOR(i, LENGTH(MODELS)) {
+        const Config *c = &MODELS[i].config;
+        World w;
+        at("%s", MODELS[i].name);
+        world_create(&w, c, 9);
+        Term terms[64];
+        float *scratch = zeros(c->d_model + c->d_head);
+        FOR(l, w.n) {
+            Attribution a = {{l % c->max_num, 0}, 0, terms, 0, {0, 0}};
+            model_forward(&w.model, &w.run, w.lists + l * c->seq_len, 1, NULL);
+            attribute(&w.model, &w.run, &a, scratch);
+            CHECK(a.n_terms <= attribution_terms(c) && attribution_terms(c) <= LENGTH(terms), "too many terms");
+            FOR(v, 2) {
+                const double logit = (double)w.run.logits[a.numbers[v]];
+                WITHIN(a.sum[v], logit - 1e-4, logit + 1e-4);
+            }
+        }
+        world_free(&w);
+    }
+}
+
+/* Clean values put into a corrupted run at every place give the clean logits, bit for bit; those of the same run change
+ * nothing; the mean over equal lists is the value itself. */
+static void test_interventions(void) {
+    FOR(i, LENGTH(MODELS)) {
+        const Config *c = &MODELS[i].config;
+        const size_t T = c->seq_len, bytes = c->max_num * sizeof(float);
+        Error error = {{0}, 0};
+        World w;
+        Run source;
+        at("%s", MODELS[i].name);
+        world_create(&w, c, 9);
+        CHECK(run_create(&source, c, 9, RUN_FORWARD, &error), "%s", error.text);
+        model_forward(&w.model, &source, w.lists, 1, NULL);
+        const float *clean = copy(source.logits, c->max_num);
+        FOR(kind, 2) FOR(site, 4) {
+            const ReplaceKind kinds[2] = {REPLACE_SAME, REPLACE_MEAN};
+            Target all[16];
+            size_t n = 0;
+            FOR(l, c->n_layers) all[n].site = (HookSite)site, all[n].layer = l, all[n].head = ALL_HEADS, all[n++].position = ALL_POSITIONS;
+            if (site == HOOK_MLP && !c->d_mlp) continue;
+            run_intervention(&w.model, &w.run, &source, w.lists, kinds[kind], all, n);
+            CHECK(!memcmp(w.run.logits, clean, bytes), "site %u: a run's own values change it", (unsigned)site);
+            run_intervention(&w.model, &w.run, &source, w.lists + T, kinds[kind], all, n);
+            CHECK(site != HOOK_RESIDUAL || !memcmp(w.run.logits, clean, bytes), "patching everything does not restore the logits");
+        }
+        const Target last = {HOOK_HEAD, c->n_layers - 1, ALL_HEADS, T - 1}, other = {HOOK_HEAD, c->n_layers - 1, ALL_HEADS, 0};
+        model_forward(&w.model, &source, w.lists, w.n, NULL);
+        const float *plain = copy(source.logits, w.n * c->max_num);
+        run_intervention(&w.model, &w.run, &source, w.lists, REPLACE_ZERO, &other, 1);
+        CHECK(!memcmp(w.run.logits, plain, w.n * bytes), "the last layer's output at position 0 matters");
+        run_intervention(&w.model, &w.run, &source, w.lists, REPLACE_RESAMPLE, &last, 1);
+        CHECK(memcmp(w.run.logits, plain, w.n * bytes) != 0, "resampling changes nothing");
+        run_free(&source);
+        world_free(&w);
+    }
+}
+
+/* Singular values, votes and the rest of the explanation on a network that is perfect by construction cannot be had in a
+ * few lines; what is tested is that its counts fit together and agree with evaluate. */
+static void test_explain(void) {
+    FOR(i, 2) {
+        const Config *c = &MODELS[i].config;
+        World w;
+        Explanation e;
+        Evaluation expected = {0};
+        Error error = {{0}, 0};
+        at("%s", MODELS[i].name);
+        world_create(&w, c, 9);
+        evaluate(&w.model, &w.run, w.lists, w.labels, w.n, NULL, &expected);
+        CHECK(explain(&w.model, w.lists, w.labels, w.n, &e, &error), "%s", error.text);
+        EQUAL(e.ladder[0].right, expected.right);
+        WITHIN(e.ladder[0].loss, expected.loss * (1 - 1e-6), expected.loss * (1 + 1e-6));
+        EQUAL(e.ladder[0].like_network, w.n);
+        EQUAL(e.ladder[4].like_network, expected.right);
+        size_t lists = 0, right = 0;
+        FOR(v, c->max_num) lists += e.by_median[2 * v], right += e.by_median[2 * v + 1];
+        EQUAL(lists, w.n);
+        EQUAL(right, expected.right);
+        FOR(head, e.heads) {
+            double sum = 0;
+            FOR(t, c->seq_len) sum += e.position[head * c->seq_len + t].sum / e.position[head * c->seq_len + t].n;
+            WITHIN(sum, 1 - 1e-5, 1 + 1e-5);
+        }
+        explanation_free(&e);
+        world_free(&w);
+    }
+}
+
+/* ---- Files --------------------------------------------------------------------------------------------------------- */
+
+#define FILE_NAME "median-test.tmp"
+
+/* A saved model comes back with every bit, under the same names; damage anywhere in the header is noticed. */
+static void test_checkpoints(void) {
+    FOR(i, LENGTH(MODELS)) {
+        World w;
+        Model back;
+        Error error = {{0}, 0};
+        Recipe r = recipe_default();
+        at("%s", MODELS[i].name);
+        world_create(&w, &MODELS[i].config, 9);
+        model_describe(&w.model, &r);
+        CHECK(model_save(&w.model, FILE_NAME, &error), "%s", error.text);
+        CHECK(model_load(&back, FILE_NAME, &error), "%s", error.text);
+        EQUAL(back.n_params, w.model.n_params);
+        CHECK(!memcmp(back.params, w.model.params, w.model.n_params * sizeof(float)), "other parameters");
+        CHECK(!memcmp(&back.config, &w.model.config, sizeof back.config), "another configuration");
+        EQUAL(back.n_notes, w.model.n_notes);
+        FOR(j, back.n_tensors) CHECK(!strcmp(back.tensors[j].name, w.model.tensors[j].name), "other names");
+        model_free(&back);
+        Text file = {0}, damaged = {0};
+        checkpoint_text(&file, &w.model, NULL, 0);
+        const size_t header = (unsigned char)file.data[0] + 256u * (unsigned char)file.data[1];
+        for (size_t cut = 0; cut < file.size; cut += cut < 20 ? 1 : 997) { /* cut short */
+            damaged.size = 0;
+            text_bytes(&damaged, file.data, cut);
+            CHECK(write_file(FILE_NAME, &damaged, &error), "%s", error.text);
+            CHECK(!model_load(&back, FILE_NAME, &error) && error.text[0], "a file of %u bytes is taken", (unsigned)cut);
+        }
+        for (size_t place = 0; place < 8 + header; place += place < 200 ? 7 : 53) { /* one byte wrong */
+            damaged.size = 0;
+            text_bytes(&damaged, file.data, file.size);
+            damaged.data[place] = (char)(damaged.data[place] ^ 1);
+            CHECK(write_file(FILE_NAME, &damaged, &error), "%s", error.text);
+            if (model_load(&back, FILE_NAME, &error)) model_free(&back); /* a note may say anything */
+            else CHECK(error.text[0], "no reason given");
+        }
+        text_free(&file), text_free(&damaged);
+        world_free(&w);
+    }
+    remove(FILE_NAME);
+}
+
+/* Interrupted after any step and resumed, a training ends with the same bits. */
+static void test_resume(void) {
+    FOR(fresh, 2) {
+        Recipe r = small_recipe(fresh ? 0 : 70, 16, 13);
+        Trainer t;
+        Error error = {{0}, 0};
+        r.keep_best = !fresh, r.balanced = 0.5f, r.cosine = fresh;
+        trainer_start(&t, &r, NULL);
+        while (t.step < t.total_steps) trainer_step(&t);
+        const Model *result = trainer_result(&t);
+        const uint64_t expected = hash_floats(HASH_START, result->params, result->n_params);
+        trainer_free(&t);
+        trainer_start(&t, &r, NULL);
+        while (t.step < t.total_steps) {
+            CHECK(trainer_save(&t, FILE_NAME, &error), "%s", error.text);
+            trainer_free(&t);
+            CHECK(trainer_resume(&t, FILE_NAME, &error), "%s", error.text);
+            if (failure[0]) return;
+            trainer_step(&t);
+        }
+        result = trainer_result(&t);
+        CHECK(hash_floats(HASH_START, result->params, result->n_params) == expected, "resumed %s lists: other weights", fresh ? "fresh" : "fixed");
+        trainer_free(&t);
+    }
+    remove(FILE_NAME);
+}
+
 /* ---- The table --------------------------------------------------------------------------------------------------- */
 
 int run_tests(size_t count, const char *const *names) {
@@ -1113,14 +1332,17 @@ int run_tests(size_t count, const char *const *names) {
         {"cross_entropy_forward", 0, &LOSS, check_forward}, {"cross_entropy_backward", 0, &LOSS, check_backward},
         {"attention_pattern", 0, &ATTENTION, check_forward}, {"attention_values", 0, &ATTENTION, check_forward},
         {"attention_backward", 0, &ATTENTION, check_backward}, {"attention_scratch", test_attention_scratch, 0, 0},
-        {"adam_step", test_adam_step, 0, 0}, {"average_step", test_average_step, 0, 0},
-        {"use_threads", test_use_threads, 0, 0}, {"median_of", test_median_of, 0, 0},
+        {"adam_step", test_adam_step, 0, 0},
+        {"singular_values", test_singular_values, 0, 0}, {"use_threads", test_use_threads, 0, 0}, {"median_of", test_median_of, 0, 0},
         {"make_lists", test_make_lists, 0, 0}, {"config_check", test_config_check, 0, 0},
         {"model_init", test_model_init, 0, 0}, {"out_of_memory", test_out_of_memory, 0, 0},
         {"model_forward", test_model_forward, 0, 0}, {"model_backward", test_model_backward, 0, 0},
         {"hooks", test_hooks, 0, 0}, {"argmax", test_argmax, 0, 0}, {"evaluate", test_evaluate, 0, 0},
         {"schedule", test_schedule, 0, 0}, {"batches", test_batches, 0, 0},
-        {"trainer_step", test_trainer_step, 0, 0}, {"training", test_training, 0, 0}};
+        {"trainer_step", test_trainer_step, 0, 0}, {"training", test_training, 0, 0},
+        {"circuits", test_circuits, 0, 0}, {"attribution", test_attribution, 0, 0},
+        {"interventions", test_interventions, 0, 0}, {"explain", test_explain, 0, 0},
+        {"checkpoints", test_checkpoints, 0, 0}, {"resume", test_resume, 0, 0}};
     int passed = 0, failed = 0;
     FOR(i, LENGTH(tests)) {
         int chosen = count == 0;
