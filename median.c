@@ -3428,6 +3428,21 @@ static void check_stage(Checker *c, uint64_t hash) {
     emit(c->out);
 }
 
+/* Sums of quotients and roots: their last bits tell whether double operations round to 53 bits, as IEEE-754 demands. */
+static uint64_t check_doubles(void) {
+    double sum = 0;
+    uint64_t hash = HASH_START, bits;
+    for (int i = 1; i <= 1000; i++) {
+        sum += sqrt((double)i) / (double)(i + 2);
+        memcpy(&bits, &sum, sizeof bits);
+        for (int shift = 0; shift < 64; shift += 8) {
+            const unsigned char byte = (unsigned char)(bits >> shift & 255);
+            hash = hash_bytes(hash, &byte, 1);
+        }
+    }
+    return hash;
+}
+
 /* exp and log of floats all over their range. */
 static uint64_t check_functions(int log) {
     uint64_t hash = HASH_START;
@@ -3485,6 +3500,7 @@ static int check_report(Checker *c, Error *error) {
 
 static int command_check(Options *o, Text *out, Error *error) {
     static const Stage stages[] = {
+        {"double arithmetic: sums, quotients, roots", UINT64_C(0xd421d8ca32d81b6f)},
         {"MT19937: 7000 numbers of seed 5489", UINT64_C(0x36ebe45cafb7c14c)},
         {"1000 lists and medians of seed 23", UINT64_C(0xe5474b92f166965c)},
         {"f32: rounding and flushing", UINT64_C(0x2c8aa2da52a410bf)},
@@ -3509,6 +3525,7 @@ static int command_check(Options *o, Text *out, Error *error) {
     Recipe fresh = recipe_default(), fixed = recipe_original();
     float samples[100];
     (void)o;
+    check_stage(&c, check_doubles());
     mt_seed(&mt, 5489);
     for (size_t i = 0; i < 7000; i++) words[i] = mt_next(&mt);
     check_stage(&c, hash_words(HASH_START, words, 7000));
