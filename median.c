@@ -3443,6 +3443,61 @@ static uint64_t check_doubles(void) {
     return hash;
 }
 
+/* Numbers whose sums nearly cancel, so that every bit of a double sum, and with it the order, shows in the float that it is
+ * rounded to: sizes from 2^-30 to 2^30, the second half of each row times `second`, and a little noise. */
+static void cancelling(Mt19937 *mt, float *x, size_t rows, size_t n, double second) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < n; j++) {
+            const double digits = (double)(mt_next(mt) >> 8) * 0x1p-24, size = ldexp(digits, (int)(mt_next(mt) % 61) - 30);
+            const double noise = (double)(mt_next(mt) >> 8) * 0x1p-34;
+            x[r * n + j] = f32((j < n / 2 ? size : second * (double)x[r * n + j - n / 2]) + noise);
+        }
+}
+
+enum { SUM_N = 70 }; /* rows and columns of the arrays that the sums are taken over */
+
+static uint64_t check_linear(float (*a)[SUM_N * SUM_N]) {
+    const size_t n = SUM_N, bytes = sizeof *a;
+    Mt19937 mt;
+    mt_seed(&mt, 3);
+    cancelling(&mt, a[0], n, n, 1), cancelling(&mt, a[1], n, n, -1);
+    linear_forward(a[2], NULL, a[0], a[1], a[1], n, n, n);
+    uint64_t hash = hash_floats(HASH_START, a[2], n * n);
+    for (size_t i = 0; i < n * n; i++) a[2][i] = a[1][i % n * n + i / n]; /* transposed: now columns cancel */
+    linear_forward(a[3], NULL, a[0], a[2], NULL, n, n, n);
+    hash = hash_floats(hash, a[3], n * n);
+    memset(a[3], 0, bytes), memset(a[4], 0, bytes), memset(a[5], 0, bytes);
+    linear_backward(a[3], a[4], a[5], a[0], a[2], a[1], n, n, n);
+    return hash_floats(hash_floats(hash_floats(hash, a[3], n * n), a[4], n * n), a[5], n);
+}
+
+static uint64_t check_norm(float (*a)[SUM_N * SUM_N]) {
+    const size_t n = SUM_N, bytes = sizeof *a;
+    Mt19937 mt;
+    mt_seed(&mt, 4);
+    cancelling(&mt, a[0], n, n, -1), cancelling(&mt, a[1], n, n, -1);
+    layernorm_forward(a[2], a[3], a[4], a[0], a[0], a[1], n, n);
+    memset(a[5], 0, bytes);
+    layernorm_backward(a[5], a[2], a[4] + n, a[1], a[3], a[4], a[0], n, n);
+    return hash_floats(hash_floats(HASH_START, a[2], n * n), a[5], n * n);
+}
+
+static uint64_t check_attention(float (*a)[SUM_N * SUM_N], double *scratch) {
+    uint32_t rows[SUM_N], queries[SUM_N / 7];
+    const Attention shape = {SUM_N / 7, 7, 1, SUM_N, SUM_N, SUM_N / 7, SUM_N, rows, queries, 0x1p-10f};
+    const size_t n = SUM_N, lists = shape.n_lists, bytes = sizeof *a;
+    Mt19937 mt;
+    mt_seed(&mt, 5);
+    for (uint32_t i = 0; i < SUM_N; i++) rows[i] = i % 7 * (SUM_N / 7) + i / 7;
+    for (uint32_t i = 0; i < SUM_N / 7; i++) queries[i] = i;
+    cancelling(&mt, a[0], n, n, 1), cancelling(&mt, a[1], n, n, -1);
+    attention_pattern(&shape, a[2], a[0], a[1]);
+    attention_values(&shape, a[3], a[2], a[1]);
+    memset(a[3] + lists * n, 0, bytes / 2), memset(a[4], 0, bytes), memset(a[5], 0, bytes);
+    attention_backward(&shape, a[3] + lists * n, a[4], a[5], a[2] + lists * 7, scratch, a[0], a[2], a[0], a[1], a[1]);
+    return hash_floats(hash_floats(hash_floats(HASH_START, a[3], 2 * lists * n), a[4], n * n), a[5], n * n);
+}
+
 /* exp and log of floats all over their range. */
 static uint64_t check_functions(int log) {
     uint64_t hash = HASH_START;
@@ -3504,6 +3559,10 @@ static int command_check(Options *o, Text *out, Error *error) {
         {"MT19937: 7000 numbers of seed 5489", UINT64_C(0x36ebe45cafb7c14c)},
         {"1000 lists and medians of seed 23", UINT64_C(0xe5474b92f166965c)},
         {"f32: rounding and flushing", UINT64_C(0x2c8aa2da52a410bf)},
+        {"f32: the error of rounding", UINT64_C(0x948a8941c863be5f)},
+        {"the order of sums: linear", UINT64_C(0x674b3525efd1c053)},
+        {"the order of sums: layer normalization", UINT64_C(0xaf403ce3ba83e7b8)},
+        {"the order of sums: attention", UINT64_C(0xcb0a052860ccdd2c)},
         {"exp of 20000 floats", UINT64_C(0x113b32915715ef56)},
         {"log of 20000 floats", UINT64_C(0x90a1a857c76b5820)},
         {"cosines of the schedule", UINT64_C(0x856e7331f496b68a)},
@@ -3535,6 +3594,14 @@ static int command_check(Options *o, Text *out, Error *error) {
     double scale = 0x1p-140;
     for (int i = 0; i < 100; i++, scale *= 2) samples[i] = f32((1.0 + i) / 3.0 * scale);
     check_stage(&c, hash_floats(HASH_START, samples, 100));
+    for (int i = 0; i < 100; i++) samples[i] = f32(1.0 / (i + 3.0) - (double)f32(1.0 / (i + 3.0)));
+    check_stage(&c, hash_floats(HASH_START, samples, 100));
+    float(*sums)[SUM_N * SUM_N] = (float(*)[SUM_N * SUM_N])allocate(sizeof *sums * 6 + sizeof(double) * 4 * SUM_N * SUM_N, "the sums", error);
+    if (!sums) return 0;
+    check_stage(&c, check_linear(sums));
+    check_stage(&c, check_norm(sums));
+    check_stage(&c, check_attention(sums, (double *)(sums + 6)));
+    free(sums);
     check_stage(&c, check_functions(0));
     check_stage(&c, check_functions(1));
     for (int i = 0; i < 100; i++) samples[i] = cos_pi(f32(i / 99.0));
