@@ -1637,8 +1637,9 @@ void draw_map(Text *out, const Map *map) {
 
 /* A bar of up to `width` characters. */
 static void draw_bar(Text *out, double value, double limit, int width) {
-    const int n = limit > 0 && value > 0 ? (int)(value / limit * width + 0.5) : 0;
-    for (int i = 0; i < n && i < width; i++) text_add(out, "#");
+    const double part = limit > 0 && value > 0 ? value / limit : 0;
+    const int n = part < 1 ? (int)(part * width + 0.5) : width;
+    for (int i = 0; i < n; i++) text_add(out, "#");
     text_add(out, "\n");
 }
 
