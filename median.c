@@ -31,11 +31,18 @@
 
 /* ---- Errors and memory ----------------------------------------------------------------------------------------- */
 
+/* One line, whatever stands in a name or a number that it cites: control characters become '?'. */
+static void set_error(Error *error, const char *format, va_list args) {
+    vsnprintf(error->text, sizeof error->text, format, args);
+    for (char *at = error->text; *at; at++)
+        if ((*at > 0 && *at < 32) || *at == 127) *at = '?';
+}
+
 /* Notes why something failed; returns 0, so that `return fail(error, ...)` says it all. */
 TENSOR_PRINTF(2, 3) static int fail(Error *error, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(error->text, sizeof error->text, format, args);
+    set_error(error, format, args);
     va_end(args);
     return 0;
 }
@@ -2488,10 +2495,10 @@ static void emit(Text *out) {
     out->size = 0;
 }
 
-static int usage(Error *error, const char *format, ...) {
+TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(error->text, sizeof error->text, format, args);
+    set_error(error, format, args);
     va_end(args);
     error->usage = 1;
     return 0;
