@@ -18,6 +18,7 @@
 
 /* What a platform adds; without it only comfort is lost. */
 #if defined __unix__ || defined __APPLE__
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #define HAVE_STAT
@@ -3913,12 +3914,25 @@ static int run_command(int argc, char **argv, Text *out, Error *error) {
     return done;
 }
 
-int main(int argc, char **argv) {
-    Text out = {0};
-    Error error = {0};
+/* What the outside does to a program before it runs. A file that is opened while stdin, stdout or stderr is closed would take
+ * its place, and get its text; so something that fails to read or write does. */
+static void prepare_process(void) {
+#ifdef HAVE_STAT
+    for (int stream = 0; stream < 3; stream++)
+        if (fcntl(stream, F_GETFD) < 0 && open("/dev/null", stream == 0 ? O_WRONLY : O_RDONLY) < 0) continue;
+#endif
+#ifdef SIGXFSZ
+    signal(SIGXFSZ, SIG_IGN); /* then a write beyond the limit on file sizes fails like any other */
+#endif
 #ifdef _WIN32
     _setmode(_fileno(stdout), _O_BINARY);
 #endif
+}
+
+int main(int argc, char **argv) {
+    Text out = {0};
+    Error error = {0};
+    prepare_process();
     int done = ieee_setup() || fail(&error, "this machine's double arithmetic is not IEEE-754's");
     done = done && run_command(argc, argv, &out, &error);
     emit(&out);
