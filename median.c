@@ -913,6 +913,7 @@ int setting_parse(const Setting *setting, void *base, const char *text, Error *e
     char *place = (char *)base + setting->offset;
     size_t count;
     double value = 0;
+    if (!*text) return fail(error, "--%s is empty", setting->name);
     if (setting->kind == SETTING_TEXT) {
         memcpy(place, &text, sizeof text);
         return 1;
