@@ -825,18 +825,19 @@ void text_free(Text *text) {
     memset(text, 0, sizeof *text);
 }
 
+/* Makes room for n bytes and a zero. */
+static int text_reserve(Text *text, size_t n) {
+    if (text->failed || n < text->capacity - text->size) return !text->failed;
+    const size_t capacity = 2 * (text->size + n) + 1000;
+    char *data = capacity > n ? (char *)realloc(text->data, capacity) : NULL;
+    if (!data) return !(text->failed = 1);
+    text->data = data;
+    text->capacity = capacity;
+    return 1;
+}
+
 void text_bytes(Text *text, const void *bytes, size_t n) {
-    if (text->failed) return;
-    if (n >= text->capacity - text->size) {
-        const size_t capacity = 2 * (text->size + n) + 1000;
-        char *data = capacity > n ? (char *)realloc(text->data, capacity) : NULL;
-        if (!data) {
-            text->failed = 1;
-            return;
-        }
-        text->data = data;
-        text->capacity = capacity;
-    }
+    if (!text_reserve(text, n)) return;
     memcpy(text->data + text->size, bytes, n);
     text->size += n;
     text->data[text->size] = 0;
@@ -848,8 +849,14 @@ void text_add(Text *text, const char *format, ...) {
     va_start(args, format);
     const int n = vsnprintf(line, sizeof line, format, args);
     va_end(args);
-    if (n < 0 || (size_t)n >= sizeof line) text->failed = 1;
-    else text_bytes(text, line, (size_t)n);
+    if (n < 0) text->failed = 1;
+    else if ((size_t)n < sizeof line) text_bytes(text, line, (size_t)n);
+    else if (text_reserve(text, (size_t)n)) {
+        va_start(args, format);
+        vsnprintf(text->data + text->size, (size_t)n + 1, format, args);
+        va_end(args);
+        text->size += (size_t)n;
+    }
 }
 
 #define CONFIG(field) offsetof(Settings, config.field)
