@@ -782,12 +782,19 @@ double trainer_accuracy(const Trainer *t) {
     return (double)right / (double)t->run.n_lists;
 }
 
+static int is_finite(const Model *m) {
+    size_t i = 0;
+    while (i < m->n_params && m->params[i] - m->params[i] == 0.0f) i++; /* infinity and NaN give NaN */
+    return i == m->n_params;
+}
+
 /* At the end of an epoch, and of the training. */
 static void validate(Trainer *t) {
     const Evaluation none = {0};
     const Model *weights = trainer_weights(t);
     t->validation = none;
     evaluate(weights, &t->run, t->val_lists, t->val_medians, t->recipe.valset_size, NULL, &t->validation);
+    if (!is_finite(weights)) return;
     if (!t->recipe.keep_best || !t->validated || t->validation.right > t->best_right) {
         t->best_right = t->validation.right;
         memcpy(t->best.params, weights->params, weights->n_params * sizeof(float));
@@ -1507,6 +1514,8 @@ int trainer_save(Trainer *t, const char *path, Error *error) {
     FlatTensor flat[STATE_TENSORS];
     uint32_t mts[2 * MT_WORDS], words[2];
     Text file = {0};
+    if (!is_finite(&t->model) || !is_finite(&t->m) || !is_finite(&t->v) || !is_finite(&t->average))
+        return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
     model_describe(&t->model, &t->recipe);
     state_tensors(t, flat, mts, words);
     checkpoint_text(&file, &t->model, flat, STATE_TENSORS);
@@ -2647,6 +2656,8 @@ static int run_training(Trainer *t, FILE *log, const char *out_path, const char 
         if (done) show_progress(&progress, t, t->step == t->total_steps || interrupted);
     }
     if (progress.terminal) fprintf(stderr, "\n");
+    if (done && !is_finite(trainer_weights(t)))
+        return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
     if (!done || t->step == t->total_steps) return done;
     if (!state) return fail(error, "interrupted after step %zu", t->step);
     return trainer_save(t, state, error) && fail(error, "interrupted after step %zu; it goes on with: median train --resume %.100s --out %.100s", t->step, state, out_path);
@@ -2671,7 +2682,7 @@ static int save_result(Trainer *t, const Options *o, const char *state, Text *ou
     if (!model_save(result, o->out, error)) return 0;
     if (state) remove(state);
     text_add(out, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
-    if (t->validation.lists) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
+    if (t->validation.lists && t->validation.loss < HUGE_VAL) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
     text_add(out, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
     return 1;
 }
@@ -2689,7 +2700,7 @@ static int command_train(Options *o, Text *out, Error *error) {
     if (done) done = run_training(&t, log, o->out, keeps_state ? state : NULL, o->save_every, error);
     if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
     if (done) done = save_result(&t, o, keeps_state ? state : NULL, out, error);
-    else if (!(t.loss < HUGE_VAL) && t.validated && t.step > 0) { /* diverged: the best so far is worth keeping */
+    else if (t.validated && !(t.loss < HUGE_VAL && is_finite(trainer_weights(&t)))) { /* diverged: the best so far is worth keeping */
         Error lost = {0};
         if (save_result(&t, o, NULL, out, &lost)) text_add(out, "(the training diverged; these are the weights of the best validation)\n");
     }
