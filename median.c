@@ -1089,6 +1089,23 @@ int write_file(const char *path, const Text *text, Error *error) {
     return fail(error, "cannot write %.200s: %s", path, strerror(reason));
 }
 
+/* Will write_file find a place? Asked before hours of work, not after. */
+static int check_output(const char *path, Error *error) {
+    char beside[4100];
+#ifdef HAVE_STAT
+    struct stat about;
+    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return fail(error, "cannot write %.200s: %s", path, strerror(EISDIR));
+#endif
+    if (is_special(path)) return 1;
+    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
+        return fail(error, "the name %.60s... is too long", path);
+    FILE *f = fopen(beside, "wb");
+    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
+    fclose(f);
+    remove(beside);
+    return 1;
+}
+
 int model_save(const Model *model, const char *path, Error *error) {
     Text file = {0};
     checkpoint_text(&file, model, NULL, 0);
@@ -2660,7 +2677,7 @@ static int run_training(Trainer *t, FILE *log, const char *out_path, const char 
         return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
     if (!done || t->step == t->total_steps) return done;
     if (!state) return fail(error, "interrupted after step %zu", t->step);
-    return trainer_save(t, state, error) && fail(error, "interrupted after step %zu; it goes on with: median train --resume %.100s --out %.100s", t->step, state, out_path);
+    return trainer_save(t, state, error) && fail(error, "interrupted after step %zu; it goes on with: median train --resume %.150s --out %.150s", t->step, state, out_path);
 }
 
 /* A new training, or the rest of an old one. */
@@ -2693,8 +2710,9 @@ static int command_train(Options *o, Text *out, Error *error) {
     char state[4096];
     const int keeps_state = !is_special(o->out) && snprintf(state, sizeof state, "%s.state", o->out) < (int)sizeof state;
     if (!start_training(&t, o, error)) return 0;
-    int done = !o->log || (log = fopen(o->log, o->resume ? "a" : "w")) || fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
-    if (log && !o->resume) fprintf(log, "step,lr,loss,accuracy\n");
+    int done = check_output(o->out, error) && (!keeps_state || check_output(state, error));
+    if (done && o->log) done = (log = fopen(o->log, o->resume ? "a" : "w")) || fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
+    if (log && !o->resume && fprintf(log, "step,lr,loss,accuracy\n") < 0) done = fail(error, "cannot write the log: %s", strerror(errno));
     signal(SIGINT, note_interrupt);
     signal(SIGTERM, note_interrupt);
     if (done) done = run_training(&t, log, o->out, keeps_state ? state : NULL, o->save_every, error);
