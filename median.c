@@ -69,9 +69,12 @@ static uint32_t *lay_words(Layout *layout, size_t a, size_t b) {
     return (uint32_t *)lay_out(layout, (double)a * (double)b, sizeof(uint32_t));
 }
 
+/* No piece of memory is greater, and no file: systems that promise more than they have kill who takes them at their word. */
+static double max_bytes(void) { return (double)SIZE_MAX / 4 < 4294967296.0 ? (double)SIZE_MAX / 4 : 4294967296.0; }
+
 /* Zeroed memory, or NULL and the amount that is not to be had. */
 static void *allocate(double bytes, const char *purpose, Error *error) {
-    void *memory = bytes < (double)SIZE_MAX / 4 ? calloc((size_t)bytes + 1, 1) : NULL;
+    void *memory = bytes < max_bytes() ? calloc((size_t)bytes + 1, 1) : NULL;
     if (!memory) fail(error, "out of memory: %s would need %.0f MiB", purpose, ceil(bytes / 1048576.0));
     return memory;
 }
@@ -1334,8 +1337,13 @@ static int read_header(Json *json, Checkpoint *file, double *size) {
 
 /* n bytes of f into new memory, which grows with what really comes: a file that claims to be huge costs nothing. */
 static unsigned char *read_bytes(FILE *f, double n, const char *path, Error *error) {
-    size_t size = 0, capacity = 0, want = n < (double)(SIZE_MAX / 4) ? (size_t)n : SIZE_MAX / 4;
+    size_t size = 0, capacity = 0;
     unsigned char *bytes = NULL;
+    if (n >= max_bytes()) {
+        fail(error, "out of memory: %.200s says that it has %.0f MiB", path, ceil(n / 1048576.0));
+        return NULL;
+    }
+    const size_t want = (size_t)n;
     do {
         const size_t next = capacity == 0 ? 65536 : 2 * capacity;
         unsigned char *grown = (unsigned char *)realloc(bytes, next);
@@ -1348,9 +1356,9 @@ static unsigned char *read_bytes(FILE *f, double n, const char *path, Error *err
         const size_t ask = smaller(want, capacity) - size, got = fread(bytes + size, 1, ask, f);
         size += got;
         if (got < ask) {
-            free(bytes);
             if (ferror(f)) fail(error, "cannot read %.200s: %s", path, strerror(errno));
             else fail(error, "%.200s: cut off: %.0f bytes are missing", path, n - (double)size);
+            free(bytes);
             return NULL;
         }
     } while (size < want);
