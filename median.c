@@ -1272,6 +1272,8 @@ static int read_metadata(Json *json, Checkpoint *file) {
         if (!json_string(json, key, sizeof key)) return 0;
         if (!json_is(json, ':')) return bad(json, "a colon is missing");
         if (!json_string(json, value, sizeof value)) return 0;
+        for (size_t i = 0; i < file->n_notes; i++)
+            if (strcmp(file->notes[i].key, key) == 0) return fail(json->error, "%.200s: bad header: %.100s stands twice in __metadata__", json->path, key);
         Note *note = &file->notes[file->n_notes];
         if (file->n_notes < MAX_NOTES && strlen(key) < sizeof note->key && strlen(value) < sizeof note->value) {
             strcpy(note->key, key);
