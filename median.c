@@ -2698,6 +2698,8 @@ static int start_training(Trainer *t, const Options *o, Error *error) {
         return usage(error, "--%s: a resumed training keeps its own settings", o->setting_given);
     if (o->resume) return trainer_resume(t, o->resume, error);
     if (!o->init && !config_check(&o->settings.config, error)) return error->usage = 1, 0;
+    if (o->settings.recipe.trainset_size == 0 && o->settings.recipe.steps == 0)
+        return usage(error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
     if (o->init && !model_load(&start, o->init, error)) return 0;
     const int done = trainer_create(t, &o->settings.recipe, &o->settings.config, o->init ? &start : NULL, error);
     model_free(&start);
