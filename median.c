@@ -2631,7 +2631,7 @@ static int command_data(Options *o, Text *out, Error *error) {
     Mt19937 mt;
     if (!config_check(c, error)) return error->usage = 1, 0;
     mt_seed(&mt, (uint32_t)o->settings.recipe.seed);
-    for (size_t i = 0; i < o->size; i++) {
+    for (size_t i = 0; i < o->size && !ferror(stdout); i++) {
         make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
         add_list(out, list, c->seq_len);
         text_add(out, " | %u\n", (unsigned)median);
@@ -2876,7 +2876,7 @@ static int predict_stdin(const Options *o, Subject *s, Text *out, Error *error) 
     size_t n = 0, number = 0;
     int cut;
     Error reason = {0};
-    while (read_line(stdin, line, sizeof line, &cut)) {
+    while (!ferror(stdout) && read_line(stdin, line, sizeof line, &cut)) {
         number++;
         if (line[strspn(line, " \t\r,")] == 0 && !cut) continue;
         if (cut) usage(&reason, "it is too long");
