@@ -3452,10 +3452,11 @@ static int command_explain(Options *o, Text *out, Error *error) {
 /* -- check: golden values, stage by stage -- */
 
 static uint64_t hash_words(uint64_t hash, const uint32_t *words, size_t n) {
-    Text bytes = {0};
-    for (size_t i = 0; i < n; i++) text_word(&bytes, words[i]);
-    hash = hash_bytes(hash, bytes.data, bytes.size);
-    text_free(&bytes);
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char bytes[4] = {(unsigned char)(words[i] & 255), (unsigned char)(words[i] >> 8 & 255),
+                                        (unsigned char)(words[i] >> 16 & 255), (unsigned char)(words[i] >> 24)};
+        hash = hash_bytes(hash, bytes, 4);
+    }
     return hash;
 }
 
