@@ -1026,13 +1026,23 @@ static void text_floats(Text *text, const float *x, size_t n) {
     }
 }
 
+static void text_quoted(Text *text, const char *string) {
+    text_bytes(text, "\"", 1);
+    for (; *string; string++) text_add(text, *string == '"' || *string == '\\' ? "\\%c" : "%c", *string);
+    text_bytes(text, "\"", 1);
+}
+
 /* The file's bytes. `more` are further flat arrays, as a training under way has. */
 void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more) {
     Text header = {0};
     double offset = 0;
     text_add(&header, "{\"__metadata__\":{");
-    for (size_t i = 0; i < model->n_notes; i++)
-        text_add(&header, "%s\"%s\":\"%s\"", i ? "," : "", model->notes[i].key, model->notes[i].value);
+    for (size_t i = 0; i < model->n_notes; i++) {
+        if (i) text_bytes(&header, ",", 1);
+        text_quoted(&header, model->notes[i].key);
+        text_bytes(&header, ":", 1);
+        text_quoted(&header, model->notes[i].value);
+    }
     text_add(&header, "}");
     for (size_t i = 0; i < model->n_tensors; i++)
         describe_tensor(&header, model->tensors[i].name, "F32", model->tensors[i].shape, model->tensors[i].n_dims, &offset);
