@@ -18,6 +18,7 @@
 
 /* What a platform adds; without it only comfort is lost. */
 #if defined __unix__ || defined __APPLE__
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #define HAVE_STAT
@@ -31,11 +32,18 @@
 
 /* ---- Errors and memory ----------------------------------------------------------------------------------------- */
 
+/* One line, whatever stands in a name or a number that it cites: control characters become '?'. */
+static void set_error(Error *error, const char *format, va_list args) {
+    vsnprintf(error->text, sizeof error->text, format, args);
+    for (char *at = error->text; *at; at++)
+        if ((*at > 0 && *at < 32) || *at == 127) *at = '?';
+}
+
 /* Notes why something failed; returns 0, so that `return fail(error, ...)` says it all. */
 TENSOR_PRINTF(2, 3) static int fail(Error *error, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(error->text, sizeof error->text, format, args);
+    set_error(error, format, args);
     va_end(args);
     return 0;
 }
@@ -61,9 +69,12 @@ static uint32_t *lay_words(Layout *layout, size_t a, size_t b) {
     return (uint32_t *)lay_out(layout, (double)a * (double)b, sizeof(uint32_t));
 }
 
+/* No piece of memory is greater, and no file: systems that promise more than they have kill who takes them at their word. */
+static double max_bytes(void) { return (double)SIZE_MAX / 4 < 4294967296.0 ? (double)SIZE_MAX / 4 : 4294967296.0; }
+
 /* Zeroed memory, or NULL and the amount that is not to be had. */
 static void *allocate(double bytes, const char *purpose, Error *error) {
-    void *memory = bytes < (double)SIZE_MAX / 4 ? calloc((size_t)bytes + 1, 1) : NULL;
+    void *memory = bytes < max_bytes() ? calloc((size_t)bytes + 1, 1) : NULL;
     if (!memory) fail(error, "out of memory: %s would need %.0f MiB", purpose, ceil(bytes / 1048576.0));
     return memory;
 }
@@ -771,11 +782,18 @@ double trainer_accuracy(const Trainer *t) {
     return (double)right / (double)t->run.n_lists;
 }
 
+static int is_finite(const Model *m) {
+    size_t i = 0;
+    while (i < m->n_params && m->params[i] - m->params[i] == 0.0f) i++; /* infinity and NaN give NaN */
+    return i == m->n_params;
+}
+
 /* At the end of an epoch, and of the training. */
 static void validate(Trainer *t) {
     const Evaluation none = {0};
     t->validation = none;
     evaluate(&t->model, &t->run, t->val_lists, t->val_medians, t->recipe.valset_size, NULL, &t->validation);
+    if (!is_finite(&t->model)) return;
     if (!t->recipe.keep_best || !t->validated || t->validation.right > t->best_right) {
         t->best_right = t->validation.right;
         memcpy(t->best.params, t->model.params, t->model.n_params * sizeof(float));
@@ -812,18 +830,19 @@ void text_free(Text *text) {
     memset(text, 0, sizeof *text);
 }
 
+/* Makes room for n bytes and a zero. */
+static int text_reserve(Text *text, size_t n) {
+    if (text->failed || n < text->capacity - text->size) return !text->failed;
+    const size_t capacity = 2 * (text->size + n) + 1000;
+    char *data = capacity > n ? (char *)realloc(text->data, capacity) : NULL;
+    if (!data) return !(text->failed = 1);
+    text->data = data;
+    text->capacity = capacity;
+    return 1;
+}
+
 void text_bytes(Text *text, const void *bytes, size_t n) {
-    if (text->failed) return;
-    if (n >= text->capacity - text->size) {
-        const size_t capacity = 2 * (text->size + n) + 1000;
-        char *data = capacity > n ? (char *)realloc(text->data, capacity) : NULL;
-        if (!data) {
-            text->failed = 1;
-            return;
-        }
-        text->data = data;
-        text->capacity = capacity;
-    }
+    if (!text_reserve(text, n)) return;
     memcpy(text->data + text->size, bytes, n);
     text->size += n;
     text->data[text->size] = 0;
@@ -835,8 +854,14 @@ void text_add(Text *text, const char *format, ...) {
     va_start(args, format);
     const int n = vsnprintf(line, sizeof line, format, args);
     va_end(args);
-    if (n < 0 || (size_t)n >= sizeof line) text->failed = 1;
-    else text_bytes(text, line, (size_t)n);
+    if (n < 0) text->failed = 1;
+    else if ((size_t)n < sizeof line) text_bytes(text, line, (size_t)n);
+    else if (text_reserve(text, (size_t)n)) {
+        va_start(args, format);
+        vsnprintf(text->data + text->size, (size_t)n + 1, format, args);
+        va_end(args);
+        text->size += (size_t)n;
+    }
 }
 
 #define CONFIG(field) offsetof(Settings, config.field)
@@ -899,6 +924,7 @@ int setting_parse(const Setting *setting, void *base, const char *text, Error *e
     char *place = (char *)base + setting->offset;
     size_t count;
     double value = 0;
+    if (!*text) return fail(error, "--%s is empty", setting->name);
     if (setting->kind == SETTING_TEXT) {
         memcpy(place, &text, sizeof text);
         return 1;
@@ -994,13 +1020,23 @@ static void text_floats(Text *text, const float *x, size_t n) {
     }
 }
 
+static void text_quoted(Text *text, const char *string) {
+    text_bytes(text, "\"", 1);
+    for (; *string; string++) text_add(text, *string == '"' || *string == '\\' ? "\\%c" : "%c", *string);
+    text_bytes(text, "\"", 1);
+}
+
 /* The file's bytes. `more` are further flat arrays, as a training under way has. */
 void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more) {
     Text header = {0};
     double offset = 0;
     text_add(&header, "{\"__metadata__\":{");
-    for (size_t i = 0; i < model->n_notes; i++)
-        text_add(&header, "%s\"%s\":\"%s\"", i ? "," : "", model->notes[i].key, model->notes[i].value);
+    for (size_t i = 0; i < model->n_notes; i++) {
+        if (i) text_bytes(&header, ",", 1);
+        text_quoted(&header, model->notes[i].key);
+        text_bytes(&header, ":", 1);
+        text_quoted(&header, model->notes[i].value);
+    }
     text_add(&header, "}");
     for (size_t i = 0; i < model->n_tensors; i++)
         describe_tensor(&header, model->tensors[i].name, "F32", model->tensors[i].shape, model->tensors[i].n_dims, &offset);
@@ -1058,6 +1094,23 @@ int write_file(const char *path, const Text *text, Error *error) {
     if (reason == 0) return 1;
     if (!straight) remove(beside);
     return fail(error, "cannot write %.200s: %s", path, strerror(reason));
+}
+
+/* Will write_file find a place? Asked before hours of work, not after. */
+static int check_output(const char *path, Error *error) {
+    char beside[4100];
+#ifdef HAVE_STAT
+    struct stat about;
+    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return fail(error, "cannot write %.200s: %s", path, strerror(EISDIR));
+#endif
+    if (is_special(path)) return 1;
+    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
+        return fail(error, "the name %.60s... is too long", path);
+    FILE *f = fopen(beside, "wb");
+    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
+    fclose(f);
+    remove(beside);
+    return 1;
 }
 
 int model_save(const Model *model, const char *path, Error *error) {
@@ -1223,6 +1276,8 @@ static int read_metadata(Json *json, Checkpoint *file) {
         if (!json_string(json, key, sizeof key)) return 0;
         if (!json_is(json, ':')) return bad(json, "a colon is missing");
         if (!json_string(json, value, sizeof value)) return 0;
+        for (size_t i = 0; i < file->n_notes; i++)
+            if (strcmp(file->notes[i].key, key) == 0) return fail(json->error, "%.200s: bad header: %.100s stands twice in __metadata__", json->path, key);
         Note *note = &file->notes[file->n_notes];
         if (file->n_notes < MAX_NOTES && strlen(key) < sizeof note->key && strlen(value) < sizeof note->value) {
             strcpy(note->key, key);
@@ -1288,8 +1343,13 @@ static int read_header(Json *json, Checkpoint *file, double *size) {
 
 /* n bytes of f into new memory, which grows with what really comes: a file that claims to be huge costs nothing. */
 static unsigned char *read_bytes(FILE *f, double n, const char *path, Error *error) {
-    size_t size = 0, capacity = 0, want = n < (double)(SIZE_MAX / 4) ? (size_t)n : SIZE_MAX / 4;
+    size_t size = 0, capacity = 0;
     unsigned char *bytes = NULL;
+    if (n >= max_bytes()) {
+        fail(error, "out of memory: %.200s says that it has %.0f MiB", path, ceil(n / 1048576.0));
+        return NULL;
+    }
+    const size_t want = (size_t)n;
     do {
         const size_t next = capacity == 0 ? 65536 : 2 * capacity;
         unsigned char *grown = (unsigned char *)realloc(bytes, next);
@@ -1302,9 +1362,9 @@ static unsigned char *read_bytes(FILE *f, double n, const char *path, Error *err
         const size_t ask = smaller(want, capacity) - size, got = fread(bytes + size, 1, ask, f);
         size += got;
         if (got < ask) {
-            free(bytes);
             if (ferror(f)) fail(error, "cannot read %.200s: %s", path, strerror(errno));
             else fail(error, "%.200s: cut off: %.0f bytes are missing", path, n - (double)size);
+            free(bytes);
             return NULL;
         }
     } while (size < want);
@@ -1485,6 +1545,8 @@ int trainer_save(Trainer *t, const char *path, Error *error) {
     FlatTensor flat[STATE_TENSORS];
     uint32_t mts[2 * MT_WORDS], words[2];
     Text file = {0};
+    if (!is_finite(&t->model) || !is_finite(&t->m) || !is_finite(&t->v))
+        return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
     model_describe(&t->model, &t->recipe);
     state_tensors(t, flat, mts, words);
     checkpoint_text(&file, &t->model, flat, STATE_TENSORS);
@@ -1637,8 +1699,9 @@ void draw_map(Text *out, const Map *map) {
 
 /* A bar of up to `width` characters. */
 static void draw_bar(Text *out, double value, double limit, int width) {
-    const int n = limit > 0 && value > 0 ? (int)(value / limit * width + 0.5) : 0;
-    for (int i = 0; i < n && i < width; i++) text_add(out, "#");
+    const double part = limit > 0 && value > 0 ? value / limit : 0;
+    const int n = part < 1 ? (int)(part * width + 0.5) : width;
+    for (int i = 0; i < n; i++) text_add(out, "#");
     text_add(out, "\n");
 }
 
@@ -2487,10 +2550,10 @@ static void emit(Text *out) {
     out->size = 0;
 }
 
-static int usage(Error *error, const char *format, ...) {
+TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(error->text, sizeof error->text, format, args);
+    set_error(error, format, args);
     va_end(args);
     error->usage = 1;
     return 0;
@@ -2498,7 +2561,7 @@ static int usage(Error *error, const char *format, ...) {
 
 /* Wall-clock seconds where C offers them, else processor time. */
 static double seconds(void) {
-#if defined TIME_UTC && !defined __wasi__
+#ifdef TIME_UTC
     struct timespec now;
     timespec_get(&now, TIME_UTC);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
@@ -2578,7 +2641,7 @@ static int command_data(Options *o, Text *out, Error *error) {
     Mt19937 mt;
     if (!config_check(c, error)) return error->usage = 1, 0;
     mt_seed(&mt, (uint32_t)o->settings.recipe.seed);
-    for (size_t i = 0; i < o->size; i++) {
+    for (size_t i = 0; i < o->size && !ferror(stdout); i++) {
         make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
         add_list(out, list, c->seq_len);
         text_add(out, " | %u\n", (unsigned)median);
@@ -2630,9 +2693,11 @@ static int run_training(Trainer *t, FILE *log, const char *out_path, const char 
         if (done) show_progress(&progress, t, t->step == t->total_steps || interrupted);
     }
     if (progress.terminal) fprintf(stderr, "\n");
+    if (done && !is_finite(&t->model))
+        return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
     if (!done || t->step == t->total_steps) return done;
     if (!state) return fail(error, "interrupted after step %zu", t->step);
-    return trainer_save(t, state, error) && fail(error, "interrupted after step %zu; it goes on with: median train --resume %.100s --out %.100s", t->step, state, out_path);
+    return trainer_save(t, state, error) && fail(error, "interrupted after step %zu; it goes on with: median train --resume %.150s --out %.150s", t->step, state, out_path);
 }
 
 /* A new training, or the rest of an old one. */
@@ -2643,6 +2708,8 @@ static int start_training(Trainer *t, const Options *o, Error *error) {
         return usage(error, "--%s: a resumed training keeps its own settings", o->setting_given);
     if (o->resume) return trainer_resume(t, o->resume, error);
     if (!o->init && !config_check(&o->settings.config, error)) return error->usage = 1, 0;
+    if (o->settings.recipe.trainset_size == 0 && o->settings.recipe.steps == 0)
+        return usage(error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
     if (o->init && !model_load(&start, o->init, error)) return 0;
     const int done = trainer_create(t, &o->settings.recipe, &o->settings.config, o->init ? &start : NULL, error);
     model_free(&start);
@@ -2654,7 +2721,7 @@ static int save_result(Trainer *t, const Options *o, const char *state, Text *ou
     if (!model_save(result, o->out, error)) return 0;
     if (state) remove(state);
     text_add(out, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
-    if (t->validation.lists) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
+    if (t->validation.lists && t->validation.loss < HUGE_VAL) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
     text_add(out, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
     return 1;
 }
@@ -2665,14 +2732,15 @@ static int command_train(Options *o, Text *out, Error *error) {
     char state[4096];
     const int keeps_state = !is_special(o->out) && snprintf(state, sizeof state, "%s.state", o->out) < (int)sizeof state;
     if (!start_training(&t, o, error)) return 0;
-    int done = !o->log || (log = fopen(o->log, o->resume ? "a" : "w")) || fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
-    if (log && !o->resume) fprintf(log, "step,lr,loss,accuracy\n");
+    int done = check_output(o->out, error) && (!keeps_state || check_output(state, error));
+    if (done && o->log) done = (log = fopen(o->log, o->resume ? "a" : "w")) || fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
+    if (log && !o->resume && fprintf(log, "step,lr,loss,accuracy\n") < 0) done = fail(error, "cannot write the log: %s", strerror(errno));
     signal(SIGINT, note_interrupt);
     signal(SIGTERM, note_interrupt);
     if (done) done = run_training(&t, log, o->out, keeps_state ? state : NULL, o->save_every, error);
     if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
     if (done) done = save_result(&t, o, keeps_state ? state : NULL, out, error);
-    else if (!(t.loss < HUGE_VAL) && t.validated && t.step > 0) { /* diverged: the best so far is worth keeping */
+    else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) { /* diverged: the best so far is worth keeping */
         Error lost = {0};
         if (save_result(&t, o, NULL, out, &lost)) text_add(out, "(the training diverged; these are the weights of the best validation)\n");
     }
@@ -2818,7 +2886,7 @@ static int predict_stdin(const Options *o, Subject *s, Text *out, Error *error) 
     size_t n = 0, number = 0;
     int cut;
     Error reason = {0};
-    while (read_line(stdin, line, sizeof line, &cut)) {
+    while (!ferror(stdout) && read_line(stdin, line, sizeof line, &cut)) {
         number++;
         if (line[strspn(line, " \t\r,")] == 0 && !cut) continue;
         if (cut) usage(&reason, "it is too long");
@@ -3101,7 +3169,7 @@ static int pair_open(Pair *p, const Options *o, Error *error) {
     return 0;
 }
 
-#define MAX_TARGETS 1024
+#define MAX_TARGETS 256
 
 /* The next piece of a comma-separated list into word; 0 at its end. */
 static int next_word(const char **at, char *word, size_t size) {
@@ -3397,10 +3465,11 @@ static int command_explain(Options *o, Text *out, Error *error) {
 /* -- check: golden values, stage by stage -- */
 
 static uint64_t hash_words(uint64_t hash, const uint32_t *words, size_t n) {
-    Text bytes = {0};
-    for (size_t i = 0; i < n; i++) text_word(&bytes, words[i]);
-    hash = hash_bytes(hash, bytes.data, bytes.size);
-    text_free(&bytes);
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char bytes[4] = {(unsigned char)(words[i] & 255), (unsigned char)(words[i] >> 8 & 255),
+                                        (unsigned char)(words[i] >> 16 & 255), (unsigned char)(words[i] >> 24)};
+        hash = hash_bytes(hash, bytes, 4);
+    }
     return hash;
 }
 
@@ -3992,12 +4061,25 @@ static int run_command(int argc, char **argv, Text *out, Error *error) {
     return done;
 }
 
-int main(int argc, char **argv) {
-    Text out = {0};
-    Error error = {0};
+/* What the outside does to a program before it runs. A file that is opened while stdin, stdout or stderr is closed would take
+ * its place, and get its text; so something that fails to read or write does. */
+static void prepare_process(void) {
+#ifdef HAVE_STAT
+    for (int stream = 0; stream < 3; stream++)
+        if (fcntl(stream, F_GETFD) < 0 && open("/dev/null", stream == 0 ? O_WRONLY : O_RDONLY) < 0) continue;
+#endif
+#ifdef SIGXFSZ
+    signal(SIGXFSZ, SIG_IGN); /* then a write beyond the limit on file sizes fails like any other */
+#endif
 #ifdef _WIN32
     _setmode(_fileno(stdout), _O_BINARY);
 #endif
+}
+
+int main(int argc, char **argv) {
+    Text out = {0};
+    Error error = {0};
+    prepare_process();
     int done = ieee_setup() || fail(&error, "this machine's double arithmetic is not IEEE-754's");
     done = done && run_command(argc, argv, &out, &error);
     emit(&out);

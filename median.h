@@ -244,7 +244,7 @@ typedef struct {
     int failed;
 } Text;
 
-TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...); /* at most 999 characters at a time */
+TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...);
 void text_bytes(Text *text, const void *bytes, size_t n);
 void text_free(Text *text);
 
