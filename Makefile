@@ -21,11 +21,13 @@ test: median
 	./median test
 
 # The manual page is what the program says about itself.
+PAGE = sed 's/\\/\\\\/g; s/-/\\-/g; s/^[.]/\\\&./'
+COMMANDS = tour data train info eval predict attention circuits weights ablate attribute patch explain check bench test
+
 median.1: median
-	@{ echo '.TH MEDIAN 1'; echo '.SH NAME'; echo 'median \- a small transformer that finds the median of a list'; \
-	   echo '.SH SYNOPSIS'; echo '.nf'; ./median --help; echo '.fi'; \
-	   for c in tour data train info eval predict attention circuits weights ablate attribute patch explain certify check bench test; do \
-	       echo ".SH $$c"; echo '.nf'; ./median $$c --help; echo '.fi'; done; } | sed 's/^\(\.[a-z]\)/\\\&\1/; s/-/\\-/g' > $@
+	{ printf '.TH MEDIAN 1\n.SH NAME\nmedian \\- a small transformer that finds the median of a list\n.SH SYNOPSIS\n.nf\n'; \
+	  ./median --help | $(PAGE); printf '.fi\n'; \
+	  for c in $(COMMANDS); do printf '.SH %s\n.nf\n' $$c; ./median $$c --help | $(PAGE); printf '.fi\n'; done; } > $@
 
 install: median median.1
 	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/median

@@ -10,13 +10,17 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-/* What a platform adds; without it only comfort is lost. */
+/* What a platform adds; without it only comfort is lost. (WASI is C without signals.) */
+#ifndef __wasi__
+#include <signal.h>
+#else
+typedef int sig_atomic_t;
+#endif
 #if defined __unix__ || defined __APPLE__
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -890,7 +894,7 @@ const Setting settings[] = {
     {"beta2", SETTING_REAL, RECIPE(adam.beta2), 0, 0.999999, NULL, "Adam's decay of the mean square"},
     {"eps", SETTING_REAL, RECIPE(adam.eps), 1e-30, 1, NULL, "Adam's epsilon"},
     {"weight-decay", SETTING_REAL, RECIPE(adam.weight_decay), 0, 1000, NULL, "decoupled weight decay"},
-    {"seed", SETTING_COUNT, RECIPE(seed), 0, 4294967295.0, NULL, "of the lists; also of weights and order"},
+    {"seed", SETTING_COUNT, RECIPE(seed), 0, 4294967295.0, NULL, "of the lists, and of all else that is random"},
     {"no-shuffle", SETTING_FLAG, RECIPE(no_shuffle), 0, 1, NULL, "take the training lists in the same order always"},
     {"keep", SETTING_CHOICE, RECIPE(keep_best), 0, 1, "last|best", "which weights: the last, or best in validation"},
 };
@@ -1094,23 +1098,6 @@ int write_file(const char *path, const Text *text, Error *error) {
     if (reason == 0) return 1;
     if (!straight) remove(beside);
     return fail(error, "cannot write %.200s: %s", path, strerror(reason));
-}
-
-/* Will write_file find a place? Asked before hours of work, not after. */
-static int check_output(const char *path, Error *error) {
-    char beside[4100];
-#ifdef HAVE_STAT
-    struct stat about;
-    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return fail(error, "cannot write %.200s: %s", path, strerror(EISDIR));
-#endif
-    if (is_special(path)) return 1;
-    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
-        return fail(error, "the name %.60s... is too long", path);
-    FILE *f = fopen(beside, "wb");
-    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
-    fclose(f);
-    remove(beside);
-    return 1;
 }
 
 int model_save(const Model *model, const char *path, Error *error) {
@@ -1697,19 +1684,7 @@ void draw_map(Text *out, const Map *map) {
     }
 }
 
-/* A bar of up to `width` characters. */
-static void draw_bar(Text *out, double value, double limit, int width) {
-    const double part = limit > 0 && value > 0 ? value / limit : 0;
-    const int n = part < 1 ? (int)(part * width + 0.5) : width;
-    for (int i = 0; i < n; i++) text_add(out, "#");
-    text_add(out, "\n");
-}
-
 /* ---- 9. Looking: predictions and attention ---------------------------------------------------------------------- */
-
-static void add_list(Text *out, const uint32_t *list, size_t n) {
-    for (size_t i = 0; i < n; i++) text_add(out, "%s%u", i ? " " : "", (unsigned)list[i]);
-}
 
 /* Positions of a list in the order of their numbers, equal ones in the order of position. */
 void rank_order(const uint32_t *list, size_t n, size_t *order) {
@@ -2297,203 +2272,6 @@ void explanation_free(Explanation *e) {
     memset(e, 0, sizeof *e);
 }
 
-/* -- the explanation in words -- */
-
-static double percent(size_t part, size_t whole) { return whole ? 100.0 * (double)part / (double)whole : 0.0; }
-
-/* A curve over x as text: `height` lines, the zero line dotted. */
-static void draw_curve(Text *out, const float *y, size_t n, size_t height) {
-    double limit = 0;
-    char line[200];
-    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
-    for (size_t r = 0; r < height; r++) {
-        const size_t shown = smaller(n, sizeof line - 1);
-        for (size_t x = 0; x < shown; x++) {
-            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
-            line[x] = (size_t)(level + 0.5) == r ? '*' : r == height / 2 ? '.' : ' ';
-        }
-        line[shown] = 0;
-        text_add(out, "  %8.2f |%s\n", limit * (1.0 - 2.0 * (double)r / (double)(height - 1)), line);
-    }
-}
-
-static void add_uniformity(Text *out, const Explanation *e, const Config *c) {
-    const size_t T = c->seq_len;
-    text_add(out, "1. Where does the last position look?\n\n");
-    text_add(out, "Attention of the last position over %zu lists; even attention would be %.3f everywhere.\n", e->lists, 1.0 / (double)T);
-    for (size_t head = 0; head < e->heads; head++) {
-        const Moments *token = e->token + head * c->max_num;
-        double least = HUGE_VAL, most = -HUGE_VAL;
-        for (size_t v = 0; v < c->max_num; v++)
-            if (token[v].n > 0) least = -max_double(-least, -mean_of(&token[v])), most = max_double(most, mean_of(&token[v]));
-        text_add(out, "\nlayer %zu head %zu      mean  deviation", head / c->n_heads, head % c->n_heads);
-        text_add(out, "                         mean  deviation\n");
-        for (size_t t = 0; t < T; t++) {
-            const Moments *p = &e->position[head * T + t], *r = &e->rank[head * T + t];
-            text_add(out, "  position %-3zu     %6.3f     %6.3f          rank %-3zu%-10s %6.3f     %6.3f\n", t, mean_of(p), deviation_of(p),
-                     t, t == 0 ? " least" : t == T / 2 ? " median" : t == T - 1 ? " greatest" : "", mean_of(r), deviation_of(r));
-        }
-        text_add(out, "  by number: from %.3f to %.3f\n", least, most);
-    }
-    text_add(out, "\nEntropy %.4f of the greatest possible (log %zu), on average; deviation %.4f.\n\n", mean_of(&e->entropy), T, deviation_of(&e->entropy));
-}
-
-static void add_circuits(Text *out, const Explanation *e, const Config *c, int color) {
-    const size_t V = c->max_num;
-    const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of", 120, color},
-              ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred", 120, color};
-    text_add(out, "2. What does a number say?\n\nThe effective OV circuit: what attending to a number adds to each logit.\n\n");
-    draw_map(out, &ov);
-    text_add(out, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
-    draw_map(out, &ideal);
-    text_add(out, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
-    text_add(out, "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) k/%zu)\n", V);
-    for (size_t k = 0; k < smaller(8, V); k++)
-        text_add(out, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0,
-                 (double)e->ideal_values[k] / (double)e->ideal_values[0], (double)e->overlap[k]);
-}
-
-static double mean_fit(const Explanation *e, size_t V) {
-    double sum = 0;
-    for (size_t m = 0; m + 1 < V; m++) sum += (double)e->fit[m];
-    return sum / (double)(V - 1);
-}
-
-static size_t steps_up(const Explanation *e, size_t V) {
-    size_t n = 0;
-    for (size_t m = 0; m + 1 < V; m++) n += e->step[m] > 0;
-    return n;
-}
-
-static void add_votes(Text *out, const Explanation *e, const Config *c) {
-    const size_t V = c->max_num;
-    text_add(out, "\n3. Votes\n\nlogit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
-    for (size_t i = 1; i <= 3; i++) {
-        const size_t m = smaller(V - 2, i * V / 4);
-        text_add(out, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1, (double)e->fit[m]);
-        draw_curve(out, e->votes + m * V, V, 9);
-    }
-    text_add(out, "\n   m  step a(m)  R^2\n");
-    for (size_t m = 0; m + 1 < V; m += V > 24 ? V / 12 : 1) {
-        text_add(out, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
-        draw_bar(out, (double)e->fit[m], 1, 40);
-    }
-    text_add(out, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", mean_fit(e, V), steps_up(e, V), V - 1);
-}
-
-static void add_direct_path(Text *out, const Explanation *e) {
-    text_add(out, "\n4. The last number\n\nThe last number also reaches the logits through the residual stream, without any head. In units of\n"
-                  "-|x - m| (slope of the best fit):\n\n");
-    text_add(out, "  any other number, attention x OV     %8.4f\n", e->other_weight);
-    text_add(out, "  the last number, attention x OV      %8.4f\n", e->last_weight - e->direct_weight);
-    text_add(out, "  the last number, residual stream     %8.4f\n", e->direct_weight);
-    text_add(out, "  the last number, in all              %8.4f: %.3f of another's\n", e->last_weight,
-             e->other_weight > 0 || e->other_weight < 0 ? e->last_weight / e->other_weight : 0.0);
-}
-
-static const char *const rung_names[LADDER] = {"the network", "attention frozen to its mean by position", "and ln_final's scale frozen",
-                                               "votes a(m) sign(x - m - 1/2) + c(m)", "the median itself"};
-
-static void add_ladder(Text *out, const Explanation *e) {
-    const size_t mistakes = e->lists - e->ladder[0].right;
-    text_add(out, "\n5. The ladder\n\nEver simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", e->lists, mistakes);
-    text_add(out, "                                             right   like the  its mistakes     loss\n"
-                  "                                                     network       repeated\n");
-    for (size_t i = 0; i < LADDER; i++) {
-        const Rung *r = &e->ladder[i];
-        text_add(out, "(%zu) %-40s %7.3f %% %7.3f %%", i, rung_names[i], percent(r->right, e->lists), percent(r->like_network, e->lists));
-        text_add(out, i + 1 < LADDER ? "     %7.2f %% %8.5f\n" : "     %7.2f %%\n", percent(r->mistakes_shared, mistakes), r->loss);
-    }
-}
-
-static void add_share(Text *out, const char *what, double value, const size_t *counts) {
-    if (counts[0]) text_add(out, "  %s %-4.0f %9zu lists  %8.3f %% right\n", what, value, counts[0], percent(counts[1], counts[0]));
-}
-
-static void add_failures(Text *out, const Explanation *e, const Config *c) {
-    const size_t V = c->max_num, T = c->seq_len, step = (V + 9) / 10;
-    text_add(out, "\n6. Where it fails\n\nBy the median:\n");
-    for (size_t m = 0; m < V; m += step) {
-        size_t sum[2] = {0, 0};
-        for (size_t k = m; k < m + step && k < V; k++) sum[0] += e->by_median[2 * k], sum[1] += e->by_median[2 * k + 1];
-        add_share(out, "from", (double)m, sum);
-    }
-    text_add(out, "By the distance between the median's two neighbours in sorted order:\n");
-    for (size_t g = 0; g < V; g = g < 4 ? g + 1 : 2 * g) {
-        size_t sum[2] = {0, 0};
-        for (size_t k = g; k < V && k < (g < 4 ? g + 1 : 2 * g); k++) sum[0] += e->by_gap[2 * k], sum[1] += e->by_gap[2 * k + 1];
-        add_share(out, "from", (double)g, sum);
-    }
-    text_add(out, "By how often the median occurs in the list:\n");
-    for (size_t k = 1; k <= T; k++) add_share(out, "times", (double)k, e->by_copies + 2 * k);
-    text_add(out, "The lists of greatest loss:\n");
-    for (size_t i = 0; i < e->n_worst; i++) {
-        text_add(out, "  %8.4f  ", e->worst_loss[i]);
-        add_list(out, e->worst[i], T);
-        text_add(out, "\n");
-    }
-}
-
-/* The verdict: every claim beside the number that it stands on. */
-static void add_claim(Text *out, int *holds, int true_, const char *claim, double number, const char *limit) {
-    text_add(out, "  %-3s  %-66s %8.4f  (%s)\n", true_ ? "yes" : "NO", claim, number, limit);
-    *holds += true_;
-}
-
-static void add_verdict(Text *out, const Explanation *e, const Config *c) {
-    const double entropy = mean_of(&e->entropy), fit = mean_fit(e, c->max_num), accuracy = percent(e->ladder[0].right, e->lists);
-    const double ratio = e->other_weight > 0 ? e->last_weight / e->other_weight : 0.0;
-    const double rung2 = percent(e->ladder[2].like_network, e->lists);
-    int holds = 0;
-    text_add(out, "\n7. Verdict\n\n");
-    add_claim(out, &holds, accuracy > 90, "The network finds medians: % right", accuracy, "over 90");
-    add_claim(out, &holds, entropy > 0.95, "Attention is nearly even: entropy relative to the greatest", entropy, "over 0.95");
-    add_claim(out, &holds, e->correlation > 0.9, "A number says -|x - m| to every m: correlation", e->correlation, "over 0.9");
-    add_claim(out, &holds, fit > 0.5, "So it votes up from every m below it, down from the others: R^2", fit, "over 0.5");
-    add_claim(out, &holds, ratio > 0.75 && ratio < 1.33, "The last number counts like the others: ratio", ratio, "0.75 to 1.33");
-    add_claim(out, &holds, rung2 > 80, "A plain sum of votes answers as the network does: %", rung2, "over 80");
-    text_add(out, "\n");
-    if (holds == 6)
-        text_add(out, "The mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as more numbers\n"
-                      "lie above than below. It minimises sum |x - m|, which is what the median does.\n");
-    else if (holds >= 4 && e->correlation > 0.9 && accuracy > 90)
-        text_add(out, "Much of the mechanism is there, but not all: the lines with NO say what this network does otherwise.\n");
-    else
-        text_add(out, "The mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
-}
-
-static void add_explanation(Text *out, const Explanation *e, const Config *c, int color) {
-    add_uniformity(out, e, c);
-    add_circuits(out, e, c, color);
-    add_votes(out, e, c);
-    add_direct_path(out, e);
-    add_ladder(out, e);
-    add_failures(out, e, c);
-    add_verdict(out, e, c);
-}
-
-/* The same numbers for machines: one a line. */
-static void add_explanation_csv(Text *out, const Explanation *e, const Config *c) {
-    const size_t mistakes = e->lists - e->ladder[0].right;
-    text_add(out, "quantity,index,value\nlists,,%zu\nentropy,,%.9g\ncorrelation,,%.9g\n", e->lists, mean_of(&e->entropy), e->correlation);
-    for (size_t head = 0; head < e->heads; head++)
-        for (size_t t = 0; t < c->seq_len; t++)
-            text_add(out, "attention_position_%zu,%zu,%.9g\nattention_rank_%zu,%zu,%.9g\n", head, t, mean_of(&e->position[head * c->seq_len + t]),
-                     head, t, mean_of(&e->rank[head * c->seq_len + t]));
-    for (size_t k = 0; k < smaller(8, c->max_num); k++)
-        text_add(out, "singular_value,%zu,%.9g\nideal_singular_value,%zu,%.9g\noverlap,%zu,%.9g\n", k + 1,
-                 e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0, k + 1,
-                 (double)e->ideal_values[k] / (double)e->ideal_values[0], k + 1, (double)e->overlap[k]);
-    for (size_t m = 0; m + 1 < c->max_num; m++) text_add(out, "step,%zu,%.9g\nfit,%zu,%.9g\n", m, (double)e->step[m], m, (double)e->fit[m]);
-    text_add(out, "other_weight,,%.9g\nlast_weight,,%.9g\ndirect_weight,,%.9g\n", e->other_weight, e->last_weight, e->direct_weight);
-    for (size_t i = 0; i < LADDER; i++) {
-        const Rung *r = &e->ladder[i];
-        text_add(out, "accuracy,%zu,%.9g\nlike_network,%zu,%.9g\nmistakes_repeated,%zu,%.9g\n", i, percent(r->right, e->lists) / 100, i,
-                 percent(r->like_network, e->lists) / 100, i, percent(r->mistakes_shared, mistakes) / 100);
-        if (i + 1 < LADDER) text_add(out, "loss,%zu,%.9g\n", i, r->loss);
-    }
-}
-
 /* ---- 13. The command line --------------------------------------------------------------------------------------- */
 
 #ifndef MEDIAN_NO_MAIN
@@ -2518,15 +2296,15 @@ static const Setting cli_settings[] = {
     {"out", SETTING_TEXT, offsetof(Options, out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
     {"log", SETTING_TEXT, offsetof(Options, log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
     {"save-every", SETTING_COUNT, offsetof(Options, save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
-    {"size", SETTING_COUNT, offsetof(Options, size), 1, 1e9, NULL, "how many lists"},
+    {"size", SETTING_COUNT, offsetof(Options, size), 1, 1e9, NULL, "how many lists (bench: steps)"},
     {"threads", SETTING_COUNT, offsetof(Options, threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
     {"csv", SETTING_FLAG, offsetof(Options, csv), 0, 1, NULL, "print for machines"},
     {"color", SETTING_FLAG, offsetof(Options, color), 0, 1, NULL, "draw in colour"},
     {"raw", SETTING_FLAG, offsetof(Options, raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
     {"query-pos", SETTING_COUNT, offsetof(Options, query_pos), 0, MAX_SEQ_LEN, NULL, "the query's position"},
     {"key-pos", SETTING_COUNT, offsetof(Options, key_pos), 0, MAX_SEQ_LEN, NULL, "the key's position"},
-    {"head", SETTING_LIST, offsetof(Options, heads), 0, 0, "L.H", "a head of a layer, or several with commas"},
-    {"layer", SETTING_LIST, offsetof(Options, layers), 0, 0, "L", "a whole layer, or several with commas"},
+    {"head", SETTING_LIST, offsetof(Options, heads), 0, 0, "L.H", "a head as LAYER.HEAD; ablate takes several, with commas"},
+    {"layer", SETTING_LIST, offsetof(Options, layers), 0, 0, "L", "a whole layer, or several, with commas"},
     {"part", SETTING_CHOICE, offsetof(Options, part), 0, 1, "attn|mlp", "of the layer"},
     {"positions", SETTING_LIST, offsetof(Options, positions), 0, 0, "0,1,...", "only there"},
     {"kind", SETTING_CHOICE, offsetof(Options, kind), 0, 2, "mean|zero|resample", "what replaces the values"},
@@ -2548,6 +2326,35 @@ typedef struct {
 static void emit(Text *out) {
     if (out->size) fwrite(out->data, 1, out->size, stdout);
     out->size = 0;
+}
+
+static void add_list(Text *out, const uint32_t *list, size_t n) {
+    for (size_t i = 0; i < n; i++) text_add(out, "%s%u", i ? " " : "", (unsigned)list[i]);
+}
+
+/* A bar of up to `width` characters. */
+static void draw_bar(Text *out, double value, double limit, int width) {
+    const double part = limit > 0 && value > 0 ? value / limit : 0;
+    const int n = part < 1 ? (int)(part * width + 0.5) : width;
+    for (int i = 0; i < n; i++) text_add(out, "#");
+    text_add(out, "\n");
+}
+
+/* Will write_file find a place? Asked before hours of work, not after. */
+static int check_output(const char *path, Error *error) {
+    char beside[4100];
+#ifdef HAVE_STAT
+    struct stat about;
+    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return fail(error, "cannot write %.200s: %s", path, strerror(EISDIR));
+#endif
+    if (is_special(path)) return 1;
+    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
+        return fail(error, "the name %.60s... is too long", path);
+    FILE *f = fopen(beside, "wb");
+    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
+    fclose(f);
+    remove(beside);
+    return 1;
 }
 
 TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
@@ -2676,10 +2483,12 @@ static void show_progress(Progress *p, Trainer *t, int force) {
 
 static volatile sig_atomic_t interrupted;
 
+#ifdef SIGINT
 static void note_interrupt(int number) {
     (void)number;
     interrupted = 1;
 }
+#endif
 
 /* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
 static int run_training(Trainer *t, FILE *log, const char *out_path, const char *state, size_t save_every, Error *error) {
@@ -2735,8 +2544,10 @@ static int command_train(Options *o, Text *out, Error *error) {
     int done = check_output(o->out, error) && (!keeps_state || check_output(state, error));
     if (done && o->log) done = (log = fopen(o->log, o->resume ? "a" : "w")) || fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
     if (log && !o->resume && fprintf(log, "step,lr,loss,accuracy\n") < 0) done = fail(error, "cannot write the log: %s", strerror(errno));
+#ifdef SIGINT
     signal(SIGINT, note_interrupt);
     signal(SIGTERM, note_interrupt);
+#endif
     if (done) done = run_training(&t, log, o->out, keeps_state ? state : NULL, o->save_every, error);
     if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
     if (done) done = save_result(&t, o, keeps_state ? state : NULL, out, error);
@@ -3012,6 +2823,206 @@ static int command_attention(Options *o, Text *out, Error *error) {
     if (done) done = add_mean_attention(out, &s, o, error);
     subject_free(&s);
     return done;
+}
+
+/* -- the explanation in words -- */
+
+static double percent(size_t part, size_t whole) { return whole ? 100.0 * (double)part / (double)whole : 0.0; }
+
+/* A curve over x as text: `height` lines, the zero line dotted. */
+static void draw_curve(Text *out, const float *y, size_t n, size_t height) {
+    double limit = 0;
+    char line[200];
+    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
+    for (size_t r = 0; r < height; r++) {
+        const size_t shown = smaller(n, sizeof line - 1);
+        for (size_t x = 0; x < shown; x++) {
+            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
+            line[x] = (size_t)(level + 0.5) == r ? '*' : r == height / 2 ? '.' : ' ';
+        }
+        line[shown] = 0;
+        text_add(out, "  %8.2f |%s\n", limit * (1.0 - 2.0 * (double)r / (double)(height - 1)), line);
+    }
+}
+
+static void add_uniformity(Text *out, const Explanation *e, const Config *c) {
+    const size_t T = c->seq_len;
+    text_add(out, "1. Where does the last position look?\n\n");
+    text_add(out, "Attention of the last position over %zu lists; even attention would be %.3f everywhere.\n", e->lists, 1.0 / (double)T);
+    for (size_t head = 0; head < e->heads; head++) {
+        const Moments *token = e->token + head * c->max_num;
+        double least = HUGE_VAL, most = -HUGE_VAL;
+        for (size_t v = 0; v < c->max_num; v++)
+            if (token[v].n > 0) least = -max_double(-least, -mean_of(&token[v])), most = max_double(most, mean_of(&token[v]));
+        text_add(out, "\nlayer %zu head %zu      mean  deviation", head / c->n_heads, head % c->n_heads);
+        text_add(out, "                         mean  deviation\n");
+        for (size_t t = 0; t < T; t++) {
+            const Moments *p = &e->position[head * T + t], *r = &e->rank[head * T + t];
+            text_add(out, "  position %-3zu     %6.3f     %6.3f          rank %-3zu%-10s %6.3f     %6.3f\n", t, mean_of(p), deviation_of(p),
+                     t, t == 0 ? " least" : t == T / 2 ? " median" : t == T - 1 ? " greatest" : "", mean_of(r), deviation_of(r));
+        }
+        text_add(out, "  by number: from %.3f to %.3f\n", least, most);
+    }
+    text_add(out, "\nEntropy %.4f of the greatest possible (log %zu), on average; deviation %.4f.\n\n", mean_of(&e->entropy), T, deviation_of(&e->entropy));
+}
+
+static void add_circuits(Text *out, const Explanation *e, const Config *c, int color, size_t width) {
+    const size_t V = c->max_num;
+    const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of", width, color},
+              ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred", width, color};
+    text_add(out, "2. What does a number say?\n\nThe effective OV circuit: what attending to a number adds to each logit.\n\n");
+    draw_map(out, &ov);
+    text_add(out, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
+    draw_map(out, &ideal);
+    text_add(out, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
+    text_add(out, "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) k/%zu)\n", V);
+    for (size_t k = 0; k < smaller(8, V); k++)
+        text_add(out, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0,
+                 (double)e->ideal_values[k] / (double)e->ideal_values[0], (double)e->overlap[k]);
+}
+
+static double mean_fit(const Explanation *e, size_t V) {
+    double sum = 0;
+    for (size_t m = 0; m + 1 < V; m++) sum += (double)e->fit[m];
+    return sum / (double)(V - 1);
+}
+
+static size_t steps_up(const Explanation *e, size_t V) {
+    size_t n = 0;
+    for (size_t m = 0; m + 1 < V; m++) n += e->step[m] > 0;
+    return n;
+}
+
+static void add_votes(Text *out, const Explanation *e, const Config *c) {
+    const size_t V = c->max_num;
+    text_add(out, "\n3. Votes\n\nlogit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
+    for (size_t i = 1; i <= 3; i++) {
+        const size_t m = smaller(V - 2, i * V / 4);
+        text_add(out, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1, (double)e->fit[m]);
+        draw_curve(out, e->votes + m * V, V, 9);
+    }
+    text_add(out, "\n   m  step a(m)  R^2\n");
+    for (size_t m = 0; m + 1 < V; m += V > 24 ? V / 12 : 1) {
+        text_add(out, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
+        draw_bar(out, (double)e->fit[m], 1, 40);
+    }
+    text_add(out, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", mean_fit(e, V), steps_up(e, V), V - 1);
+}
+
+static void add_direct_path(Text *out, const Explanation *e) {
+    text_add(out, "\n4. The last number\n\nThe last number also reaches the logits through the residual stream, without any head. In units of\n"
+                  "-|x - m| (slope of the best fit):\n\n");
+    text_add(out, "  any other number, attention x OV     %8.4f\n", e->other_weight);
+    text_add(out, "  the last number, attention x OV      %8.4f\n", e->last_weight - e->direct_weight);
+    text_add(out, "  the last number, residual stream     %8.4f\n", e->direct_weight);
+    text_add(out, "  the last number, in all              %8.4f: %.3f of another's\n", e->last_weight,
+             e->other_weight > 0 || e->other_weight < 0 ? e->last_weight / e->other_weight : 0.0);
+    text_add(out, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the last one\n"
+                  "counts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
+}
+
+static const char *const rung_names[LADDER] = {"the network", "attention frozen to its mean by position", "and ln_final's scale frozen",
+                                               "votes a(m) sign(x - m - 1/2) + c(m)", "the median itself"};
+
+static void add_ladder(Text *out, const Explanation *e) {
+    const size_t mistakes = e->lists - e->ladder[0].right;
+    text_add(out, "\n5. The ladder\n\nEver simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", e->lists, mistakes);
+    text_add(out, "                                             right   like the  its mistakes     loss\n"
+                  "                                                     network       repeated\n");
+    for (size_t i = 0; i < LADDER; i++) {
+        const Rung *r = &e->ladder[i];
+        text_add(out, "(%zu) %-40s %7.3f %% %7.3f %%", i, rung_names[i], percent(r->right, e->lists), percent(r->like_network, e->lists));
+        text_add(out, i + 1 < LADDER ? "     %7.2f %% %8.5f\n" : "     %7.2f %%\n", percent(r->mistakes_shared, mistakes), r->loss);
+    }
+}
+
+static void add_share(Text *out, const char *what, double value, const size_t *counts) {
+    if (counts[0]) text_add(out, "  %s %-4.0f %9zu lists  %8.3f %% right\n", what, value, counts[0], percent(counts[1], counts[0]));
+}
+
+static void add_failures(Text *out, const Explanation *e, const Config *c) {
+    const size_t V = c->max_num, T = c->seq_len, step = (V + 9) / 10;
+    text_add(out, "\n6. Where it fails\n\nBy the median:\n");
+    for (size_t m = 0; m < V; m += step) {
+        size_t sum[2] = {0, 0};
+        for (size_t k = m; k < m + step && k < V; k++) sum[0] += e->by_median[2 * k], sum[1] += e->by_median[2 * k + 1];
+        add_share(out, "from", (double)m, sum);
+    }
+    text_add(out, "By the distance between the median's two neighbours in sorted order:\n");
+    for (size_t g = 0; g < V; g = g < 4 ? g + 1 : 2 * g) {
+        size_t sum[2] = {0, 0};
+        for (size_t k = g; k < V && k < (g < 4 ? g + 1 : 2 * g); k++) sum[0] += e->by_gap[2 * k], sum[1] += e->by_gap[2 * k + 1];
+        add_share(out, "from", (double)g, sum);
+    }
+    text_add(out, "By how often the median occurs in the list:\n");
+    for (size_t k = 1; k <= T; k++) add_share(out, "times", (double)k, e->by_copies + 2 * k);
+    text_add(out, "The lists of greatest loss:\n");
+    for (size_t i = 0; i < e->n_worst; i++) {
+        text_add(out, "  %8.4f  ", e->worst_loss[i]);
+        add_list(out, e->worst[i], T);
+        text_add(out, "\n");
+    }
+}
+
+/* The verdict: every claim beside the number that it stands on. */
+static void add_claim(Text *out, int *holds, int true_, const char *claim, double number, const char *limit) {
+    text_add(out, "  %-3s  %-66s %8.4f  (%s)\n", true_ ? "yes" : "NO", claim, number, limit);
+    *holds += true_;
+}
+
+static void add_verdict(Text *out, const Explanation *e, const Config *c) {
+    const double entropy = mean_of(&e->entropy), fit = mean_fit(e, c->max_num), accuracy = percent(e->ladder[0].right, e->lists);
+    const double ratio = e->other_weight > 0 ? e->last_weight / e->other_weight : 0.0;
+    const double rung2 = percent(e->ladder[2].like_network, e->lists), rung3 = percent(e->ladder[3].like_network, e->lists);
+    int holds = 0;
+    text_add(out, "\n7. Verdict\n\n");
+    add_claim(out, &holds, accuracy > 90, "The network finds medians: % right", accuracy, "over 90");
+    add_claim(out, &holds, entropy > 0.95, "Attention is nearly even: entropy relative to the greatest", entropy, "over 0.95");
+    add_claim(out, &holds, e->correlation > 0.9, "A number says -|x - m| to every m: correlation", e->correlation, "over 0.9");
+    add_claim(out, &holds, fit > 0.5, "So it votes up from every m below it, down from the others: R^2", fit, "over 0.5");
+    add_claim(out, &holds, ratio > 0 && ratio < 2, "The last number doesn't outvote a majority: its weight to another's", ratio, "0 to 2");
+    add_claim(out, &holds, rung2 > 80, "A plain sum of votes answers as the network does: %", rung2, "over 80");
+    add_claim(out, &holds, rung3 > 80, "And so does the sum with equal votes, a(m) sign(x - m - 1/2): %", rung3, "over 80");
+    text_add(out, "\n");
+    if (holds == 7)
+        text_add(out, "The mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as more numbers\n"
+                      "lie above than below. It minimises sum |x - m|, which is what the median does.\n");
+    else if (holds >= 5 && e->correlation > 0.9 && accuracy > 90)
+        text_add(out, "Much of the mechanism is there, but not all: the lines with NO say what this network does otherwise.\n");
+    else
+        text_add(out, "The mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
+}
+
+static void add_explanation(Text *out, const Explanation *e, const Config *c, int color, size_t width) {
+    add_uniformity(out, e, c);
+    add_circuits(out, e, c, color, width);
+    add_votes(out, e, c);
+    add_direct_path(out, e);
+    add_ladder(out, e);
+    add_failures(out, e, c);
+    add_verdict(out, e, c);
+}
+
+/* The same numbers for machines: one a line. */
+static void add_explanation_csv(Text *out, const Explanation *e, const Config *c) {
+    const size_t mistakes = e->lists - e->ladder[0].right;
+    text_add(out, "quantity,index,value\nlists,,%zu\nentropy,,%.9g\ncorrelation,,%.9g\n", e->lists, mean_of(&e->entropy), e->correlation);
+    for (size_t head = 0; head < e->heads; head++)
+        for (size_t t = 0; t < c->seq_len; t++)
+            text_add(out, "attention_position_%zu,%zu,%.9g\nattention_rank_%zu,%zu,%.9g\n", head, t, mean_of(&e->position[head * c->seq_len + t]),
+                     head, t, mean_of(&e->rank[head * c->seq_len + t]));
+    for (size_t k = 0; k < smaller(8, c->max_num); k++)
+        text_add(out, "singular_value,%zu,%.9g\nideal_singular_value,%zu,%.9g\noverlap,%zu,%.9g\n", k + 1,
+                 e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0, k + 1,
+                 (double)e->ideal_values[k] / (double)e->ideal_values[0], k + 1, (double)e->overlap[k]);
+    for (size_t m = 0; m + 1 < c->max_num; m++) text_add(out, "step,%zu,%.9g\nfit,%zu,%.9g\n", m, (double)e->step[m], m, (double)e->fit[m]);
+    text_add(out, "other_weight,,%.9g\nlast_weight,,%.9g\ndirect_weight,,%.9g\n", e->other_weight, e->last_weight, e->direct_weight);
+    for (size_t i = 0; i < LADDER; i++) {
+        const Rung *r = &e->ladder[i];
+        text_add(out, "accuracy,%zu,%.9g\nlike_network,%zu,%.9g\nmistakes_repeated,%zu,%.9g\n", i, percent(r->right, e->lists) / 100, i,
+                 percent(r->like_network, e->lists) / 100, i, percent(r->mistakes_shared, mistakes) / 100);
+        if (i + 1 < LADDER) text_add(out, "loss,%zu,%.9g\n", i, r->loss);
+    }
 }
 
 /* -- circuits, weights -- */
@@ -3456,7 +3467,7 @@ static int command_explain(Options *o, Text *out, Error *error) {
     if (!subject_open(&s, o, 1, RUN_FORWARD, error)) return 0;
     const int done = explain(&s.model, s.lists, s.medians, o->size, &e, error);
     if (done && o->csv) add_explanation_csv(out, &e, &s.model.config);
-    else if (done) add_explanation(out, &e, &s.model.config, o->color != 0);
+    else if (done) add_explanation(out, &e, &s.model.config, o->color != 0, o->width);
     if (done) explanation_free(&e);
     subject_free(&s);
     return done;
@@ -3822,7 +3833,7 @@ static int tour(Text *out, Subject *s, Options *o, Error *error) {
     text_add(out, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes that sum: the\n"
                   "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n");
     if (!explain(&s->model, s->lists, s->medians, o->size, &e, error)) return 0;
-    add_explanation(out, &e, c, o->color != 0);
+    add_explanation(out, &e, c, o->color != 0, o->width);
     explanation_free(&e);
     text_add(out, "\nThe circuits as tables: median circuits ov --csv. All weights: median weights. A network that knows nothing yet:\n"
                   "    median train --steps 1 --out untrained.safetensors\n    median explain --model untrained.safetensors\n");
@@ -3890,8 +3901,8 @@ static int command_test(Options *o, Text *out, Error *error) {
 
 #define ON_LISTS " size seed model "
 static const Command commands[] = {
-    {"", command_journey, " color ", NULL, 20000, 1000, "the whole journey: the data, training, the tour", NULL},
-    {"tour", command_tour, ON_LISTS "color ", NULL, 20000, 1000, "the journey on a trained model", NULL},
+    {"", command_journey, " color width ", NULL, 20000, 1000, "the whole journey: the data, training, the tour", NULL},
+    {"tour", command_tour, ON_LISTS "color width ", NULL, 20000, 1000, "the journey on a trained model", NULL},
     {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians", NULL},
     {"train", command_train,
      " preset max-num seq-len d-model d-head n-layers n-heads d-mlp normalization trainset-size valset-size epochs steps "
@@ -3900,7 +3911,7 @@ static const Command commands[] = {
     {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash", NULL},
     {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists", NULL},
     {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 1, 1, "the median, as the model sees it", NULL},
-    {"attention", command_attention, ON_LISTS "csv color width ", "a list whose patterns are drawn", 10000, 1000, "who looks where", NULL},
+    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, "who looks where", NULL},
     {"circuits", command_circuits, " model raw query-pos key-pos head csv color width ", "qk or ov", 1, 1, "QK and OV circuits", NULL},
     {"weights", command_weights, " model csv color width ", NULL, 1, 1, "every tensor: statistics, singular values, picture", NULL},
     {"ablate", command_ablate, ON_LISTS "head layer part positions kind csv ", NULL, 200, 42, "what breaks when activations are replaced", NULL},
@@ -4046,7 +4057,7 @@ static const Command *find_command(const char *name, Error *error) {
 static int run_command(int argc, char **argv, Text *out, Error *error) {
     Options o;
     int help = 0;
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) return general_help(out), 1;
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0)) return general_help(out), 1;
     if (argc > 1 && strcmp(argv[1], "--version") == 0) return text_add(out, "median " MEDIAN_VERSION "\n"), 1;
     const Command *command = find_command(argc > 1 && strncmp(argv[1], "--", 2) != 0 ? argv[1] : "", error);
     if (!command || !(o.numbers = (const char **)allocate((double)argc * (double)sizeof *o.numbers, "the arguments", error)))

@@ -235,6 +235,7 @@ Model *trainer_result(Trainer *trainer);
 
 /* The share of right answers in the latest batch. */
 double trainer_accuracy(const Trainer *trainer);
+
 /* ---- 6. Text and settings --------------------------------------------------------------------------------------- */
 
 /* Output under construction. failed is set when memory ran out. */
@@ -272,6 +273,33 @@ extern const size_t n_settings;
 int setting_parse(const Setting *setting, void *base, const char *text, Error *error);
 void setting_print(const Setting *setting, const void *base, char *text, size_t size);
 
+/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
+
+/* Notes configuration and recipe in the model, to be saved with it. */
+void model_describe(Model *model, const Recipe *recipe);
+
+/* A one-dimensional tensor, of floats or of words. */
+typedef struct {
+    const char *name;
+    const float *floats;
+    const uint32_t *words;
+    size_t size;
+} FlatTensor;
+
+/* The bytes of a safetensors file with the model, and more. */
+void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more);
+
+/* Replaces the file as a whole or, when something goes wrong, not at all. */
+int write_file(const char *path, const Text *text, Error *error);
+int model_save(const Model *model, const char *path, Error *error);
+
+/* A training under way, to and from a file. What goes on from there ends with the same bits as without interruption. */
+int trainer_save(Trainer *trainer, const char *path, Error *error);
+int trainer_resume(Trainer *trainer, const char *path, Error *error);
+
+/* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are passed over. */
+int model_load(Model *model, const char *path, Error *error);
+
 /* ---- 8. Pictures in characters, numbers of statistics ------------------------------------------------------------- */
 
 /* A table to be drawn. Up to 13 columns: with its numbers; else two characters a cell, neighbours averaged if need be. */
@@ -303,8 +331,10 @@ void rank_order(const uint32_t *list, size_t n, size_t *order);
  * s (row) adds to the logit of v (column). Raw: the products of the weight matrices alone, with W_pos added where a position
  * is given. Otherwise with LN1, biases and 1/sqrt(d_head), OV centred and through ln_final's w; query_pos NO_POSITION
  * then means the last, key_pos NO_POSITION the mean over all. */
+typedef enum { CIRCUIT_QK, CIRCUIT_OV } CircuitKind;
+
 typedef struct {
-    enum { CIRCUIT_QK, CIRCUIT_OV } kind;
+    CircuitKind kind;
     int raw;
     size_t layer, head, query_pos, key_pos;
 } Circuit;
@@ -406,33 +436,6 @@ void explanation_free(Explanation *e);
 
 /* Runs the tests whose name contains one of the names, or all; returns how many failed. */
 int run_tests(size_t n_names, const char *const *names);
-
-/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
-
-/* Notes configuration and recipe in the model, to be saved with it. */
-void model_describe(Model *model, const Recipe *recipe);
-
-/* A one-dimensional tensor, of floats or of words. */
-typedef struct {
-    const char *name;
-    const float *floats;
-    const uint32_t *words;
-    size_t size;
-} FlatTensor;
-
-/* The bytes of a safetensors file with the model, and more. */
-void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more);
-
-/* Replaces the file as a whole or, when something goes wrong, not at all. */
-int write_file(const char *path, const Text *text, Error *error);
-int model_save(const Model *model, const char *path, Error *error);
-
-/* A training under way, to and from a file. What goes on from there ends with the same bits as without interruption. */
-int trainer_save(Trainer *trainer, const char *path, Error *error);
-int trainer_resume(Trainer *trainer, const char *path, Error *error);
-
-/* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are passed over. */
-int model_load(Model *model, const char *path, Error *error);
 
 #ifdef __cplusplus
 }

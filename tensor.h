@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef __FAST_MATH__
+#if defined __FAST_MATH__ || defined _M_FP_FAST
 #error "-ffast-math (or -Ofast) lets the compiler reorder sums: the same bits everywhere need plain -O2 or -O3."
 #endif
 #if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || FLT_MAX_EXP != 128 || DBL_MANT_DIG != 53 || DBL_MAX_EXP != 1024

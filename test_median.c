@@ -1358,5 +1358,5 @@ int run_tests(size_t count, const char *const *names) {
         fflush(stdout);
     }
     printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return failed > 0 || passed == 0;
 }
