@@ -1049,7 +1049,7 @@ void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, siz
     for (size_t i = 0; i < n_more; i++)
         describe_tensor(&header, more[i].name, more[i].floats ? "F32" : "U32", &more[i].size, 1, &offset);
     text_add(&header, "}");
-    while (header.size % 8) text_add(&header, " ");
+    while (header.size % 8 && !header.failed) text_add(&header, " ");
 
     text_word(file, (uint32_t)header.size);
     text_word(file, 0);
