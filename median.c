@@ -847,7 +847,7 @@ static int text_reserve(Text *text, size_t n) {
 }
 
 void text_bytes(Text *text, const void *bytes, size_t n) {
-    if (!text_reserve(text, n)) return;
+    if (n == 0 || !text_reserve(text, n)) return;
     memcpy(text->data + text->size, bytes, n);
     text->size += n;
     text->data[text->size] = 0;
