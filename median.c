@@ -2310,7 +2310,7 @@ static void draw_curve(Text *out, const float *y, size_t n, size_t height) {
         const size_t shown = smaller(n, sizeof line - 1);
         for (size_t x = 0; x < shown; x++) {
             const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
-            line[x] = (size_t)(level + 0.5) == r ? '*' : r == height / 2 ? '.' : ' ';
+            line[x] = floor(level + 0.5) == (double)r ? '*' : r == height / 2 ? '.' : ' ';
         }
         line[shown] = 0;
         text_add(out, "  %8.2f |%s\n", limit * (1.0 - 2.0 * (double)r / (double)(height - 1)), line);
