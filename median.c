@@ -3847,6 +3847,7 @@ static void command_help(const Command *command, Text *out) {
     for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
         const Setting *s = find_option(command, at, strcspn(at, " "));
         char left[64];
+        if (!s) continue;
         snprintf(left, sizeof left, "--%s%s%s", s->name, s->kind == SETTING_FLAG ? "" : " ",
                  s->choices ? s->choices : s->kind == SETTING_TEXT ? "TEXT" : s->kind == SETTING_FLAG ? "" : s->kind == SETTING_REAL ? "X" : "N");
         text_add(out, "  %-28s %s\n", left, s->help);
@@ -3884,7 +3885,7 @@ static int unknown_option(const Command *command, const char *name, size_t lengt
     size_t best_distance = 4;
     for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
         const Setting *s = find_option(command, at, strcspn(at, " "));
-        const size_t d = distance(s->name, name, length);
+        const size_t d = s ? distance(s->name, name, length) : best_distance;
         if (d < best_distance) best = s->name, best_distance = d;
     }
     return usage(error, "unknown option --%.*s%s%s%s", (int)smaller(length, 60), name, best ? "; did you mean --" : "",
