@@ -846,7 +846,7 @@ static int text_reserve(Text *text, size_t n) {
 }
 
 void text_bytes(Text *text, const void *bytes, size_t n) {
-    if (!text_reserve(text, n)) return;
+    if (n == 0 || !text_reserve(text, n)) return;
     memcpy(text->data + text->size, bytes, n);
     text->size += n;
     text->data[text->size] = 0;
@@ -1047,7 +1047,7 @@ void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, siz
     for (size_t i = 0; i < n_more; i++)
         describe_tensor(&header, more[i].name, more[i].floats ? "F32" : "U32", &more[i].size, 1, &offset);
     text_add(&header, "}");
-    while (header.size % 8) text_add(&header, " ");
+    while (header.size % 8 && !header.failed) text_add(&header, " ");
 
     text_word(file, (uint32_t)header.size);
     text_word(file, 0);
@@ -2838,7 +2838,7 @@ static void draw_curve(Text *out, const float *y, size_t n, size_t height) {
         const size_t shown = smaller(n, sizeof line - 1);
         for (size_t x = 0; x < shown; x++) {
             const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
-            line[x] = (size_t)(level + 0.5) == r ? '*' : r == height / 2 ? '.' : ' ';
+            line[x] = floor(level + 0.5) == (double)r ? '*' : r == height / 2 ? '.' : ' ';
         }
         line[shown] = 0;
         text_add(out, "  %8.2f |%s\n", limit * (1.0 - 2.0 * (double)r / (double)(height - 1)), line);
@@ -3945,6 +3945,7 @@ static void command_help(const Command *command, Text *out) {
     for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
         const Setting *s = find_option(command, at, strcspn(at, " "));
         char left[64];
+        if (!s) continue;
         snprintf(left, sizeof left, "--%s%s%s", s->name, s->kind == SETTING_FLAG ? "" : " ",
                  s->choices ? s->choices : s->kind == SETTING_TEXT ? "TEXT" : s->kind == SETTING_FLAG ? "" : s->kind == SETTING_REAL ? "X" : "N");
         text_add(out, "  %-28s %s\n", left, s->help);
@@ -3982,7 +3983,7 @@ static int unknown_option(const Command *command, const char *name, size_t lengt
     size_t best_distance = 4;
     for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
         const Setting *s = find_option(command, at, strcspn(at, " "));
-        const size_t d = distance(s->name, name, length);
+        const size_t d = s ? distance(s->name, name, length) : best_distance;
         if (d < best_distance) best = s->name, best_distance = d;
     }
     return usage(error, "unknown option --%.*s%s%s%s", (int)smaller(length, 60), name, best ? "; did you mean --" : "",
