@@ -2861,7 +2861,7 @@ static void add_uniformity(Text *out, const Explanation *e, const Config *c) {
             text_add(out, "  position %-3zu     %6.3f     %6.3f          rank %-3zu%-10s %6.3f     %6.3f\n", t, mean_of(p), deviation_of(p),
                      t, t == 0 ? " least" : t == T / 2 ? " median" : t == T - 1 ? " greatest" : "", mean_of(r), deviation_of(r));
         }
-        text_add(out, "  by number: from %.3f to %.3f\n", least, most);
+        text_add(out, "  by number         %6.3f to %.3f on average, whatever stands there\n", least, most);
     }
     text_add(out, "\nEntropy %.4f of the greatest possible (log %zu), on average; deviation %.4f.\n\n", mean_of(&e->entropy), T, deviation_of(&e->entropy));
 }
@@ -3007,10 +3007,18 @@ static void add_explanation(Text *out, const Explanation *e, const Config *c, in
 static void add_explanation_csv(Text *out, const Explanation *e, const Config *c) {
     const size_t mistakes = e->lists - e->ladder[0].right;
     text_add(out, "quantity,index,value\nlists,,%zu\nentropy,,%.9g\ncorrelation,,%.9g\n", e->lists, mean_of(&e->entropy), e->correlation);
-    for (size_t head = 0; head < e->heads; head++)
-        for (size_t t = 0; t < c->seq_len; t++)
-            text_add(out, "attention_position_%zu,%zu,%.9g\nattention_rank_%zu,%zu,%.9g\n", head, t, mean_of(&e->position[head * c->seq_len + t]),
-                     head, t, mean_of(&e->rank[head * c->seq_len + t]));
+    for (size_t head = 0; head < e->heads; head++) {
+        const struct {
+            const char *name;
+            const Moments *moments;
+            size_t n;
+        } kinds[] = {{"position", e->position + head * c->seq_len, c->seq_len}, {"rank", e->rank + head * c->seq_len, c->seq_len},
+                     {"number", e->token + head * c->max_num, c->max_num}};
+        for (size_t k = 0; k < 3; k++)
+            for (size_t i = 0; i < kinds[k].n; i++)
+                text_add(out, "attention_%s_%zu,%zu,%.9g\nattention_%s_%zu_deviation,%zu,%.9g\n", kinds[k].name, head, i,
+                         mean_of(&kinds[k].moments[i]), kinds[k].name, head, i, deviation_of(&kinds[k].moments[i]));
+    }
     for (size_t k = 0; k < smaller(8, c->max_num); k++)
         text_add(out, "singular_value,%zu,%.9g\nideal_singular_value,%zu,%.9g\noverlap,%zu,%.9g\n", k + 1,
                  e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0, k + 1,
