@@ -1090,7 +1090,7 @@ int write_file(const char *path, const Text *text, Error *error) {
     const int straight = is_special(path);
     FILE *f = fopen(straight ? path : beside, "wb");
     if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
-    const int written = fwrite(text->data, 1, text->size, f) == text->size && fflush(f) == 0;
+    const int written = (text->size == 0 || fwrite(text->data, 1, text->size, f) == text->size) && fflush(f) == 0;
     int reason = errno;
     if (fclose(f) != 0 && written) reason = errno;
     else if (written) reason = 0;
