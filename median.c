@@ -2766,14 +2766,14 @@ static void observe_ranks(Moments *ranks, const Run *run, const uint32_t *lists)
 
 static void add_attention_means(Text *out, const AttentionMeans *means, const Config *c, const Options *o) {
     const size_t T = c->seq_len;
-    float table[64 * 64];
+    float table[32 * 32];
     if (o->csv) text_add(out, "layer,head,by,index,mean,deviation\n");
     for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
         const Moments *position = means->position + (head * T + T - 1) * T, *rank = means->rank + head * T;
         if (!o->csv) {
             text_add(out, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads,
                      o->size, o->settings.recipe.seed);
-            if (T <= 64) {
+            if (T <= 32) {
                 const Map map = {table, T, T, pattern_limit(c), NULL, NULL, "query", "position attended to", 120, o->color != 0};
                 for (size_t i = 0; i < T * T; i++) table[i] = f32(mean_of(&means->position[head * T * T + i]));
                 draw_map(out, &map);
@@ -3668,10 +3668,12 @@ static int command_check(Options *o, Text *out, Error *error) {
     };
     Checker c = {out, stages, NULL};
     Mt19937 mt;
-    uint32_t words[7000], medians[1000];
     Recipe fresh = recipe_default(), fixed = recipe_original();
     float samples[100];
     (void)o;
+    float(*sums)[SUM_N * SUM_N] = (float(*)[SUM_N * SUM_N])allocate(sizeof *sums * 6 + sizeof(double) * 4 * SUM_N * SUM_N, "the sums", error);
+    if (!sums) return 0;
+    uint32_t *words = (uint32_t *)sums, *medians = words + 7000; /* later the sums' place */
     check_stage(&c, check_doubles());
     mt_seed(&mt, 5489);
     for (size_t i = 0; i < 7000; i++) words[i] = mt_next(&mt);
@@ -3684,8 +3686,6 @@ static int command_check(Options *o, Text *out, Error *error) {
     check_stage(&c, hash_floats(HASH_START, samples, 100));
     for (int i = 0; i < 100; i++) samples[i] = f32(1.0 / (i + 3.0) - (double)f32(1.0 / (i + 3.0)));
     check_stage(&c, hash_floats(HASH_START, samples, 100));
-    float(*sums)[SUM_N * SUM_N] = (float(*)[SUM_N * SUM_N])allocate(sizeof *sums * 6 + sizeof(double) * 4 * SUM_N * SUM_N, "the sums", error);
-    if (!sums) return 0;
     check_stage(&c, check_linear(sums));
     check_stage(&c, check_norm(sums));
     check_stage(&c, check_attention(sums, (double *)(sums + 6)));

@@ -369,7 +369,7 @@ typedef struct {
 /* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
  * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result that
  * stays in registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
-enum { TILE = 8, BLOCK_M = 64, BLOCK_N = 32, BLOCK_K = 64 };
+enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 32, BLOCK_K = 64 };
 
 /* sums[m][n] += sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances. All eight
  * rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
