@@ -2318,7 +2318,7 @@ typedef struct {
     const char *options; /* the names of the options it takes, each between spaces */
     const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
     size_t size, seed;   /* defaults */
-    const char *summary, *details;
+    const char *summary;
 } Command;
 
 
@@ -3909,27 +3909,27 @@ static int command_test(Options *o, Text *out, Error *error) {
 
 #define ON_LISTS " size seed model "
 static const Command commands[] = {
-    {"", command_journey, " color width ", NULL, 20000, 1000, "the whole journey: the data, training, the tour", NULL},
-    {"tour", command_tour, ON_LISTS "color width ", NULL, 20000, 1000, "the journey on a trained model", NULL},
-    {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians", NULL},
+    {"", command_journey, " color width ", NULL, 20000, 1000, "the whole journey: the data, training, the tour"},
+    {"tour", command_tour, ON_LISTS "color width ", NULL, 20000, 1000, "the journey on a trained model"},
+    {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians"},
     {"train", command_train,
      " preset max-num seq-len d-model d-head n-layers n-heads d-mlp normalization trainset-size valset-size epochs steps "
      "batch-size lr schedule warmup beta1 beta2 eps weight-decay balanced seed no-shuffle keep init resume out log save-every threads ",
-     NULL, 1, 23, "trains a model", NULL},
-    {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash", NULL},
-    {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists", NULL},
-    {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 1, 1, "the median, as the model sees it", NULL},
-    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, "who looks where", NULL},
-    {"circuits", command_circuits, " model raw query-pos key-pos head csv color width ", "qk or ov", 1, 1, "QK and OV circuits", NULL},
-    {"weights", command_weights, " model csv color width ", NULL, 1, 1, "every tensor: statistics, singular values, picture", NULL},
-    {"ablate", command_ablate, ON_LISTS "head layer part positions kind csv ", NULL, 200, 42, "what breaks when activations are replaced", NULL},
-    {"attribute", command_attribute, " model seed csv ", "the list; without it, the first of the seed", 1, 23, "what makes the logit of one list's median", NULL},
-    {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 2, 23, "which value carries the answer from one list to another", NULL},
-    {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, "the explanation, tested", NULL},
-    {"check", command_check, " ", NULL, 1, 1, "golden values: does this build compute the same bits?", NULL},
+     NULL, 1, 23, "trains a model"},
+    {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash"},
+    {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists"},
+    {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 1, 1, "the median, as the model sees it"},
+    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, "who looks where"},
+    {"circuits", command_circuits, " model raw query-pos key-pos head csv color width ", "qk or ov", 1, 1, "QK and OV circuits"},
+    {"weights", command_weights, " model csv color width ", NULL, 1, 1, "every tensor: statistics, singular values, picture"},
+    {"ablate", command_ablate, ON_LISTS "head layer part positions kind csv ", NULL, 200, 42, "what breaks when activations are replaced"},
+    {"attribute", command_attribute, " model seed csv ", "the list; without it, the first of the seed", 1, 23, "what makes the logit of one list's median"},
+    {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 2, 23, "which value carries the answer from one list to another"},
+    {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, "the explanation, tested"},
+    {"check", command_check, " ", NULL, 1, 1, "golden values: does this build compute the same bits?"},
     {"bench", command_bench, " max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size size threads ", NULL, 500, 23,
-     "speed of training and inference; --size is the number of steps", NULL},
-    {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, "the tests", NULL},
+     "speed of training and inference; --size is the number of steps"},
+    {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, "the tests"},
 };
 static const size_t n_commands = sizeof commands / sizeof *commands;
 
