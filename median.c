@@ -270,6 +270,8 @@ void model_free(Model *model) {
     memset(model, 0, sizeof *model);
 }
 
+uint64_t hash_model(const Model *m) { return hash_floats(HASH_START, m->params, m->n_params); }
+
 void model_init(Model *model, Mt19937 *mt) {
     const float deviation = f32(0.8 / sqrt((double)model->config.d_model));
     for (size_t i = 0; i < model->n_tensors; i++) {
@@ -852,20 +854,25 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
     text->data[text->size] = 0;
 }
 
-void text_add(Text *text, const char *format, ...) {
+void text_add_args(Text *text, const char *format, va_list args) {
     char line[1000];
-    va_list args;
-    va_start(args, format);
+    va_list again;
+    va_copy(again, args);
     const int n = vsnprintf(line, sizeof line, format, args);
-    va_end(args);
     if (n < 0) text->failed = 1;
     else if ((size_t)n < sizeof line) text_bytes(text, line, (size_t)n);
     else if (text_reserve(text, (size_t)n)) {
-        va_start(args, format);
-        vsnprintf(text->data + text->size, (size_t)n + 1, format, args);
-        va_end(args);
+        vsnprintf(text->data + text->size, (size_t)n + 1, format, again);
         text->size += (size_t)n;
     }
+    va_end(again);
+}
+
+void text_add(Text *text, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    text_add_args(text, format, args);
+    va_end(args);
 }
 
 #define CONFIG(field) offsetof(Settings, config.field)
@@ -1623,9 +1630,82 @@ int trainer_resume(Trainer *t, const char *path, Error *error) {
     return good;
 }
 
-/* ---- 8. Pictures in characters ---------------------------------------------------------------------------------- */
+/* ---- 8. Reports --------------------------------------------------------------------------------------------------- */
 
-/* One function draws every table. Denser characters are greater values; negative ones have a ramp of thin strokes. */
+/* Everything on stdout passes through a Report, so that a command says what it found once: `say` for sentences, which
+ * machines don't want, `table_row` for numbers, which all want. Text stays in memory and goes out in pieces. */
+void report_flush(Report *r) {
+    if (!r->out) return;
+    if (r->text.size) fwrite(r->text.data, 1, r->text.size, r->out);
+    r->text.size = 0;
+}
+
+void say(Report *r, const char *format, ...) {
+    va_list args;
+    if (r->kind != REPORT_TEXT) return;
+    va_start(args, format);
+    text_add_args(&r->text, format, args);
+    va_end(args);
+}
+
+void table_begin(Report *r, const char *name, const char *columns, const char *heading) {
+    r->table = name, r->columns = columns, r->row = 0;
+    if (r->kind == REPORT_CSV) text_add(&r->text, "%s\n", columns);
+    else say(r, "%s", heading);
+}
+
+/* C libraries spell what is not a number in different ways. */
+static void add_number(Text *text, const char *format, double x) {
+    if (x - x == 0.0) text_add(text, format, x);
+    else text_add(text, x > 0 ? "inf" : x < 0 ? "-inf" : "nan");
+}
+
+/* What stands before the k-th cell of a row in a table for machines. */
+static void begin_cell(Report *r, size_t k) {
+    const char *column = r->columns;
+    if (r->kind == REPORT_CSV && k > 0) text_add(&r->text, ",");
+    if (r->kind != REPORT_LONG) return;
+    for (; k > 0; k--) column += strcspn(column, ",") + 1;
+    text_add(&r->text, "%s,%zu,%.*s,", r->table, r->row, (int)strcspn(column, ","), column);
+}
+
+void table_row(Report *r, const char *format, ...) {
+    const int text = r->kind == REPORT_TEXT;
+    size_t k = 0;
+    va_list args;
+    va_start(args, format);
+    for (const char *at = format, *end; *at; at = end) {
+        char cell[16];
+        if (*at != '%' || at[1] == '%') { /* what stands between the cells */
+            end = *at == '%' ? at + 2 : at + strcspn(at, "%");
+            if (text) text_bytes(&r->text, at, *at == '%' ? 1 : (size_t)(end - at));
+            continue;
+        }
+        end = at + strcspn(at, "suf") + 1;
+        snprintf(cell, sizeof cell, "%.*s", (int)(end - at), at);
+        begin_cell(r, k++);
+        if (end[-1] == 's') text_add(&r->text, text ? cell : "%s", va_arg(args, const char *));
+        else if (end[-1] == 'u') text_add(&r->text, text ? cell : "%zu", va_arg(args, size_t));
+        else {
+            const double x = va_arg(args, double), percent = strncmp(end, " %%", 3) == 0 ? 100.0 : 1.0;
+            add_number(&r->text, text ? cell : "%.9g", text ? percent * x : x);
+        }
+        if (r->kind == REPORT_LONG) text_add(&r->text, "\n");
+    }
+    va_end(args);
+    if (r->kind == REPORT_CSV) text_add(&r->text, "\n");
+    r->row++;
+    if (r->text.size > 60000) report_flush(r);
+}
+
+void bar(Report *r, double value, double limit, int width) {
+    const double part = limit > 0 && value > 0 ? value / limit : 0;
+    const int n = part < 1 ? (int)(part * width + 0.5) : width;
+    for (int i = 0; i < n; i++) say(r, "#");
+    say(r, "\n");
+}
+
+/* Denser characters are greater values; negative ones have a ramp of thin strokes. */
 static const char ramp_positive[] = "  .:;+*#%@", ramp_negative[] = "  '`,-~=<W";
 
 /* 0 to 9: how strong a value is, on the scale 0 .. limit. */
@@ -1634,14 +1714,14 @@ static size_t strength(double value, double limit) {
     return level < 9 ? (size_t)level : 9;
 }
 
-static void draw_cell(Text *out, const Map *map, double value, double limit, const char *number) {
+static void draw_cell(Report *r, double value, double limit, int with_number) {
     static const int red[] = {231, 231, 230, 223, 216, 209, 203, 197, 160, 124};
     static const int blue[] = {231, 231, 195, 159, 117, 75, 39, 33, 27, 21};
     const size_t s = strength(value, limit);
-    const char c = map->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
-    if (map->color) text_add(out, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
-    text_add(out, "%s%c%c", number, c, c);
-    if (map->color) text_add(out, "\033[0m");
+    const char c = r->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
+    if (r->color) say(r, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
+    if (with_number) add_number(&r->text, "%6.3f", value);
+    say(r, "%c%c%s", c, c, r->color ? "\033[0m" : "");
 }
 
 /* The mean of the cells that share a character when a large table is drawn at a lower resolution. */
@@ -1652,41 +1732,52 @@ static double block_mean(const Map *map, size_t row, size_t col, size_t step) {
     return sum / n;
 }
 
-void draw_map(Text *out, const Map *map) {
+void draw_map(Report *r, const Map *map) {
     const int numbers = map->cols <= 13;
-    double limit = map->limit;
-    int negative = 0;
+    double limit = map->limit, least = 0;
     size_t step = 1;
-    char text[32] = "";
-    while (!numbers && 8 + 2 * ((map->cols + step - 1) / step) > map->width) step++;
+    if (r->kind != REPORT_TEXT) return;
+    while (!numbers && 8 + 2 * ((map->cols + step - 1) / step) > r->width) step++;
     for (size_t i = 0; map->limit == 0 && i < map->rows; i += step)
         for (size_t j = 0; j < map->cols; j += step) limit = max_double(limit, fabs(block_mean(map, i, j, step)));
 
-    text_add(out, "%*s%s\n%7s", 8, "", map->col_title, map->row_title);
+    say(r, "%*s%s\n%7s", 8, "", map->col_title, map->row_title);
     for (size_t j = 0; j < map->cols; j += numbers ? 1 : 5 * step)
-        text_add(out, "%*.0f%*s", numbers ? 6 : 2, map->col_names ? (double)map->col_names[j] : (double)j, numbers ? 2 : 8, "");
-    text_add(out, "\n");
+        say(r, "%*zu%*s", numbers ? 6 : 2, map->names ? (size_t)map->names[j] : j, numbers ? 2 : 8, "");
+    say(r, "\n");
     for (size_t i = 0; i < map->rows; i += step) {
-        text_add(out, "%6.0f ", map->row_names ? (double)map->row_names[i] : (double)i);
+        say(r, "%6zu ", map->names ? (size_t)map->names[i] : i);
         for (size_t j = 0; j < map->cols; j += step) {
             const double value = block_mean(map, i, j, step);
-            negative |= value < 0;
-            if (numbers) snprintf(text, sizeof text, "%6.3f", value);
-            draw_cell(out, map, value, limit, text);
+            if (value < least) least = value;
+            draw_cell(r, value, limit, numbers);
         }
-        text_add(out, "\n");
+        say(r, "\n");
     }
-    if (map->color) text_add(out, "%7s scale: white 0, red %.3g%s\n", "", limit, negative ? ", blue negative" : "");
+    if (r->color) say(r, "%7s scale: white 0, red %.3g%s\n", "", limit, least < 0 ? ", blue negative" : "");
     else {
-        text_add(out, "%7s scale: '%c' from %.3g, '%c' %.3g", "", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
-        if (negative) text_add(out, "; negative: '%c' to '%c'", ramp_negative[2], ramp_negative[9]);
-        text_add(out, "\n");
+        say(r, "%7s scale: '%c' from %.3g, '%c' %.3g", "", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
+        say(r, least < 0 ? "; negative: '%c' to '%c'\n" : "\n", ramp_negative[2], ramp_negative[9]);
+    }
+    report_flush(r);
+}
+
+/* A curve as text, `height` lines high; the zero line is dotted. */
+static void draw_curve(Report *r, const float *y, size_t n, size_t height) {
+    double limit = 0;
+    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
+    for (size_t line = 0; line < height; line++) {
+        say(r, "  %8.2f |", limit * (1.0 - 2.0 * (double)line / (double)(height - 1)));
+        for (size_t x = 0; x < smaller(n, r->width - 12); x++) {
+            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
+            say(r, floor(level + 0.5) == (double)line ? "*" : line == height / 2 ? "." : " ");
+        }
+        say(r, "\n");
     }
 }
 
-/* ---- 9. Looking: predictions and attention ---------------------------------------------------------------------- */
+/* ---- 9. Looking at attention -------------------------------------------------------------------------------------- */
 
-/* Positions of a list in the order of their numbers, equal ones in the order of position. */
 void rank_order(const uint32_t *list, size_t n, size_t *order) {
     for (size_t i = 0; i < n; i++) {
         size_t j = i;
@@ -1695,9 +1786,9 @@ void rank_order(const uint32_t *list, size_t n, size_t *order) {
     }
 }
 
-static double mean_of(const Moments *m) { return m->n > 0 ? m->sum / m->n : 0; }
+double mean_of(const Moments *m) { return m->n > 0 ? m->sum / m->n : 0; }
 
-static double deviation_of(const Moments *m) {
+double deviation_of(const Moments *m) {
     const double mean = mean_of(m);
     const double variance = m->n > 0 ? m->squares / m->n - f32(mean) * (double)f32(mean) : 0;
     return variance > 0 ? sqrt(variance) : 0;
@@ -1709,15 +1800,36 @@ static void observe(Moments *m, float x) {
     m->squares += (double)x * (double)x;
 }
 
-/* Attention of every query position that the run has to every position: means (heads of all layers, seq_len, seq_len). */
-static void observe_patterns(Moments *means, const Run *run) {
-    const size_t T = run->config.seq_len, n = run->n_lists, heads = run->config.n_heads;
-    for (size_t head = 0; head < run->config.n_layers * heads; head++) {
-        const LayerRun *layer = &run->layers[head / heads];
-        const float *pattern = layer->pattern + head % heads * layer->n_out * T;
-        for (size_t i = 0; i < layer->n_out; i++) {
-            Moments *row = means + (head * T + T - layer->n_queries + i / n) * T;
-            for (size_t t = 0; t < T; t++) observe(&row[t], pattern[i * T + t]);
+static void lay_out_attention(Layout *m, AttentionStats *a, const Config *c) {
+    const double heads = (double)(a->heads = c->n_layers * c->n_heads), T = (double)c->seq_len;
+    a->query = (Moments *)lay_out(m, heads * T * T, sizeof(Moments));
+    a->rank = (Moments *)lay_out(m, heads * T, sizeof(Moments));
+    a->token = (Moments *)lay_out(m, heads * (double)c->max_num, sizeof(Moments));
+}
+
+/* The pattern of a head, counted through all layers: (queries, seq_len); the last position's queries stand at the end. */
+static const float *head_pattern(const Run *run, size_t head, size_t *n_queries) {
+    const LayerRun *layer = &run->layers[head / run->config.n_heads];
+    *n_queries = layer->n_out;
+    return layer->pattern + head % run->config.n_heads * layer->n_out * run->config.seq_len;
+}
+
+void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists) {
+    const size_t T = run->config.seq_len, n = run->n_lists;
+    size_t order[MAX_SEQ_LEN], n_queries;
+    for (size_t head = 0; head < a->heads; head++) {
+        const float *pattern = head_pattern(run, head, &n_queries), *last = pattern + (n_queries - n) * T;
+        for (size_t i = 0; i < n_queries; i++)
+            for (size_t t = 0; t < T; t++) observe(&a->query[(head * T + T - n_queries / n + i / n) * T + t], pattern[i * T + t]);
+        for (size_t i = 0; i < n; i++, last += T) {
+            double entropy = 0;
+            rank_order(lists + i * T, T, order);
+            for (size_t t = 0; t < T; t++) {
+                observe(&a->rank[head * T + t], last[order[t]]);
+                observe(&a->token[head * run->config.max_num + lists[i * T + t]], last[t]);
+                if (last[t] > 0) entropy -= (double)last[t] * log_f32(last[t]);
+            }
+            observe(&a->entropy, f32(entropy / (double)log_f32((float)T)));
         }
     }
 }
@@ -1945,41 +2057,18 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *scratch) {
 
 static void lay_out_explanation(Layout *m, Explanation *e, const Config *c) {
     const size_t V = c->max_num, T = c->seq_len;
-    e->position = (Moments *)lay_out(m, (double)e->heads * (double)T, sizeof(Moments));
-    e->rank = (Moments *)lay_out(m, (double)e->heads * (double)T, sizeof(Moments));
-    e->token = (Moments *)lay_out(m, (double)e->heads * (double)V, sizeof(Moments));
+    lay_out_attention(m, &e->attention, c);
     e->ov = lay_floats(m, V, V, 1), e->ideal = lay_floats(m, V, V, 1), e->votes = lay_floats(m, V, V, 1);
     e->values = lay_floats(m, V, 1, 1), e->ideal_values = lay_floats(m, V, 1, 1);
     e->step = lay_floats(m, V, 1, 1), e->fit = lay_floats(m, V, 1, 1);
-    e->by_median = (size_t *)lay_out(m, 2.0 * (double)V, sizeof(size_t));
-    e->by_gap = (size_t *)lay_out(m, 2.0 * (double)V, sizeof(size_t));
-    e->by_copies = (size_t *)lay_out(m, 2.0 * (double)(T + 1), sizeof(size_t));
+    e->by_median = (Tally *)lay_out(m, (double)V, sizeof(Tally));
+    e->by_gap = (Tally *)lay_out(m, (double)V, sizeof(Tally));
+    e->by_copies = (Tally *)lay_out(m, (double)(T + 1), sizeof(Tally));
 }
 
-/* How the last position shares out its attention. */
-static void observe_last_attention(Explanation *e, const Run *run, const uint32_t *lists) {
-    const Config *c = &run->config;
-    const size_t T = c->seq_len, n = run->n_lists;
-    size_t order[MAX_SEQ_LEN];
-    for (size_t head = 0; head < e->heads; head++) {
-        const LayerRun *layer = &run->layers[head / c->n_heads];
-        const float *pattern = layer->pattern + ((head % c->n_heads + 1) * layer->n_out - n) * T;
-        for (size_t i = 0; i < n; i++) {
-            const float *row = pattern + i * T;
-            double entropy = 0;
-            rank_order(lists + i * T, T, order);
-            for (size_t t = 0; t < T; t++) {
-                observe(&e->position[head * T + t], row[t]);
-                observe(&e->rank[head * T + t], row[order[t]]);
-                observe(&e->token[head * c->max_num + lists[i * T + t]], row[t]);
-                if (row[t] > 0) entropy -= (double)row[t] * log_f32(row[t]);
-            }
-            observe(&e->entropy, f32(entropy / (double)log_f32((float)T)));
-        }
-    }
-}
+static void count(Tally *tally, size_t right) { tally->lists++, tally->right += right; }
 
-/* Mean and deviation of ln_final's scale, and the lists of greatest loss. */
+/* ln_final's scale, where it fails, and the lists of greatest loss. */
 static void observe_outcome(Explanation *e, const Run *run, const uint32_t *lists, const uint32_t *medians) {
     const size_t T = run->config.seq_len, V = run->config.max_num;
     size_t order[MAX_SEQ_LEN];
@@ -1990,9 +2079,9 @@ static void observe_outcome(Explanation *e, const Run *run, const uint32_t *list
         rank_order(list, T, order);
         for (size_t t = 0; t < T; t++) copies += list[t] == medians[i];
         const size_t gap = list[order[T / 2 + 1]] - list[order[T / 2 - 1]];
-        e->by_median[2 * medians[i]]++, e->by_median[2 * medians[i] + 1] += right;
-        e->by_gap[2 * gap]++, e->by_gap[2 * gap + 1] += right;
-        e->by_copies[2 * copies]++, e->by_copies[2 * copies + 1] += right;
+        count(&e->by_median[medians[i]], right);
+        count(&e->by_gap[gap], right);
+        count(&e->by_copies[copies], right);
         e->scale += run->config.normalization ? (double)run->final_inv_std[i] : 1.0;
         if (at == 5 && (double)run->loss[i] <= e->worst_loss[4]) continue;
         if (at == 5) at--;
@@ -2046,6 +2135,8 @@ static void fit_votes(Explanation *e, size_t V) {
         }
         e->step[m] = f32((above - below) / 2.0);
         e->fit[m] = squares > 0 ? f32(1.0 - residual / squares) : 0.0f;
+        e->mean_fit += (double)e->fit[m] / (double)(V - 1);
+        e->steps_up += e->step[m] > 0;
     }
 }
 
@@ -2066,10 +2157,12 @@ static void transpose(float *out, const float *table, size_t V) {
         for (size_t j = 0; j < V; j++) out[j * V + i] = table[i * V + j];
 }
 
+/* The last position's mean attention to itself, or on average to each of the others. */
 static double mean_attention(const Explanation *e, size_t head, size_t T, int last) {
+    const Moments *to = e->attention.query + (head * T + T - 1) * T;
     double sum = 0;
-    if (last) return mean_of(&e->position[head * T + T - 1]);
-    for (size_t t = 0; t + 1 < T; t++) sum += mean_of(&e->position[head * T + t]);
+    if (last) return mean_of(&to[T - 1]);
+    for (size_t t = 0; t + 1 < T; t++) sum += mean_of(&to[t]);
     return sum / (double)(T - 1);
 }
 
@@ -2082,7 +2175,7 @@ static void measure_circuits(const Model *m, Explanation *e, float *work) {
         for (size_t v = 0; v < V; v++) e->ideal[x * V + v] = x > v ? -(float)(x - v) : -(float)(v - x);
     center_both(e->ideal, V);
     memset(e->ov, 0, V * V * sizeof *e->ov);
-    for (size_t head = 0; head < e->heads; head++) {
+    for (size_t head = 0; head < e->attention.heads; head++) {
         const Circuit which = {CIRCUIT_OV, 0, head / c->n_heads, head % c->n_heads, NO_POSITION, NO_POSITION};
         const float weight = f32(mean_attention(e, head, T, 0));
         circuit_table(m, &which, table, scratch);
@@ -2104,13 +2197,13 @@ static void measure_circuits(const Model *m, Explanation *e, float *work) {
     direct_logits(m, table, scratch, V);
     e->direct_weight = slope_to_ideal(e, table, V);
     e->last_weight += e->direct_weight;
+    e->weight_ratio = e->other_weight > 0 ? e->last_weight / e->other_weight : 0.0;
 }
 
 /* -- the ladder -- */
 
 typedef struct {
-    Moments *means;  /* (heads, seq_len, seq_len): attention of each query position to each position */
-    float *pattern;  /* their means */
+    float *pattern; /* (heads of all layers, seq_len, seq_len): mean attention of each query position to each position */
     size_t n_heads, n_lists;
 } Frozen;
 
@@ -2214,19 +2307,17 @@ static void climb_ladder(const Model *m, Explanation *e, Run *run, Frozen *froze
 
 /* First all that is observed on the lists, then the circuits, which are weighted by the attention that was observed, then
  * the ladder, which needs both. */
-static int explain_with(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Run *run,
+static void explain_with(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Run *run,
                         float *work, Frozen *frozen, Regression *fit, uint32_t *network) {
     const size_t T = m->config.seq_len;
-    Moments *means = frozen->means;
     for (size_t at = 0; at < n; at += run->capacity) {
         model_forward(m, run, lists + at * T, smaller(run->capacity, n - at), NULL);
         model_loss(run, medians + at);
-        observe_last_attention(e, run, lists + at * T);
-        observe_patterns(means, run);
+        observe_attention(&e->attention, run, lists + at * T);
         observe_outcome(e, run, lists + at * T, medians + at);
     }
     e->scale /= (double)n;
-    for (size_t i = 0; i < e->heads * T * T; i++) frozen->pattern[i] = f32(mean_of(&means[i]));
+    for (size_t i = 0; i < e->attention.heads * T * T; i++) frozen->pattern[i] = f32(mean_of(&e->attention.query[i]));
     measure_circuits(m, e, work);
     for (size_t at = 0; at < n; at += run->capacity) {
         frozen_forward(m, run, frozen, lists + at * T, smaller(run->capacity, n - at));
@@ -2237,28 +2328,26 @@ static int explain_with(const Model *m, const uint32_t *lists, const uint32_t *m
     for (size_t at = 0; at < n; at += run->capacity)
         climb_ladder(m, e, run, frozen, fit, lists + at * T, medians + at, smaller(run->capacity, n - at), network);
     for (size_t i = 0; i < LADDER; i++) e->ladder[i].loss /= (double)n;
-    return 1;
 }
 
 int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error) {
     const Config *c = &m->config;
     const size_t V = c->max_num, T = c->seq_len, batch = smaller(n, 1024);
     Layout layout = {0};
-    Frozen frozen = {NULL, NULL, c->n_heads, batch};
+    Frozen frozen = {NULL, c->n_heads, batch};
     Run run;
     float *work = NULL;
     Regression *fit = NULL;
     uint32_t *network = NULL;
     memset(e, 0, sizeof *e);
-    e->lists = n, e->heads = c->n_layers * c->n_heads;
+    e->lists = n;
     if (!run_create(&run, c, batch, RUN_FORWARD, error)) return 0;
     for (int pass = 0; pass < 2; pass++) {
         if (pass == 1 && !(e->memory = layout.base = (char *)allocate(layout.used, "the explanation", error))) break;
         layout.used = 0;
         lay_out_explanation(&layout, e, c);
         work = lay_floats(&layout, 1, 2 * V * V + circuit_scratch(c), 1);
-        frozen.means = (Moments *)lay_out(&layout, (double)e->heads * (double)(T * T), sizeof(Moments));
-        frozen.pattern = lay_floats(&layout, e->heads, T, T);
+        frozen.pattern = lay_floats(&layout, e->attention.heads, T, T);
         fit = (Regression *)lay_out(&layout, (double)V, sizeof(Regression));
         network = lay_words(&layout, batch, 1);
     }
@@ -2272,7 +2361,7 @@ void explanation_free(Explanation *e) {
     memset(e, 0, sizeof *e);
 }
 
-/* ---- 13. The command line --------------------------------------------------------------------------------------- */
+/* ---- 14. The command line ----------------------------------------------------------------------------------------- */
 
 #ifndef MEDIAN_NO_MAIN
 
@@ -2285,6 +2374,7 @@ typedef struct {
     const char *setting_given; /* the first that is no matter of how, but of what is trained */
     const char **numbers;
     size_t n_numbers;
+    Streams streams;
 } Options;
 
 /* The options that are not settings of a model or its training. */
@@ -2312,51 +2402,6 @@ static const Setting cli_settings[] = {
     {"logits", SETTING_FLAG, offsetof(Options, logits), 0, 1, NULL, "print every logit instead of the prediction"},
 };
 
-typedef struct {
-    const char *name;
-    int (*run)(Options *, Text *, Error *);
-    const char *options; /* the names of the options it takes, each between spaces */
-    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
-    size_t size, seed;   /* defaults */
-    const char *summary;
-} Command;
-
-
-/* Output goes to stdout in pieces, as it is made; main looks at the end whether all of it arrived. */
-static void emit(Text *out) {
-    if (out->size) fwrite(out->data, 1, out->size, stdout);
-    out->size = 0;
-}
-
-static void add_list(Text *out, const uint32_t *list, size_t n) {
-    for (size_t i = 0; i < n; i++) text_add(out, "%s%u", i ? " " : "", (unsigned)list[i]);
-}
-
-/* A bar of up to `width` characters. */
-static void draw_bar(Text *out, double value, double limit, int width) {
-    const double part = limit > 0 && value > 0 ? value / limit : 0;
-    const int n = part < 1 ? (int)(part * width + 0.5) : width;
-    for (int i = 0; i < n; i++) text_add(out, "#");
-    text_add(out, "\n");
-}
-
-/* Will write_file find a place? Asked before hours of work, not after. */
-static int check_output(const char *path, Error *error) {
-    char beside[4100];
-#ifdef HAVE_STAT
-    struct stat about;
-    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return fail(error, "cannot write %.200s: %s", path, strerror(EISDIR));
-#endif
-    if (is_special(path)) return 1;
-    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
-        return fail(error, "the name %.60s... is too long", path);
-    FILE *f = fopen(beside, "wb");
-    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
-    fclose(f);
-    remove(beside);
-    return 1;
-}
-
 TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -2366,61 +2411,34 @@ TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     return 0;
 }
 
-/* Wall-clock seconds where C offers them, else processor time. */
-static double seconds(void) {
-#ifdef TIME_UTC
-    struct timespec now;
-    timespec_get(&now, TIME_UTC);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-#else
-    return (double)clock() / CLOCKS_PER_SEC;
-#endif
-}
-
-/* Is this stream a person's screen? */
-static int is_terminal(int stream) {
-#ifdef HAVE_ISATTY
-    return isatty(stream);
-#else
-    (void)stream;
-    return 0;
-#endif
-}
-
-/* A model, and the lists of --seed, as most commands need them. */
+/* What a command looks at: a model, the lists of a seed, and one list (for patching, a second one) in particular. */
 typedef struct {
     Model model;
-    Run run;
+    Run run, other; /* other: for interventions, made when it is needed */
     uint32_t *lists, *medians;
+    size_t n, seed;
+    uint32_t list[2 * MAX_SEQ_LEN], median[2];
     void *memory;
 } Subject;
 
 static void subject_free(Subject *s) {
     model_free(&s->model);
     run_free(&s->run);
+    run_free(&s->other);
     free(s->memory);
 }
 
-static int subject_lists(Subject *s, size_t size, size_t seed, Error *error) {
+static int subject_prepare(Subject *s, size_t n, size_t seed, size_t batch, RunKind kind, Error *error) {
+    const Config *c = &s->model.config;
     Mt19937 mt;
-    const size_t T = s->model.config.seq_len;
-    s->memory = allocate((double)size * (double)(T + 1) * sizeof(uint32_t), "that many lists", error);
+    s->n = n, s->seed = seed;
+    if (!run_create(&s->run, c, smaller(n, batch), kind, error)) return 0;
+    s->memory = allocate((double)n * (double)(c->seq_len + 1) * sizeof(uint32_t), "that many lists", error);
     if (!s->memory) return 0;
-    s->lists = (uint32_t *)s->memory;
-    s->medians = s->lists + size * T;
+    s->lists = (uint32_t *)s->memory, s->medians = s->lists + n * c->seq_len;
     mt_seed(&mt, (uint32_t)seed);
-    make_lists(&mt, s->lists, s->medians, size, s->model.config.max_num, T);
+    make_lists(&mt, s->lists, s->medians, n, c->max_num, c->seq_len);
     return 1;
-}
-
-static int subject_open(Subject *s, const Options *o, size_t batch, RunKind kind, Error *error) {
-    memset(s, 0, sizeof *s);
-    if (!model_load(&s->model, o->model, error)) return 0;
-    if (run_create(&s->run, &s->model.config, smaller(o->size, batch), kind, error) &&
-        subject_lists(s, o->size, o->settings.recipe.seed, error))
-        return 1;
-    subject_free(s);
-    return 0;
 }
 
 /* A number of a list, checked. */
@@ -2434,51 +2452,110 @@ static int parse_entry(uint32_t *number, const char *text, const Config *c, Erro
     return 1;
 }
 
-static int parse_list(uint32_t *list, const char **words, size_t n, const Config *c, Error *error) {
+static int parse_list(uint32_t *list, const char *const *words, size_t n, const Config *c, Error *error) {
     for (size_t i = 0; i < smaller(n, c->seq_len); i++)
         if (!parse_entry(&list[i], words[i], c, error)) return 0;
     if (n != c->seq_len)
-        return usage(error, "too %s numbers: the list has %zu, the model takes %zu", n < c->seq_len ? "few" : "many", n, c->seq_len);
+        return usage(error, "too %s numbers: the list has %zu, the model takes %zu", n < c->seq_len ? "few" : "many", n,
+                     c->seq_len);
     return 1;
 }
 
-static int command_data(Options *o, Text *out, Error *error) {
+/* s->list: the one given, or the first of the seed. */
+static int given_list(const Options *o, Subject *s, size_t seed, Error *error) {
+    const Config *c = &s->model.config;
+    Mt19937 mt;
+    mt_seed(&mt, (uint32_t)seed);
+    make_lists(&mt, s->list, s->median, 1, c->max_num, c->seq_len);
+    if (o->n_numbers && !parse_list(s->list, o->numbers, o->n_numbers, c, error)) return 0;
+    s->median[0] = median_of(s->list, c->seq_len);
+    return 1;
+}
+
+enum { LIST_TEXT = 7 * MAX_SEQ_LEN };
+
+static const char *list_text(char text[LIST_TEXT], const uint32_t *list, size_t n) {
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++)
+        at += (size_t)snprintf(text + at, LIST_TEXT - at, "%s%u", i ? " " : "", (unsigned)list[i]);
+    return text;
+}
+
+static int command_data(Options *o, Subject *s, Report *r, Error *error) {
     const Config *c = &o->settings.config;
-    uint32_t list[MAX_SEQ_LEN], median;
+    char text[LIST_TEXT];
     Mt19937 mt;
     if (!config_check(c, error)) return error->usage = 1, 0;
     mt_seed(&mt, (uint32_t)o->settings.recipe.seed);
-    for (size_t i = 0; i < o->size && !ferror(stdout); i++) {
-        make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
-        add_list(out, list, c->seq_len);
-        text_add(out, " | %u\n", (unsigned)median);
-        if (out->size > 60000) emit(out);
+    for (size_t i = 0; i < o->size && !(r->out && ferror(r->out)); i++) {
+        make_lists(&mt, s->list, s->median, 1, c->max_num, c->seq_len);
+        say(r, "%s | %u\n", list_text(text, s->list, c->seq_len), (unsigned)s->median[0]);
+        if (i % 1000 == 999) report_flush(r);
     }
     return 1;
 }
 
 /* -- train -- */
 
-/* What a person sees of a training: a bar on a terminal, else a line now and then. */
+/* Wall-clock seconds where C offers them, else processor time. */
+static double seconds(void) {
+#ifdef TIME_UTC
+    struct timespec now;
+    timespec_get(&now, TIME_UTC);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
+/* Is this stream a person's screen? */
+static int is_terminal(FILE *stream) {
+#ifdef HAVE_ISATTY
+    return (stream == stdout && isatty(1)) || (stream == stderr && isatty(2));
+#else
+    (void)stream;
+    return 0;
+#endif
+}
+
+/* What a person sees of long work: a bar on a terminal, else a line now and then. */
 typedef struct {
+    FILE *stream; /* NULL: nothing */
+    double start, shown;
     int terminal;
-    double start, shown, first_step;
 } Progress;
 
-static void show_progress(Progress *p, Trainer *t, int force) {
-    const double now = seconds(), done = (double)t->step / (double)t->total_steps, elapsed = now - p->start;
-    if (!force && now - p->shown < (p->terminal ? 0.1 : 5.0)) return;
+static Progress progress_start(FILE *stream) {
+    const double now = seconds();
+    const Progress p = {stream, now, now, is_terminal(stream)};
+    return p;
+}
+
+/* Whether it is time to show `done`, a share of the work; then the line has been begun, and progress_end ends it. */
+static int progress_begin(Progress *p, double done, int force) {
+    const double now = seconds();
+    if (!p->stream || (!force && now - p->shown < (p->terminal ? 0.1 : 5.0))) return 0;
     p->shown = now;
-    const double rate = elapsed > 0 ? ((double)t->step - p->first_step) / elapsed : 0;
-    char bar[31];
-    for (int i = 0; i < 30; i++) bar[i] = (double)i < 30 * done ? '#' : '.';
-    bar[30] = 0;
-    if (p->terminal) fprintf(stderr, "\r[%s] ", bar);
-    fprintf(stderr, "step %zu/%zu  loss %.4f  accuracy %.2f %%", t->step, t->total_steps, t->loss, 100 * t->accuracy);
-    if (t->validated) fprintf(stderr, "  validation %.2f %%", 100 * t->validation.accuracy);
-    fprintf(stderr, "  %.0f steps/s  %.0f s left%s", rate, rate > 0 ? (double)(t->total_steps - t->step) / rate : 0.0,
-            p->terminal ? "\033[K" : "\n");
-    fflush(stderr);
+    if (!p->terminal) return 1;
+    fprintf(p->stream, "\r[");
+    for (int i = 0; i < 30; i++) fputc((double)i < 30 * done ? '#' : '.', p->stream);
+    fprintf(p->stream, "] ");
+    return 1;
+}
+
+static void progress_end(Progress *p, double done, double done_at_start) {
+    const double rate = (done - done_at_start) / max_double(p->shown - p->start, 1e-9);
+    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0.0, p->terminal ? "\033[K" : "\n");
+    fflush(p->stream);
+}
+
+static void show_progress(Progress *p, const Trainer *t, size_t first_step, int force) {
+    const double total = (double)t->total_steps, done = (double)t->step / total;
+    if (!progress_begin(p, done, force)) return;
+    fprintf(p->stream, "step %zu/%zu  loss %.4f  accuracy %.2f %%", t->step, t->total_steps, t->loss, 100 * t->accuracy);
+    if (t->validated) fprintf(p->stream, "  validation %.2f %%", 100 * t->validation.accuracy);
+    fprintf(p->stream, "  %.0f steps/s", (double)(t->step - first_step) / max_double(p->shown - p->start, 1e-9));
+    progress_end(p, done, (double)first_step / total);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -2490,28 +2567,37 @@ static void note_interrupt(int number) {
 }
 #endif
 
+static int not_finite(const Trainer *t, Error *error) {
+    return fail(error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
+}
+
 /* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
-static int run_training(Trainer *t, FILE *log, const char *out_path, const char *state, size_t save_every, Error *error) {
-    Progress progress = {is_terminal(2), seconds(), seconds(), (double)t->step};
+static int run_training(Trainer *t, const Options *o, FILE *log, const char *state, Error *error) {
+    Progress progress = progress_start(o->streams.progress);
+    const size_t first = t->step;
     int done = 1;
     while (done && t->step < t->total_steps && !interrupted) {
-        if (!trainer_step(t)) done = fail(error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
+        if (!trainer_step(t)) done = not_finite(t, error);
         else if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
             done = fail(error, "cannot write the log: %s", strerror(errno));
-        else if (state && t->step % save_every == 0 && t->step < t->total_steps) done = trainer_save(t, state, error);
-        if (done) show_progress(&progress, t, t->step == t->total_steps || interrupted);
+        else if (state && t->step % o->save_every == 0 && t->step < t->total_steps)
+            done = (!log || fflush(log) == 0 || fail(error, "cannot write the log: %s", strerror(errno))) &&
+                   trainer_save(t, state, error);
+        if (done) show_progress(&progress, t, first, t->step == t->total_steps || interrupted);
     }
-    if (progress.terminal) fprintf(stderr, "\n");
-    if (done && !is_finite(&t->model))
-        return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
+    if (progress.terminal) fprintf(progress.stream, "\n");
+    if (done && !is_finite(&t->model)) return not_finite(t, error);
     if (!done || t->step == t->total_steps) return done;
     if (!state) return fail(error, "interrupted after step %zu", t->step);
-    return trainer_save(t, state, error) && fail(error, "interrupted after step %zu; it goes on with: median train --resume %.150s --out %.150s", t->step, state, out_path);
+    return trainer_save(t, state, error) &&
+           fail(error, "interrupted after step %zu; it goes on with: median train --resume %.150s --out %.150s", t->step,
+                state, o->out);
 }
 
 /* A new training, or the rest of an old one. */
 static int start_training(Trainer *t, const Options *o, Error *error) {
     Model start;
+    memset(t, 0, sizeof *t);
     memset(&start, 0, sizeof start);
     if (o->resume && o->setting_given)
         return usage(error, "--%s: a resumed training keeps its own settings", o->setting_given);
@@ -2525,140 +2611,32 @@ static int start_training(Trainer *t, const Options *o, Error *error) {
     return done;
 }
 
-static int save_result(Trainer *t, const Options *o, const char *state, Text *out, Error *error) {
+static int save_result(Trainer *t, const Options *o, Report *r, Error *error) {
     Model *result = trainer_result(t);
     if (!model_save(result, o->out, error)) return 0;
-    if (state) remove(state);
-    text_add(out, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
-    if (t->validation.lists && t->validation.loss < HUGE_VAL) text_add(out, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
-    text_add(out, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
+    say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
+    if (t->validation.lists && t->validation.loss < HUGE_VAL)
+        say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
+    say(r, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
     return 1;
 }
 
-static int command_train(Options *o, Text *out, Error *error) {
-    Trainer t;
-    FILE *log = NULL;
-    char state[4096];
-    const int keeps_state = !is_special(o->out) && snprintf(state, sizeof state, "%s.state", o->out) < (int)sizeof state;
-    if (!start_training(&t, o, error)) return 0;
-    int done = check_output(o->out, error) && (!keeps_state || check_output(state, error));
-    if (done && o->log) done = (log = fopen(o->log, o->resume ? "a" : "w")) || fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
-    if (log && !o->resume && fprintf(log, "step,lr,loss,accuracy\n") < 0) done = fail(error, "cannot write the log: %s", strerror(errno));
-#ifdef SIGINT
-    signal(SIGINT, note_interrupt);
-    signal(SIGTERM, note_interrupt);
+/* Will write_file find a place? Asked before hours of work, not after. */
+static int check_output(const char *path, Error *error) {
+    char beside[4100];
+#ifdef HAVE_STAT
+    struct stat about;
+    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode))
+        return fail(error, "cannot write %.200s: %s", path, strerror(EISDIR));
 #endif
-    if (done) done = run_training(&t, log, o->out, keeps_state ? state : NULL, o->save_every, error);
-    if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
-    if (done) done = save_result(&t, o, keeps_state ? state : NULL, out, error);
-    else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) { /* diverged: the best so far is worth keeping */
-        Error lost = {0};
-        if (save_result(&t, o, NULL, out, &lost)) text_add(out, "(the training diverged; these are the weights of the best validation)\n");
-    }
-    trainer_free(&t);
-    return done;
-}
-
-/* -- info, eval, predict, attention -- */
-
-static int is_config_key(const char *key) {
-    for (size_t i = 0; i < n_settings && settings[i].offset < sizeof(Config); i++)
-        if (strcmp(settings[i].name, key) == 0) return 1;
-    return 0;
-}
-
-static int command_info(Options *o, Text *out, Error *error) {
-    Model m;
-    char shape[80];
-    if (!model_load(&m, o->model, error)) return 0;
-    text_add(out, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", o->model, m.n_params, m.n_tensors,
-             hash_floats(HASH_START, m.params, m.n_params));
-    const Settings s = {m.config, recipe_default()};
-    for (size_t i = 0; i < n_settings && settings[i].offset < sizeof(Config); i++) {
-        setting_print(&settings[i], &s, shape, sizeof shape);
-        text_add(out, "%-28s %s\n", settings[i].name, shape);
-    }
-    text_add(out, "\n");
-    for (size_t i = 0; i < m.n_notes; i++)
-        if (!is_config_key(m.notes[i].key)) text_add(out, "%-28s %s\n", m.notes[i].key, m.notes[i].value);
-    text_add(out, "\n");
-    for (size_t i = 0; i < m.n_tensors; i++) {
-        shape_text(shape, sizeof shape, &m.tensors[i]);
-        text_add(out, "%-28s %s\n", m.tensors[i].name, shape);
-    }
-    model_free(&m);
+    if (is_special(path)) return 1;
+    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
+        return fail(error, "the name %.60s... is too long", path);
+    FILE *f = fopen(beside, "wb");
+    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
+    fclose(f);
+    remove(beside);
     return 1;
-}
-
-static void add_evaluation(Text *out, const Evaluation *e) {
-    text_add(out, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e->accuracy, e->right, e->lists, e->lists - e->right);
-    text_add(out, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", e->loss, e->alerts);
-    text_add(out, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", e->by_distance[0], e->by_distance[1],
-             e->by_distance[2], e->by_distance[3]);
-}
-
-static int command_eval(Options *o, Text *out, Error *error) {
-    Subject s;
-    Evaluation e = {0};
-    Mt19937 mt;
-    const size_t total = o->size, piece = smaller(total, 16384);
-    o->size = piece;
-    if (!subject_open(&s, o, 4096, RUN_FORWARD, error)) return 0;
-    mt_seed(&mt, (uint32_t)o->settings.recipe.seed);
-    for (size_t at = 0; at < total; at += piece) { /* in pieces: any number of lists needs the same memory */
-        const size_t n = smaller(piece, total - at);
-        make_lists(&mt, s.lists, s.medians, n, s.model.config.max_num, s.model.config.seq_len);
-        evaluate(&s.model, &s.run, s.lists, s.medians, n, NULL, &e);
-    }
-    subject_free(&s);
-    if (o->csv) {
-        text_add(out, "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts\n%zu,%.9g,%.9g,%zu,%.9g,%zu,%zu,%zu,%zu,%zu\n",
-                 e.lists, e.accuracy, e.loss, e.right, e.mean_distance, e.by_distance[0], e.by_distance[1],
-                 e.by_distance[2], e.by_distance[3], e.alerts);
-        return 1;
-    }
-    text_add(out, "lists      %zu of seed %zu, evaluated with %s\n", e.lists, o->settings.recipe.seed, o->model);
-    add_evaluation(out, &e);
-    return 1;
-}
-
-/* The probabilities behind one row of logits, in p. */
-static void add_prediction(Text *out, const Subject *s, const uint32_t *list, uint32_t median) {
-    const size_t V = s->model.config.max_num, T = s->model.config.seq_len, guess = argmax(s->run.logits, V);
-    size_t shown[5], order[MAX_SEQ_LEN];
-    text_add(out, "list       ");
-    add_list(out, list, T);
-    rank_order(list, T, order);
-    text_add(out, "\nsorted    ");
-    for (size_t i = 0; i < T; i++) text_add(out, i == T / 2 ? " [%u]" : " %u", (unsigned)list[order[i]]);
-    text_add(out, "\nprediction %zu, %s (the median is %u), loss %.5g\n\n", guess, guess == median ? "right" : "wrong",
-             (unsigned)median, (double)s->run.loss[0]);
-    text_add(out, "number    logit  probability\n");
-    for (size_t i = 0; i < smaller(5, V); i++) { /* the five greatest */
-        shown[i] = V;
-        for (size_t v = 0; v < V; v++) {
-            int fresh = 1;
-            for (size_t j = 0; j < i; j++) fresh &= shown[j] != v;
-            if (fresh && (shown[i] == V || s->run.logits[v] > s->run.logits[shown[i]])) shown[i] = v;
-        }
-        text_add(out, "%6zu %8.3f  %8.5f  ", shown[i], (double)s->run.logits[shown[i]], (double)s->run.probs[shown[i]]);
-        draw_bar(out, (double)s->run.probs[shown[i]], 1, 40);
-    }
-}
-
-/* What each head attends to at the last position of the run's first list. */
-static void add_last_attention(Text *out, const Subject *s, const uint32_t *list) {
-    const Config *c = &s->model.config;
-    for (size_t l = 0; l < c->n_layers; l++)
-        for (size_t h = 0; h < c->n_heads; h++) {
-            const LayerRun *layer = &s->run.layers[l];
-            const float *row = layer->pattern + ((h + 1) * layer->n_out - s->run.n_lists) * c->seq_len;
-            text_add(out, "\nlayer %zu head %zu, the last position attends to\n", l, h);
-            for (size_t t = 0; t < c->seq_len; t++) {
-                text_add(out, "%6u at %-3zu %.3f  ", (unsigned)list[t], t, (double)row[t]);
-                draw_bar(out, (double)row[t], 1, 60);
-            }
-        }
 }
 
 /* Reads a line of any length, of which the first `size` characters are kept. 0 at the end of the input. */
@@ -2673,364 +2651,273 @@ static int read_line(FILE *in, char *line, size_t size, int *cut) {
     return any || c == '\n';
 }
 
-static int parse_line(uint32_t *list, char *line, const Config *c, Error *error) {
-    const char *words[MAX_SEQ_LEN + 1];
-    size_t n = 0;
-    for (char *word = strtok(line, " \t\r,"); word && n <= c->seq_len; word = strtok(NULL, " \t\r,")) words[n++] = word;
-    return parse_list(list, words, n, c, error);
-}
-
-static void add_answers(Text *out, Subject *s, size_t n, int logits) {
-    const size_t V = s->model.config.max_num;
-    model_forward(&s->model, &s->run, s->lists, n, NULL);
-    for (size_t i = 0; i < n; i++) {
-        const float *row = s->run.logits + i * V;
-        if (!logits) text_add(out, "%zu\n", argmax(row, V));
-        for (size_t v = 0; logits && v < V; v++) text_add(out, "%.9g%c", (double)row[v], v + 1 < V ? ' ' : '\n');
-    }
-    emit(out);
-}
-
-/* Lists from stdin, one a line; empty lines are passed over. */
-static int predict_stdin(const Options *o, Subject *s, Text *out, Error *error) {
-    char line[16384];
-    size_t n = 0, number = 0;
+/* The log of a new training, or that of a resumed one without the steps that will be done again. */
+static FILE *open_log(const Options *o, const Trainer *t, Error *error) {
+    Text kept = {0};
+    char line[200];
     int cut;
-    Error reason = {0};
-    while (!ferror(stdout) && read_line(stdin, line, sizeof line, &cut)) {
-        number++;
-        if (line[strspn(line, " \t\r,")] == 0 && !cut) continue;
-        if (cut) usage(&reason, "it is too long");
-        else parse_line(s->lists + n * s->model.config.seq_len, line, &s->model.config, &reason);
-        if (reason.usage) break;
-        if (++n == s->run.capacity) add_answers(out, s, n, o->logits != 0), n = 0;
-    }
-    if (n) add_answers(out, s, n, o->logits != 0);
-    if (reason.usage) return fail(error, "standard input, line %zu: %.300s", number, reason.text);
-    return !ferror(stdin) || fail(error, "cannot read standard input: %s", strerror(errno));
+    FILE *old = o->resume ? fopen(o->log, "r") : NULL;
+    text_add(&kept, "step,lr,loss,accuracy\n");
+    while (old && read_line(old, line, sizeof line, &cut))
+        if (strtod(line, NULL) >= 1 && strtod(line, NULL) <= (double)t->step) text_add(&kept, "%s\n", line);
+    if (old) fclose(old);
+    FILE *log = kept.failed ? NULL : fopen(o->log, "w");
+    if (log && fwrite(kept.data, 1, kept.size, log) != kept.size) fclose(log), log = NULL;
+    if (!log) fail(error, "cannot write %.200s: %s", o->log, strerror(kept.failed ? ENOMEM : errno));
+    text_free(&kept);
+    return log;
 }
 
-static int command_predict(Options *o, Text *out, Error *error) {
-    Subject s;
-    o->size = o->n_numbers ? 1 : 256;
-    if (!subject_open(&s, o, o->size, RUN_FORWARD, error)) return 0;
-    int done;
-    if (o->n_numbers == 0) done = predict_stdin(o, &s, out, error);
-    else if ((done = parse_list(s.lists, o->numbers, o->n_numbers, &s.model.config, error)) && o->logits) add_answers(out, &s, 1, 1);
-    else if (done) {
-        s.medians[0] = median_of(s.lists, s.model.config.seq_len);
-        model_forward(&s.model, &s.run, s.lists, 1, NULL);
-        model_loss(&s.run, s.medians);
-        add_prediction(out, &s, s.lists, s.medians[0]);
-        add_last_attention(out, &s, s.lists);
+static int command_train(Options *o, Subject *s, Report *r, Error *error) {
+    Trainer t;
+    FILE *log = NULL;
+    char state[4096];
+    (void)s;
+    const int keeps_state = !is_special(o->out) && snprintf(state, sizeof state, "%s.state", o->out) < (int)sizeof state;
+    if (!start_training(&t, o, error)) return 0;
+    int done = check_output(o->out, error) && (!keeps_state || check_output(state, error));
+    if (done && o->log) done = (log = open_log(o, &t, error)) != NULL;
+#ifdef SIGINT
+    signal(SIGINT, note_interrupt);
+    signal(SIGTERM, note_interrupt);
+#endif
+    if (done) done = run_training(&t, o, log, keeps_state ? state : NULL, error);
+    if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
+    if (done) {
+        done = save_result(&t, o, r, error);
+        if (done && keeps_state) remove(state);
+    } else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
+        Error lost = {0};
+        if (save_result(&t, o, r, &lost)) say(r, "(the training diverged; these are the weights of the best validation)\n");
     }
-    subject_free(&s);
+    trainer_free(&t);
     return done;
 }
 
-/* Full strength is three times even attention, so that a row of even attention is seen, and so is what exceeds it. */
-static double pattern_limit(const Config *c) { return 3.0 / (double)c->seq_len; }
+/* -- info, eval, predict, attention -- */
 
-/* The patterns of one list. */
-static void add_patterns(Text *out, Subject *s, const uint32_t *list, int color) {
-    const Config *c = &s->model.config;
-    model_forward(&s->model, &s->run, list, 1, NULL);
-    for (size_t l = 0; l < c->n_layers; l++)
-        for (size_t h = 0; h < c->n_heads; h++) {
-            const Map map = {s->run.layers[l].pattern + h * c->seq_len * c->seq_len, c->seq_len, c->seq_len, pattern_limit(c),
-                             list, list, "query", "key, attended to", 120, color};
-            text_add(out, "layer %zu head %zu: attention of each number (row) to itself and those before it\n", l, h);
-            draw_map(out, &map);
-            text_add(out, "\n");
-        }
-}
-
-/* Mean attention over many lists: of every position to every position, and of the last one by rank in sorted order. */
-typedef struct {
-    Moments *position; /* (n_heads of all layers, seq_len, seq_len) */
-    Moments *rank;     /* (n_heads of all layers, seq_len) */
-} AttentionMeans;
-
-static void observe_ranks(Moments *ranks, const Run *run, const uint32_t *lists) {
-    const size_t T = run->config.seq_len, n = run->n_lists, heads = run->config.n_heads;
-    size_t order[MAX_SEQ_LEN];
-    for (size_t head = 0; head < run->config.n_layers * heads; head++) {
-        const LayerRun *layer = &run->layers[head / heads];
-        const float *last = layer->pattern + ((head % heads + 1) * layer->n_out - n) * T;
-        for (size_t i = 0; i < n; i++) {
-            rank_order(lists + i * T, T, order);
-            for (size_t r = 0; r < T; r++) observe(&ranks[head * T + r], last[i * T + order[r]]);
-        }
+static int command_info(Options *o, Subject *s, Report *r, Error *error) {
+    const Model *m = &s->model;
+    const Settings all = {m->config, recipe_default()};
+    const int is_config = (int)sizeof(Config);
+    char text[80];
+    (void)error;
+    say(r, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", o->model, m->n_params, m->n_tensors, hash_model(m));
+    for (size_t i = 0; i < n_settings && settings[i].offset < (size_t)is_config; i++) {
+        setting_print(&settings[i], &all, text, sizeof text);
+        say(r, "%-28s %s\n", settings[i].name, text);
     }
-}
-
-static void add_attention_means(Text *out, const AttentionMeans *means, const Config *c, const Options *o) {
-    const size_t T = c->seq_len;
-    float table[32 * 32];
-    if (o->csv) text_add(out, "layer,head,by,index,mean,deviation\n");
-    for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
-        const Moments *position = means->position + (head * T + T - 1) * T, *rank = means->rank + head * T;
-        if (!o->csv) {
-            text_add(out, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads,
-                     o->size, o->settings.recipe.seed);
-            if (T <= 32) {
-                const Map map = {table, T, T, pattern_limit(c), NULL, NULL, "query", "position attended to", 120, o->color != 0};
-                for (size_t i = 0; i < T * T; i++) table[i] = f32(mean_of(&means->position[head * T * T + i]));
-                draw_map(out, &map);
-            }
-            text_add(out, "\nthe last position attends      mean  deviation\n");
-        }
-        for (size_t kind = 0; kind < 2; kind++)
-            for (size_t t = 0; t < T; t++) {
-                const Moments *m = kind ? &rank[t] : &position[t];
-                if (o->csv)
-                    text_add(out, "%zu,%zu,%s,%zu,%.9g,%.9g\n", head / c->n_heads, head % c->n_heads,
-                             kind ? "rank" : "position", t, mean_of(m), deviation_of(m));
-                else {
-                    text_add(out, "  to %s %-3zu%-12s %6.3f  %6.3f  ", kind ? "rank    " : "position", t,
-                             kind == 0 ? "" : t == 0 ? " (least)" : t == T / 2 ? " (median)" : t == T - 1 ? " (greatest)" : "",
-                             mean_of(m), deviation_of(m));
-                    draw_bar(out, mean_of(m), 1, 60);
-                }
-            }
-        if (!o->csv) text_add(out, "\n");
+    say(r, "\n");
+    for (size_t i = 0; i < m->n_notes; i++) {
+        size_t j = 0;
+        while (j < n_settings && strcmp(settings[j].name, m->notes[i].key) != 0) j++;
+        if (j == n_settings || settings[j].offset >= sizeof(Config)) say(r, "%-28s %s\n", m->notes[i].key, m->notes[i].value);
     }
-}
-
-static int add_mean_attention(Text *out, Subject *s, const Options *o, Error *error) {
-    const Config *c = &s->model.config;
-    const size_t T = c->seq_len, heads = c->n_layers * c->n_heads;
-    AttentionMeans means;
-    means.position = (Moments *)allocate((double)(heads * (T + 1) * T) * (double)sizeof(Moments), "the averages", error);
-    if (!means.position) return 0;
-    means.rank = means.position + heads * T * T;
-    for (size_t at = 0; at < o->size; at += s->run.capacity) {
-        model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, o->size - at), NULL);
-        observe_patterns(means.position, &s->run);
-        observe_ranks(means.rank, &s->run, s->lists + at * T);
+    say(r, "\n");
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        shape_text(text, sizeof text, &m->tensors[i]);
+        say(r, "%-28s %s\n", m->tensors[i].name, text);
     }
-    add_attention_means(out, &means, c, o);
-    free(means.position);
     return 1;
 }
 
-static int command_attention(Options *o, Text *out, Error *error) {
-    Subject s;
-    if (!subject_open(&s, o, 256, RUN_ALL_POSITIONS, error)) return 0;
-    uint32_t list[MAX_SEQ_LEN];
-    int done = !o->n_numbers || parse_list(list, o->numbers, o->n_numbers, &s.model.config, error);
-    if (done && o->n_numbers) add_patterns(out, &s, list, o->color != 0);
-    if (done) done = add_mean_attention(out, &s, o, error);
-    subject_free(&s);
-    return done;
+static void show_evaluation(Report *r, const Evaluation *e) {
+    say(r, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e->accuracy, e->right, e->lists, e->lists - e->right);
+    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", e->loss, e->alerts);
+    say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", e->by_distance[0], e->by_distance[1],
+        e->by_distance[2], e->by_distance[3]);
 }
 
-/* -- the explanation in words -- */
+/* In pieces as large as s->lists: any number of lists needs the same memory. */
+static int command_eval(Options *o, Subject *s, Report *r, Error *error) {
+    const Config *c = &s->model.config;
+    Evaluation e = {0};
+    Mt19937 mt;
+    (void)error;
+    mt_seed(&mt, (uint32_t)s->seed);
+    for (size_t at = 0; at < o->size; at += s->n) {
+        const size_t n = smaller(s->n, o->size - at);
+        make_lists(&mt, s->lists, s->medians, n, c->max_num, c->seq_len);
+        evaluate(&s->model, &s->run, s->lists, s->medians, n, NULL, &e);
+    }
+    say(r, "lists      %zu of seed %zu, evaluated with %s\n", e.lists, s->seed, o->model);
+    show_evaluation(r, &e);
+    if (!o->csv) return 1;
+    table_begin(r, "evaluation", "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts", "");
+    table_row(r, "%zu%f%f%zu%f%zu%zu%zu%zu%zu", e.lists, e.accuracy, e.loss, e.right, e.mean_distance, e.by_distance[0],
+              e.by_distance[1], e.by_distance[2], e.by_distance[3], e.alerts);
+    return 1;
+}
 
-static double percent(size_t part, size_t whole) { return whole ? 100.0 * (double)part / (double)whole : 0.0; }
+/* The number that follows `before` in the order of falling logits; before n stands the first. */
+static size_t next_best(const float *logits, size_t n, size_t before) {
+    size_t best = n;
+    for (size_t i = 0; i < n; i++) {
+        const int after = before == n || logits[i] < logits[before] || (logits[i] == logits[before] && i > before);
+        if (after && (best == n || logits[i] > logits[best])) best = i;
+    }
+    return best;
+}
 
-/* A curve over x as text: `height` lines, the zero line dotted. */
-static void draw_curve(Text *out, const float *y, size_t n, size_t height) {
-    double limit = 0;
-    char line[200];
-    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
-    for (size_t r = 0; r < height; r++) {
-        const size_t shown = smaller(n, sizeof line - 1);
-        for (size_t x = 0; x < shown; x++) {
-            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
-            line[x] = floor(level + 0.5) == (double)r ? '*' : r == height / 2 ? '.' : ' ';
-        }
-        line[shown] = 0;
-        text_add(out, "  %8.2f |%s\n", limit * (1.0 - 2.0 * (double)r / (double)(height - 1)), line);
+static void show_prediction(Report *r, Subject *s) {
+    const size_t V = s->model.config.max_num, T = s->model.config.seq_len;
+    size_t order[MAX_SEQ_LEN];
+    char text[LIST_TEXT];
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    model_loss(&s->run, s->median);
+    const size_t guess = argmax(s->run.logits, V);
+    rank_order(s->list, T, order);
+    say(r, "list       %s\nsorted    ", list_text(text, s->list, T));
+    for (size_t i = 0; i < T; i++) say(r, i == T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
+    say(r, "\nprediction %zu, %s (the median is %u), loss %.5g\n\n", guess, guess == s->median[0] ? "right" : "wrong",
+        (unsigned)s->median[0], (double)s->run.loss[0]);
+    say(r, "number     logit  probability\n");
+    for (size_t i = 0, v = guess; i < smaller(5, V); i++, v = next_best(s->run.logits, V, v)) {
+        say(r, "%6zu %9.3f  %8.5f  ", v, (double)s->run.logits[v], (double)s->run.probs[v]);
+        bar(r, (double)s->run.probs[v], 1, 40);
     }
 }
 
-static void add_uniformity(Text *out, const Explanation *e, const Config *c) {
-    const size_t T = c->seq_len;
-    text_add(out, "1. Where does the last position look?\n\n");
-    text_add(out, "Attention of the last position over %zu lists; even attention would be %.3f everywhere.\n", e->lists, 1.0 / (double)T);
-    for (size_t head = 0; head < e->heads; head++) {
-        const Moments *token = e->token + head * c->max_num;
-        double least = HUGE_VAL, most = -HUGE_VAL;
-        for (size_t v = 0; v < c->max_num; v++)
-            if (token[v].n > 0) least = -max_double(-least, -mean_of(&token[v])), most = max_double(most, mean_of(&token[v]));
-        text_add(out, "\nlayer %zu head %zu      mean  deviation", head / c->n_heads, head % c->n_heads);
-        text_add(out, "                         mean  deviation\n");
-        for (size_t t = 0; t < T; t++) {
-            const Moments *p = &e->position[head * T + t], *r = &e->rank[head * T + t];
-            text_add(out, "  position %-3zu     %6.3f     %6.3f          rank %-3zu%-10s %6.3f     %6.3f\n", t, mean_of(p), deviation_of(p),
-                     t, t == 0 ? " least" : t == T / 2 ? " median" : t == T - 1 ? " greatest" : "", mean_of(r), deviation_of(r));
+/* What each head attends to at the last position of s->list, which the run has just seen. */
+static void show_last_attention(Report *r, const Subject *s) {
+    const Config *c = &s->model.config;
+    size_t n_queries;
+    for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
+        const float *pattern = head_pattern(&s->run, head, &n_queries), *last = pattern + (n_queries - 1) * c->seq_len;
+        say(r, "\nlayer %zu head %zu, the last position attends to\n", head / c->n_heads, head % c->n_heads);
+        for (size_t t = 0; t < c->seq_len; t++) {
+            say(r, "%6u at %-3zu %.3f  ", (unsigned)s->list[t], t, (double)last[t]);
+            bar(r, (double)last[t], 1, 60);
         }
-        text_add(out, "  by number         %6.3f to %.3f on average, whatever stands there\n", least, most);
     }
-    text_add(out, "\nEntropy %.4f of the greatest possible (log %zu), on average; deviation %.4f.\n\n", mean_of(&e->entropy), T, deviation_of(&e->entropy));
 }
 
-static void add_circuits(Text *out, const Explanation *e, const Config *c, int color, size_t width) {
-    const size_t V = c->max_num;
-    const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of", width, color},
-              ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred", width, color};
-    text_add(out, "2. What does a number say?\n\nThe effective OV circuit: what attending to a number adds to each logit.\n\n");
-    draw_map(out, &ov);
-    text_add(out, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
-    draw_map(out, &ideal);
-    text_add(out, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
-    text_add(out, "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) k/%zu)\n", V);
-    for (size_t k = 0; k < smaller(8, V); k++)
-        text_add(out, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0,
-                 (double)e->ideal_values[k] / (double)e->ideal_values[0], (double)e->overlap[k]);
+/* Answers to the first n lists of s->lists, one a line. */
+static void add_answers(Report *r, Subject *s, const uint32_t *lists, size_t n, int logits) {
+    const size_t V = s->model.config.max_num;
+    model_forward(&s->model, &s->run, lists, n, NULL);
+    for (size_t i = 0; i < n; i++) {
+        const float *row = s->run.logits + i * V;
+        if (!logits) say(r, "%zu\n", argmax(row, V));
+        for (size_t v = 0; logits && v < V; v++) {
+            add_number(&r->text, "%.9g", (double)row[v]);
+            say(r, v + 1 < V ? " " : "\n");
+        }
+    }
+    report_flush(r);
 }
 
-static double mean_fit(const Explanation *e, size_t V) {
-    double sum = 0;
-    for (size_t m = 0; m + 1 < V; m++) sum += (double)e->fit[m];
-    return sum / (double)(V - 1);
-}
-
-static size_t steps_up(const Explanation *e, size_t V) {
+static int parse_line(uint32_t *list, char *line, const Config *c, Error *error) {
+    const char *words[MAX_SEQ_LEN + 1], *const space = " \t\r,";
     size_t n = 0;
-    for (size_t m = 0; m + 1 < V; m++) n += e->step[m] > 0;
-    return n;
+    for (char *word = strtok(line, space); word && n <= c->seq_len; word = strtok(NULL, space)) words[n++] = word;
+    return parse_list(list, words, n, c, error);
 }
 
-static void add_votes(Text *out, const Explanation *e, const Config *c) {
-    const size_t V = c->max_num;
-    text_add(out, "\n3. Votes\n\nlogit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
-    for (size_t i = 1; i <= 3; i++) {
-        const size_t m = smaller(V - 2, i * V / 4);
-        text_add(out, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1, (double)e->fit[m]);
-        draw_curve(out, e->votes + m * V, V, 9);
+/* Lists from the input, one a line; empty lines are passed over. */
+static int predict_stream(const Options *o, Subject *s, Report *r, Error *error) {
+    char line[16384];
+    size_t n = 0, number = 0;
+    int cut;
+    FILE *in = o->streams.in;
+    Error reason = {0};
+    while (!reason.usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &cut)) {
+        number++;
+        if (line[strspn(line, " \t\r,")] == 0 && !cut) continue;
+        if (cut) usage(&reason, "it is too long");
+        else n += (size_t)parse_line(s->lists + n * s->model.config.seq_len, line, &s->model.config, &reason);
+        if (n == s->run.capacity) add_answers(r, s, s->lists, n, o->logits != 0), n = 0;
     }
-    text_add(out, "\n   m  step a(m)  R^2\n");
-    for (size_t m = 0; m + 1 < V; m += V > 24 ? V / 12 : 1) {
-        text_add(out, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
-        draw_bar(out, (double)e->fit[m], 1, 40);
-    }
-    text_add(out, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", mean_fit(e, V), steps_up(e, V), V - 1);
+    if (n) add_answers(r, s, s->lists, n, o->logits != 0);
+    if (reason.usage) return fail(error, "standard input, line %zu: %.300s", number, reason.text);
+    return !ferror(in) || fail(error, "cannot read standard input: %s", strerror(errno));
 }
 
-static void add_direct_path(Text *out, const Explanation *e) {
-    text_add(out, "\n4. The last number\n\nThe last number also reaches the logits through the residual stream, without any head. In units of\n"
-                  "-|x - m| (slope of the best fit):\n\n");
-    text_add(out, "  any other number, attention x OV     %8.4f\n", e->other_weight);
-    text_add(out, "  the last number, attention x OV      %8.4f\n", e->last_weight - e->direct_weight);
-    text_add(out, "  the last number, residual stream     %8.4f\n", e->direct_weight);
-    text_add(out, "  the last number, in all              %8.4f: %.3f of another's\n", e->last_weight,
-             e->other_weight > 0 || e->other_weight < 0 ? e->last_weight / e->other_weight : 0.0);
-    text_add(out, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the last one\n"
-                  "counts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
+static int command_predict(Options *o, Subject *s, Report *r, Error *error) {
+    if (o->n_numbers == 0) return predict_stream(o, s, r, error);
+    if (!given_list(o, s, 1, error)) return 0;
+    if (o->logits) add_answers(r, s, s->list, 1, 1);
+    else {
+        show_prediction(r, s);
+        show_last_attention(r, s);
+    }
+    return 1;
 }
 
-static const char *const rung_names[LADDER] = {"the network", "attention frozen to its mean by position", "and ln_final's scale frozen",
-                                               "votes a(m) sign(x - m - 1/2) + c(m)", "the median itself"};
-
-static void add_ladder(Text *out, const Explanation *e) {
-    const size_t mistakes = e->lists - e->ladder[0].right;
-    text_add(out, "\n5. The ladder\n\nEver simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", e->lists, mistakes);
-    text_add(out, "                                             right   like the  its mistakes     loss\n"
-                  "                                                     network       repeated\n");
-    for (size_t i = 0; i < LADDER; i++) {
-        const Rung *r = &e->ladder[i];
-        text_add(out, "(%zu) %-40s %7.3f %% %7.3f %%", i, rung_names[i], percent(r->right, e->lists), percent(r->like_network, e->lists));
-        text_add(out, i + 1 < LADDER ? "     %7.2f %% %8.5f\n" : "     %7.2f %%\n", percent(r->mistakes_shared, mistakes), r->loss);
-    }
+/* Full strength is three times even attention, so that a row of even attention is seen, and so is what exceeds it. */
+static void show_pattern(Report *r, const float *pattern, const uint32_t *names, size_t T) {
+    const Map map = {pattern, T, T, 3.0 / (double)T, names, "query", names ? "key, attended to" : "position attended to"};
+    draw_map(r, &map);
 }
 
-static void add_share(Text *out, const char *what, double value, const size_t *counts) {
-    if (counts[0]) text_add(out, "  %s %-4.0f %9zu lists  %8.3f %% right\n", what, value, counts[0], percent(counts[1], counts[0]));
-}
-
-static void add_failures(Text *out, const Explanation *e, const Config *c) {
-    const size_t V = c->max_num, T = c->seq_len, step = (V + 9) / 10;
-    text_add(out, "\n6. Where it fails\n\nBy the median:\n");
-    for (size_t m = 0; m < V; m += step) {
-        size_t sum[2] = {0, 0};
-        for (size_t k = m; k < m + step && k < V; k++) sum[0] += e->by_median[2 * k], sum[1] += e->by_median[2 * k + 1];
-        add_share(out, "from", (double)m, sum);
-    }
-    text_add(out, "By the distance between the median's two neighbours in sorted order:\n");
-    for (size_t g = 0; g < V; g = g < 4 ? g + 1 : 2 * g) {
-        size_t sum[2] = {0, 0};
-        for (size_t k = g; k < V && k < (g < 4 ? g + 1 : 2 * g); k++) sum[0] += e->by_gap[2 * k], sum[1] += e->by_gap[2 * k + 1];
-        add_share(out, "from", (double)g, sum);
-    }
-    text_add(out, "By how often the median occurs in the list:\n");
-    for (size_t k = 1; k <= T; k++) add_share(out, "times", (double)k, e->by_copies + 2 * k);
-    text_add(out, "The lists of greatest loss:\n");
-    for (size_t i = 0; i < e->n_worst; i++) {
-        text_add(out, "  %8.4f  ", e->worst_loss[i]);
-        add_list(out, e->worst[i], T);
-        text_add(out, "\n");
+/* The patterns of s->list. */
+static void show_patterns(Report *r, Subject *s) {
+    const Config *c = &s->model.config;
+    size_t n_queries;
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
+        say(r, "layer %zu head %zu: attention of each number (row) to itself and those before it\n", head / c->n_heads,
+            head % c->n_heads);
+        show_pattern(r, head_pattern(&s->run, head, &n_queries), s->list, c->seq_len);
+        say(r, "\n");
     }
 }
 
-/* The verdict: every claim beside the number that it stands on. */
-static void add_claim(Text *out, int *holds, int true_, const char *claim, double number, const char *limit) {
-    text_add(out, "  %-3s  %-66s %8.4f  (%s)\n", true_ ? "yes" : "NO", claim, number, limit);
-    *holds += true_;
-}
-
-static void add_verdict(Text *out, const Explanation *e, const Config *c) {
-    const double entropy = mean_of(&e->entropy), fit = mean_fit(e, c->max_num), accuracy = percent(e->ladder[0].right, e->lists);
-    const double ratio = e->other_weight > 0 ? e->last_weight / e->other_weight : 0.0;
-    const double rung2 = percent(e->ladder[2].like_network, e->lists), rung3 = percent(e->ladder[3].like_network, e->lists);
-    int holds = 0;
-    text_add(out, "\n7. Verdict\n\n");
-    add_claim(out, &holds, accuracy > 90, "The network finds medians: % right", accuracy, "over 90");
-    add_claim(out, &holds, entropy > 0.95, "Attention is nearly even: entropy relative to the greatest", entropy, "over 0.95");
-    add_claim(out, &holds, e->correlation > 0.9, "A number says -|x - m| to every m: correlation", e->correlation, "over 0.9");
-    add_claim(out, &holds, fit > 0.5, "So it votes up from every m below it, down from the others: R^2", fit, "over 0.5");
-    add_claim(out, &holds, ratio > 0 && ratio < 2, "The last number doesn't outvote a majority: its weight to another's", ratio, "0 to 2");
-    add_claim(out, &holds, rung2 > 80, "A plain sum of votes answers as the network does: %", rung2, "over 80");
-    add_claim(out, &holds, rung3 > 80, "And so does the sum with equal votes, a(m) sign(x - m - 1/2): %", rung3, "over 80");
-    text_add(out, "\n");
-    if (holds == 7)
-        text_add(out, "The mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as more numbers\n"
-                      "lie above than below. It minimises sum |x - m|, which is what the median does.\n");
-    else if (holds >= 5 && e->correlation > 0.9 && accuracy > 90)
-        text_add(out, "Much of the mechanism is there, but not all: the lines with NO say what this network does otherwise.\n");
-    else
-        text_add(out, "The mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
-}
-
-static void add_explanation(Text *out, const Explanation *e, const Config *c, int color, size_t width) {
-    add_uniformity(out, e, c);
-    add_circuits(out, e, c, color, width);
-    add_votes(out, e, c);
-    add_direct_path(out, e);
-    add_ladder(out, e);
-    add_failures(out, e, c);
-    add_verdict(out, e, c);
-}
-
-/* The same numbers for machines: one a line. */
-static void add_explanation_csv(Text *out, const Explanation *e, const Config *c) {
-    const size_t mistakes = e->lists - e->ladder[0].right;
-    text_add(out, "quantity,index,value\nlists,,%zu\nentropy,,%.9g\ncorrelation,,%.9g\n", e->lists, mean_of(&e->entropy), e->correlation);
-    for (size_t head = 0; head < e->heads; head++) {
-        const struct {
-            const char *name;
-            const Moments *moments;
-            size_t n;
-        } kinds[] = {{"position", e->position + head * c->seq_len, c->seq_len}, {"rank", e->rank + head * c->seq_len, c->seq_len},
-                     {"number", e->token + head * c->max_num, c->max_num}};
-        for (size_t k = 0; k < 3; k++)
-            for (size_t i = 0; i < kinds[k].n; i++)
-                text_add(out, "attention_%s_%zu,%zu,%.9g\nattention_%s_%zu_deviation,%zu,%.9g\n", kinds[k].name, head, i,
-                         mean_of(&kinds[k].moments[i]), kinds[k].name, head, i, deviation_of(&kinds[k].moments[i]));
+/* The last position's attention by position, by rank and, for machines, by number. */
+static void show_attention(Report *r, const AttentionStats *a, const Config *c) {
+    const struct {
+        const char *name;
+        size_t n;
+    } kinds[] = {{"position", c->seq_len}, {"rank", c->seq_len}, {"number", c->max_num}};
+    table_begin(r, "attention", "layer,head,by,index,mean,deviation",
+                "layer  head  the last position to    mean  deviation\n");
+    for (size_t head = 0; head < a->heads; head++) {
+        const Moments *last = a->query + (head * c->seq_len + c->seq_len - 1) * c->seq_len;
+        const Moments *of_kind[] = {last, a->rank + head * c->seq_len, a->token + head * c->max_num};
+        for (size_t k = 0; k < (r->kind == REPORT_TEXT ? 2 : 3); k++)
+            for (size_t i = 0; i < kinds[k].n; i++) {
+                const Moments *m = &of_kind[k][i];
+                table_row(r, "%5zu %5zu  %-8s %3zu         %7.3f    %7.3f  ", head / c->n_heads, head % c->n_heads,
+                          kinds[k].name, i, mean_of(m), deviation_of(m));
+                bar(r, mean_of(m), 1, 50);
+            }
     }
-    for (size_t k = 0; k < smaller(8, c->max_num); k++)
-        text_add(out, "singular_value,%zu,%.9g\nideal_singular_value,%zu,%.9g\noverlap,%zu,%.9g\n", k + 1,
-                 e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0, k + 1,
-                 (double)e->ideal_values[k] / (double)e->ideal_values[0], k + 1, (double)e->overlap[k]);
-    for (size_t m = 0; m + 1 < c->max_num; m++) text_add(out, "step,%zu,%.9g\nfit,%zu,%.9g\n", m, (double)e->step[m], m, (double)e->fit[m]);
-    text_add(out, "other_weight,,%.9g\nlast_weight,,%.9g\ndirect_weight,,%.9g\n", e->other_weight, e->last_weight, e->direct_weight);
-    for (size_t i = 0; i < LADDER; i++) {
-        const Rung *r = &e->ladder[i];
-        text_add(out, "accuracy,%zu,%.9g\nlike_network,%zu,%.9g\nmistakes_repeated,%zu,%.9g\n", i, percent(r->right, e->lists) / 100, i,
-                 percent(r->like_network, e->lists) / 100, i, percent(r->mistakes_shared, mistakes) / 100);
-        if (i + 1 < LADDER) text_add(out, "loss,%zu,%.9g\n", i, r->loss);
+    say(r, "(rank 0: the least number, rank %zu: the median, rank %zu: the greatest)\n", c->seq_len / 2, c->seq_len - 1);
+}
+
+/* Averages over s->lists. */
+static int show_mean_attention(Report *r, Subject *s, Error *error) {
+    const Config *c = &s->model.config;
+    const size_t T = c->seq_len;
+    AttentionStats stats;
+    Layout layout = {0};
+    float *means = NULL;
+    memset(&stats, 0, sizeof stats);
+    for (int pass = 0; pass < 2; pass++) { /* measure, then lay out */
+        if (pass == 1 && !(layout.base = (char *)allocate(layout.used, "the averages", error))) return 0;
+        layout.used = 0;
+        lay_out_attention(&layout, &stats, c);
+        means = lay_floats(&layout, T, T, 1);
     }
+    for (size_t at = 0; at < s->n; at += s->run.capacity) {
+        model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, s->n - at), NULL);
+        observe_attention(&stats, &s->run, s->lists + at * T);
+    }
+    for (size_t head = 0; head < stats.heads; head++) {
+        say(r, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads, s->n, s->seed);
+        for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&stats.query[head * T * T + i]));
+        show_pattern(r, means, NULL, T);
+        say(r, "\n");
+    }
+    show_attention(r, &stats, c);
+    free(layout.base);
+    return 1;
+}
+
+static int command_attention(Options *o, Subject *s, Report *r, Error *error) {
+    if (o->n_numbers && !given_list(o, s, 1, error)) return 0;
+    if (o->n_numbers) show_patterns(r, s);
+    return show_mean_attention(r, s, error);
 }
 
 /* -- circuits, weights -- */
@@ -3054,141 +2941,107 @@ static int check_position(const Config *c, const char *name, size_t position, Er
            usage(error, "--%s is %zu, must be less than %zu", name, position, c->seq_len);
 }
 
-static void add_csv_table(Text *out, const float *table, size_t n) {
-    for (size_t i = 0; i < n * n; i++) {
-        text_add(out, "%.9g%c", (double)table[i], (i + 1) % n ? ',' : '\n');
-        if (out->size > 60000) emit(out);
+static void show_circuit(Report *r, const Circuit *which, const float *table, size_t V) {
+    const int qk = which->kind == CIRCUIT_QK;
+    const Map map = {table, V, V, 0, NULL, qk ? "query" : "number", qk ? "key" : "logit of"};
+    for (size_t i = 0; r->kind != REPORT_TEXT && i < V * V; i++) {
+        add_number(&r->text, "%.9g", (double)table[i]);
+        text_add(&r->text, (i + 1) % V ? "," : "\n");
+        if (r->text.size > 60000) report_flush(r);
     }
+    say(r, "layer %zu head %zu, %s%s\n", which->layer, which->head, which->raw ? "raw " : "",
+        qk ? "QK: how much a query number (row) looks at a key number (column)"
+           : "OV: what attending to a number (row) adds to the logit of each (column)");
+    draw_map(r, &map);
+    say(r, "\n");
 }
 
-static void add_circuit(Text *out, const Circuit *which, const float *table, const Config *c, const Options *o) {
-    static const char *const what[2] = {"QK: how much a query number (row) looks at a key number (column)",
-                                        "OV: what attending to a number (row) adds to the logit of each (column)"};
-    const Map map = {table, c->max_num, c->max_num, 0, NULL, NULL, which->kind == CIRCUIT_QK ? "query" : "number",
-                     which->kind == CIRCUIT_QK ? "key" : "logit of", o->width, o->color != 0};
-    if (o->csv) {
-        add_csv_table(out, table, c->max_num);
-        return;
-    }
-    text_add(out, "layer %zu head %zu, %s%s\n", which->layer, which->head, which->raw ? "raw " : "", what[which->kind]);
-    draw_map(out, &map);
-    text_add(out, "\n");
-    emit(out);
-}
-
-static int command_circuits(Options *o, Text *out, Error *error) {
-    Model m;
+static int command_circuits(Options *o, Subject *s, Report *r, Error *error) {
+    const Config *c = &s->model.config;
     size_t layer = 0, head = 0;
-    const size_t kind = o->n_numbers == 1 ? choice_index("qk|ov", o->numbers[0]) : 2;
+    const size_t V = c->max_num, kind = o->n_numbers == 1 ? choice_index("qk|ov", o->numbers[0]) : 2;
     if (kind > 1) return usage(error, "which circuits? median circuits qk, or median circuits ov");
-    if (!model_load(&m, o->model, error)) return 0;
-    const Config *c = &m.config;
-    int done = check_position(c, "query-pos", o->query_pos, error) && check_position(c, "key-pos", o->key_pos, error) &&
-               (!*o->heads || parse_head(c, o->heads, &layer, &head, error));
-    const double floats = (double)c->max_num * (double)c->max_num + (double)circuit_scratch(c);
-    float *table = done ? (float *)allocate(floats * (double)sizeof *table, "the circuit", error) : NULL;
+    if (!check_position(c, "query-pos", o->query_pos, error) || !check_position(c, "key-pos", o->key_pos, error) ||
+        (*o->heads && !parse_head(c, o->heads, &layer, &head, error)))
+        return 0;
+    const double floats = (double)V * (double)V + (double)circuit_scratch(c);
+    float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", error);
     for (size_t i = 0; table && i < c->n_layers * c->n_heads; i++) {
-        Circuit which = {kind ? CIRCUIT_OV : CIRCUIT_QK, o->raw != 0, i / c->n_heads, i % c->n_heads, o->query_pos, o->key_pos};
+        const Circuit which = {kind ? CIRCUIT_OV : CIRCUIT_QK, o->raw != 0, i / c->n_heads, i % c->n_heads, o->query_pos,
+                               o->key_pos};
         if ((*o->heads || o->csv) && (which.layer != layer || which.head != head)) continue;
-        circuit_table(&m, &which, table, table + c->max_num * c->max_num);
-        add_circuit(out, &which, table, c, o);
+        circuit_table(&s->model, &which, table, table + V * V);
+        show_circuit(r, &which, table, V);
     }
     free(table);
-    model_free(&m);
-    return done && table != NULL;
-}
-
-typedef struct {
-    Moments moments;
-    float min, max;
-    size_t bins[40];
-} Histogram;
-
-static Histogram tensor_histogram(const Tensor *t) {
-    Histogram h = {{0, 0, 0}, t->data[0], t->data[0], {0}};
-    for (size_t i = 0; i < t->size; i++) {
-        observe(&h.moments, t->data[i]);
-        h.min = t->data[i] < h.min ? t->data[i] : h.min, h.max = t->data[i] > h.max ? t->data[i] : h.max;
-    }
-    for (size_t i = 0; i < t->size; i++) {
-        const double place = h.max > h.min ? ((double)t->data[i] - h.min) / ((double)h.max - h.min) * 39.999 : 0.0;
-        h.bins[(size_t)place]++;
-    }
-    return h;
+    return table != NULL;
 }
 
 /* One matrix of a tensor, a head's where there are heads: its singular values and its picture. */
-static int add_matrix(Text *out, const float *data, size_t rows, size_t cols, const Options *o, Error *error) {
+static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, Error *error) {
     const size_t few = smaller(rows, cols), many = rows + cols - few;
-    const Map map = {data, rows, cols, 0, NULL, NULL, "", "", o->width, o->color != 0};
-    float *columns = (float *)allocate((double)(few * many + few) * (double)sizeof *columns, "singular values", error);
+    const Map map = {data, rows, cols, 0, NULL, "", ""};
+    float *columns = (float *)allocate((double)few * (double)(many + 1) * (double)sizeof *columns, "singular values", error);
     if (!columns) return 0;
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < cols; j++) columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
     singular_values(columns + few * many, columns, few, many);
-    text_add(out, o->csv ? "" : "  singular values");
-    for (size_t i = 0; i < smaller(few, 10); i++) text_add(out, o->csv ? ",%.9g" : " %.3f", (double)columns[few * many + i]);
-    text_add(out, o->csv ? "" : "\n");
-    if (!o->csv) draw_map(out, &map);
+    say(r, "  singular values");
+    for (size_t i = 0; i < smaller(few, 10); i++)
+        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g", (double)columns[few * many + i]);
+    say(r, "\n");
+    draw_map(r, &map);
     free(columns);
     return 1;
 }
 
-static int add_tensor(Text *out, const Tensor *t, const Options *o, Error *error) {
+enum { BINS = 40 };
+
+static int show_tensor(Report *r, const Tensor *t, Error *error) {
+    const int text = r->kind == REPORT_TEXT;
     char shape[80];
-    const Histogram h = tensor_histogram(t);
-    size_t most = 0;
-    shape_text(shape, sizeof shape, t);
-    if (o->csv) text_add(out, "%s,%s,%.9g,%.9g,%.9g,%.9g", t->name, shape, mean_of(&h.moments), deviation_of(&h.moments), (double)h.min, (double)h.max);
-    else {
-        text_add(out, "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n  histogram |", t->name, shape, mean_of(&h.moments),
-                 deviation_of(&h.moments), (double)h.min, (double)h.max);
-        for (size_t i = 0; i < 40; i++) most = h.bins[i] > most ? h.bins[i] : most;
-        for (size_t i = 0; i < 40; i++) text_add(out, "%c", h.bins[i] ? ramp_positive[1 + strength((double)h.bins[i], (double)most) * 8 / 9] : ' ');
-        text_add(out, "|\n");
+    Moments moments = {0, 0, 0};
+    float min = t->data[0], max = t->data[0];
+    size_t bins[BINS] = {0}, most = 0;
+    for (size_t i = 0; i < t->size; i++) {
+        observe(&moments, t->data[i]);
+        min = t->data[i] < min ? t->data[i] : min, max = t->data[i] > max ? t->data[i] : max;
     }
+    for (size_t i = 0; i < t->size; i++) {
+        const double place = max > min ? ((double)t->data[i] - min) / ((double)max - min) * (BINS - 0.001) : 0.0;
+        if (++bins[(size_t)place] > most) most = bins[(size_t)place];
+    }
+    shape_text(shape, sizeof shape, t);
+    text_add(&r->text, text ? "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n" : "%s,%s,%.9g,%.9g,%.9g,%.9g",
+             t->name, shape, mean_of(&moments), deviation_of(&moments), (double)min, (double)max);
+    say(r, "  histogram |");
+    for (size_t i = 0; i < BINS; i++)
+        say(r, "%c", bins[i] ? ramp_positive[1 + strength((double)bins[i], (double)most) * 8 / 9] : ' ');
+    say(r, "|\n");
     const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1], rows = t->size / heads / cols;
     for (size_t head = 0; head < heads; head++) {
-        if (heads > 1 && !o->csv) text_add(out, "  head %zu\n", head);
-        if (!add_matrix(out, t->data + head * rows * cols, rows, cols, o, error)) return 0;
+        if (heads > 1) say(r, "  head %zu\n", head);
+        if (!show_matrix(r, t->data + head * rows * cols, rows, cols, error)) return 0;
     }
-    text_add(out, "\n");
-    emit(out);
+    text_add(&r->text, "\n");
+    report_flush(r);
     return 1;
 }
 
-static int command_weights(Options *o, Text *out, Error *error) {
-    Model m;
-    int done = model_load(&m, o->model, error);
-    if (!done) return 0;
-    if (o->csv) text_add(out, "tensor,shape,mean,deviation,min,max,singular_values...\n");
-    for (size_t i = 0; done && i < m.n_tensors; i++) done = add_tensor(out, &m.tensors[i], o, error);
-    model_free(&m);
-    return done;
+static int command_weights(Options *o, Subject *s, Report *r, Error *error) {
+    (void)o;
+    table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...", "");
+    for (size_t i = 0; i < s->model.n_tensors; i++)
+        if (!show_tensor(r, &s->model.tensors[i], error)) return 0;
+    return 1;
 }
 
-/* -- ablate, attribute, patch, explain -- */
+/* -- ablate, attribute, patch -- */
 
-/* A run that keeps what it computed, beside one that is intervened in, over the same lists at once. */
-typedef struct {
-    Subject clean;
-    Run changed;
-} Pair;
-
-static void pair_free(Pair *p) {
-    run_free(&p->changed);
-    subject_free(&p->clean);
+/* A run that is intervened in, beside the one that keeps what it computed. */
+static int need_other_run(Subject *s, Error *error) {
+    return s->other.memory || run_create(&s->other, &s->model.config, s->run.capacity, s->run.kind, error);
 }
-
-static int pair_open(Pair *p, const Options *o, Error *error) {
-    memset(p, 0, sizeof *p);
-    if (!subject_open(&p->clean, o, o->size, RUN_FORWARD, error)) return 0;
-    if (run_create(&p->changed, &p->clean.model.config, o->size, RUN_FORWARD, error)) return 1;
-    pair_free(p);
-    return 0;
-}
-
-#define MAX_TARGETS 256
 
 /* The next piece of a comma-separated list into word; 0 at its end. */
 static int next_word(const char **at, char *word, size_t size) {
@@ -3199,55 +3052,73 @@ static int next_word(const char **at, char *word, size_t size) {
     return 1;
 }
 
-/* --head and --layer, each at --positions: the targets of one joint ablation. */
-static int parse_targets(const Options *o, const Config *c, Target *targets, size_t *n, Error *error) {
+#define MAX_TARGETS 256
+typedef struct {
+    size_t n;
+    Target targets[MAX_TARGETS];
+} Targets;
+
+/* The place at each of --positions, or at all. */
+static int add_target(Targets *all, const Options *o, const Config *c, Target place, Error *error) {
     char word[40];
     double value;
-    Target places[256];
-    size_t n_places = 0;
-    *n = 0;
-    for (const char *at = o->heads; n_places < 256 && next_word(&at, word, sizeof word); n_places++) {
-        places[n_places].site = HOOK_HEAD;
-        if (!parse_head(c, word, &places[n_places].layer, &places[n_places].head, error)) return 0;
-    }
-    for (const char *at = o->layers; n_places < 256 && next_word(&at, word, sizeof word); n_places++) {
-        if (!parse_number(&value, word, 0, 1e6, 1) || value >= (double)c->n_layers)
-            return usage(error, "--layer is '%.40s', must be a number below %zu", word, c->n_layers);
-        if (o->part && !c->d_mlp) return usage(error, "--part mlp: this model has no MLP");
-        places[n_places].site = o->part ? HOOK_MLP : HOOK_HEAD;
-        places[n_places].layer = (size_t)value, places[n_places].head = o->part ? 0 : ALL_HEADS;
-    }
-    for (size_t l = 0; !*o->heads && !*o->layers && *o->positions && l < c->n_layers && n_places < 256; l++, n_places++)
-        places[n_places].site = HOOK_HEAD, places[n_places].layer = l, places[n_places].head = ALL_HEADS;
-    for (size_t i = 0; i < n_places; i++) {
-        const char *at = o->positions;
-        if (!*at) places[i].position = ALL_POSITIONS, targets[(*n)++] = places[i];
-        while (next_word(&at, word, sizeof word)) {
+    const char *at = o->positions;
+    do {
+        place.position = ALL_POSITIONS;
+        if (next_word(&at, word, sizeof word)) {
             if (!parse_number(&value, word, 0, 1e6, 1) || value >= (double)c->seq_len)
                 return usage(error, "--positions: '%.40s' must be a number below %zu", word, c->seq_len);
-            if (*n == MAX_TARGETS) return usage(error, "more than %d targets", MAX_TARGETS);
-            places[i].position = (size_t)value, targets[(*n)++] = places[i];
+            place.position = (size_t)value;
         }
-    }
+        if (all->n == MAX_TARGETS) return usage(error, "more than %d targets", MAX_TARGETS);
+        all->targets[all->n++] = place;
+    } while (*at);
     return 1;
 }
 
-/* One ablation and its line. layer, head and positions are how the line calls the targets. */
-static void add_ablation(Text *out, Pair *p, const Options *o, const Target *targets, size_t n, const char *layer,
-                         const char *head, const char *positions) {
-    static const char *const kinds[] = {"mean", "zero", "resample"};
-    Evaluation e = {0};
-    run_intervention(&p->clean.model, &p->changed, &p->clean.run, p->clean.lists, (ReplaceKind)o->kind, targets, n);
-    evaluate_batch(&p->changed, p->clean.medians, &e);
-    if (o->csv)
-        text_add(out, "%s,%s,%s,%s,%.9g,%.9g,%zu,%zu\n", layer, head, positions, kinds[o->kind], e.accuracy, e.loss, e.alerts, e.lists);
-    else
-        text_add(out, "%-8s %-8s %-12s %8.2f %% %10.5f   %zu/%zu\n", layer, head, positions, 100 * e.accuracy, e.loss, e.alerts, e.lists);
-    emit(out);
+/* --head and --layer, each at --positions: the targets of one joint ablation. */
+static int parse_targets(const Options *o, const Config *c, Targets *all, Error *error) {
+    char word[40];
+    double value;
+    Target t = {HOOK_HEAD, 0, ALL_HEADS, 0};
+    all->n = 0;
+    for (const char *at = o->heads; next_word(&at, word, sizeof word);)
+        if (!parse_head(c, word, &t.layer, &t.head, error) || !add_target(all, o, c, t, error)) return 0;
+    t.head = ALL_HEADS;
+    if (o->part) t.site = HOOK_MLP, t.head = 0;
+    if (o->part && !c->d_mlp) return usage(error, "--part mlp: this model has no MLP");
+    for (const char *at = o->layers; next_word(&at, word, sizeof word);) {
+        if (!parse_number(&value, word, 0, 1e6, 1) || value >= (double)c->n_layers)
+            return usage(error, "--layer is '%.40s', must be a number below %zu", word, c->n_layers);
+        t.layer = (size_t)value;
+        if (!add_target(all, o, c, t, error)) return 0;
+    }
+    for (t.layer = 0; !*o->heads && !*o->layers && (*o->positions || o->part) && t.layer < c->n_layers; t.layer++)
+        if (!add_target(all, o, c, t, error)) return 0;
+    return 1;
 }
 
-static void ablation_sweep(Text *out, Pair *p, const Options *o) {
-    const Config *c = &p->clean.model.config;
+/* Rows of an ablation table, over the lists that s->run has just seen. */
+typedef struct {
+    Report *report;
+    Subject *subject;
+    ReplaceKind kind;
+} Ablation;
+
+static void show_ablation(const Ablation *a, const Target *targets, size_t n, const char *layer, const char *head,
+                          const char *positions) {
+    static const char *const kinds[] = {"mean", "zero", "resample"};
+    Subject *s = a->subject;
+    Evaluation e = {0};
+    run_intervention(&s->model, &s->other, &s->run, s->lists, a->kind, targets, n);
+    evaluate_batch(&s->other, s->medians, &e);
+    table_row(a->report, "%-8s %-8s %-12s %-9s %9.3f %% %11.5f %7zu of %zu\n", layer, head, positions,
+              n ? kinds[a->kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
+}
+
+/* Every head at every position, every head, every layer. */
+static void ablation_sweep(const Ablation *a) {
+    const Config *c = &a->subject->model.config;
     char layer[24], head[24], position[24];
     for (size_t l = 0; l < c->n_layers; l++) {
         Target t = {HOOK_HEAD, l, 0, 0};
@@ -3256,15 +3127,15 @@ static void ablation_sweep(Text *out, Pair *p, const Options *o) {
             snprintf(head, sizeof head, "%zu", t.head);
             for (t.position = 0; t.position < c->seq_len; t.position++) {
                 snprintf(position, sizeof position, "%zu", t.position);
-                add_ablation(out, p, o, &t, 1, layer, head, position);
+                show_ablation(a, &t, 1, layer, head, position);
             }
             t.position = ALL_POSITIONS;
-            add_ablation(out, p, o, &t, 1, layer, head, "all");
+            show_ablation(a, &t, 1, layer, head, "all");
         }
         t.head = ALL_HEADS;
-        add_ablation(out, p, o, &t, 1, layer, "attn", "all");
+        show_ablation(a, &t, 1, layer, "attn", "all");
         t.site = HOOK_MLP, t.head = 0;
-        if (c->d_mlp) add_ablation(out, p, o, &t, 1, layer, "mlp", "all");
+        if (c->d_mlp) show_ablation(a, &t, 1, layer, "mlp", "all");
     }
 }
 
@@ -3275,245 +3146,676 @@ static void spaced(char *to, size_t size, const char *from, const char *if_empty
         if (*to == ',') *to = ' ';
 }
 
-static int command_ablate(Options *o, Text *out, Error *error) {
-    Pair p;
+static int command_ablate(Options *o, Subject *s, Report *r, Error *error) {
     static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
-    Target targets[MAX_TARGETS];
-    size_t n;
+    const Ablation a = {r, s, (ReplaceKind)o->kind};
+    const size_t n = smaller(s->n, s->run.capacity);
     char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
-    Evaluation e = {0};
-    if (!pair_open(&p, o, error)) return 0;
-    const int done = parse_targets(o, &p.clean.model.config, targets, &n, error);
-    if (done) {
-        model_forward(&p.clean.model, &p.clean.run, p.clean.lists, o->size, NULL);
-        evaluate_batch(&p.clean.run, p.clean.medians, &e);
-        if (o->csv) text_add(out, "layer,head,positions,kind,accuracy,loss,alerts,lists\n");
-        else
-            text_add(out, "Values replaced by %s, over %zu lists of seed %zu.\n\nlayer    head     positions    accuracy       loss   loss > 0.7\n"
-                          "-        -        nothing     %8.2f %% %10.5f   %zu/%zu\n", titles[o->kind], o->size, o->settings.recipe.seed,
-                     100 * e.accuracy, e.loss, e.alerts, e.lists);
-        spaced(heads, sizeof heads, o->heads, *o->layers && o->part ? "mlp" : "attn");
-        spaced(layers, sizeof layers, *o->layers ? o->layers : *o->heads ? "" : "all", "-");
-        spaced(positions, sizeof positions, o->positions, "all");
-        if (*o->heads && strchr(o->heads, ',') == NULL && !*o->layers) { /* one head: its layer and head apart */
-            snprintf(layers, sizeof layers, "%zu", targets[0].layer);
-            snprintf(heads, sizeof heads, "%zu", targets[0].head);
-        }
-        if (n) add_ablation(out, &p, o, targets, n, layers, heads, positions);
-        else ablation_sweep(out, &p, o);
+    Targets all;
+    if (!parse_targets(o, &s->model.config, &all, error) || !need_other_run(s, error)) return 0;
+    model_forward(&s->model, &s->run, s->lists, n, NULL);
+    say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[o->kind], n, s->seed);
+    table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists",
+                "layer    head     positions    kind        accuracy          loss  loss > 0.7\n");
+    if (r->kind == REPORT_TEXT) show_ablation(&a, NULL, 0, "-", "-", "nothing");
+    spaced(heads, sizeof heads, o->heads, o->part ? "mlp" : "attn");
+    spaced(layers, sizeof layers, *o->layers ? o->layers : *o->heads ? "" : "all", "-");
+    spaced(positions, sizeof positions, o->positions, "all");
+    if (*o->heads && strchr(o->heads, ',') == NULL && !*o->layers) { /* one head: its layer and head apart */
+        snprintf(layers, sizeof layers, "%zu", all.targets[0].layer);
+        snprintf(heads, sizeof heads, "%zu", all.targets[0].head);
     }
-    pair_free(&p);
-    return done;
-}
-
-/* The strongest logit but one. */
-static size_t runner_up(const float *logits, size_t n, size_t not_this) {
-    size_t best = not_this == 0;
-    for (size_t i = 0; i < n; i++)
-        if (i != not_this && logits[i] > logits[best]) best = i;
-    return best;
-}
-
-static void add_attribution(Text *out, const Subject *s, const Attribution *a, const uint32_t *list, int csv) {
-    const float *logits = s->run.logits;
-    double limit = 0;
-    for (size_t i = 0; i < a->n_terms; i++) limit = max_double(limit, fabs(a->terms[i].logit[0] - a->terms[i].logit[1]));
-    if (csv) text_add(out, "term,layer,head,position,number,logit,against\n");
-    else text_add(out, "What makes the logit of %zu, and of the next best, %zu\n\n%-34s %9s %9s %9s\n", a->numbers[0], a->numbers[1], "", "logit", "next", "margin");
-    for (size_t i = 0; i < a->n_terms; i++) {
-        const Term *t = &a->terms[i];
-        char name[60];
-        if (csv) {
-            text_add(out, "%s,%zu,%zu,%zu,%u,%.9g,%.9g\n", t->part, t->layer, t->head, t->position, (unsigned)list[t->position], t->logit[0], t->logit[1]);
-            continue;
-        }
-        if (strcmp(t->part, "head") == 0) snprintf(name, sizeof name, "layer %zu head %zu from %u at %zu", t->layer, t->head, (unsigned)list[t->position], t->position);
-        else if (strcmp(t->part, "mlp") == 0 || strcmp(t->part, "b_O") == 0) snprintf(name, sizeof name, "layer %zu %s", t->layer, t->part);
-        else snprintf(name, sizeof name, "%s", t->part);
-        text_add(out, "%-34s %9.4f %9.4f %+9.4f  ", name, t->logit[0], t->logit[1], t->logit[0] - t->logit[1]);
-        draw_bar(out, fabs(t->logit[0] - t->logit[1]), limit, 30);
-    }
-    if (csv) return;
-    text_add(out, "%-34s %9.4f %9.4f %+9.4f\n", "sum", a->sum[0], a->sum[1], a->sum[0] - a->sum[1]);
-    text_add(out, "%-34s %9.4f %9.4f %+9.4f\n", "logits of the forward pass", (double)logits[a->numbers[0]], (double)logits[a->numbers[1]],
-             (double)logits[a->numbers[0]] - (double)logits[a->numbers[1]]);
-}
-
-/* The list given, or the first of the seed. s->lists and s->medians have it afterwards. */
-static int given_list(Subject *s, const Options *o, Error *error) {
-    const size_t T = s->model.config.seq_len;
-    if (o->n_numbers && !parse_list(s->lists, o->numbers, o->n_numbers, &s->model.config, error)) return 0;
-    s->medians[0] = median_of(s->lists, T);
-    model_forward(&s->model, &s->run, s->lists, 1, NULL);
+    if (all.n) show_ablation(&a, all.targets, all.n, layers, heads, positions);
+    else ablation_sweep(&a);
     return 1;
 }
 
-static int add_attribution_of(Text *out, Subject *s, const uint32_t *list, uint32_t median, int csv, Error *error) {
+/* Of s->list: the logit of its median, against that of the best other number. */
+static int command_attribute(Options *o, Subject *s, Report *r, Error *error) {
     const Config *c = &s->model.config;
-    Attribution a = {{median, runner_up(s->run.logits, c->max_num, median)}, 0, NULL, 0, {0, 0}};
-    a.terms = (Term *)allocate((double)attribution_terms(c) * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * 4.0, "the terms", error);
+    const size_t V = c->max_num, room = attribution_terms(c);
+    const float *logits = s->run.logits;
+    double limit = 0;
+    if (!given_list(o, s, s->seed, error)) return 0;
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    const size_t best = argmax(logits, V), median = s->median[0];
+    Attribution a = {{median, best == median ? next_best(logits, V, best) : best}, 0, NULL, 0, {0, 0}};
+    a.terms = (Term *)allocate((double)room * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * 4.0, "the terms", error);
     if (!a.terms) return 0;
-    attribute(&s->model, &s->run, &a, (float *)(a.terms + attribution_terms(c)));
-    add_attribution(out, s, &a, list, csv);
+    attribute(&s->model, &s->run, &a, (float *)(a.terms + room));
+    for (size_t i = 0; i < a.n_terms; i++) limit = max_double(limit, fabs(a.terms[i].logit[0] - a.terms[i].logit[1]));
+    say(r, "What makes the logit of the median, %zu, and of the best other number, %zu\n\n", a.numbers[0], a.numbers[1]);
+    table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin",
+                "term        layer  head  position  number      logit      other     margin\n");
+    for (size_t i = 0; i < a.n_terms; i++) {
+        const Term *t = &a.terms[i];
+        const double margin = t->logit[0] - t->logit[1];
+        table_row(r, "%-11s %5zu %5zu %9zu %7zu %10.4f %10.4f %+10.4f  ", t->part, t->layer, t->head, t->position,
+                  (size_t)s->list[t->position], t->logit[0], t->logit[1], margin);
+        bar(r, fabs(margin), limit, 30);
+    }
+    say(r, "%-41s %10.4f %10.4f %+10.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
+    say(r, "%-41s %10.4f %10.4f %+10.4f\n", "logits of the forward pass", (double)logits[a.numbers[0]],
+        (double)logits[a.numbers[1]], (double)logits[a.numbers[0]] - (double)logits[a.numbers[1]]);
     free(a.terms);
     return 1;
 }
-
-static int command_attribute(Options *o, Text *out, Error *error) {
-    Subject s;
-    if (!subject_open(&s, o, 1, RUN_FORWARD, error)) return 0;
-    const int done = given_list(&s, o, error) && add_attribution_of(out, &s, s.lists, s.medians[0], o->csv != 0, error);
-    subject_free(&s);
-    return done;
-}
-
-/* How much of the clean answer comes back when the corrupted run gets a clean value: 1 all of it, 0 nothing. */
-typedef struct {
-    Text *out;
-    const Model *model;
-    const Run *clean;
-    Run *changed;
-    const uint32_t *corrupted;
-    size_t numbers[2];
-    double clean_margin, corrupted_margin;
-    int csv;
-} Patching;
 
 static double margin(const Run *run, const size_t *numbers) {
     return (double)run->logits[numbers[0]] - (double)run->logits[numbers[1]];
 }
 
-static void add_patch(Patching *p, const char *site_name, Target target, const char *position) {
-    run_intervention(p->model, p->changed, p->clean, p->corrupted, REPLACE_SAME, &target, 1);
-    const double patched = margin(p->changed, p->numbers), whole = p->clean_margin - p->corrupted_margin;
-    const double restored = whole > 0 || whole < 0 ? (patched - p->corrupted_margin) / whole : 0.0;
-    if (p->csv)
-        text_add(p->out, "%s,%zu,%zu,%s,%.9g,%.9g,%.9g,%.9g\n", site_name, target.layer, target.head == ALL_HEADS ? 0 : target.head,
-                 position, p->clean_margin, p->corrupted_margin, patched, restored);
-    else {
-        text_add(p->out, "%-10s %5zu %5zu %9s  %9.4f  %7.3f  ", site_name, target.layer, target.head == ALL_HEADS ? 0 : target.head, position, patched, restored);
-        draw_bar(p->out, restored, 1, 30);
-    }
+/* The clean list in s->run; in s->other the corrupted one, into which a clean value is put, and how much of the clean answer
+ * comes back: 1 all of it, 0 nothing. */
+typedef struct {
+    Report *report;
+    Subject *subject;
+    size_t numbers[2];
+    double clean, corrupted; /* margins of the first number over the second */
+} Patching;
+
+static void show_patch(const Patching *p, const char *site, Target target) {
+    Subject *s = p->subject;
+    char position[24] = "all";
+    if (target.position != ALL_POSITIONS) snprintf(position, sizeof position, "%zu", target.position);
+    run_intervention(&s->model, &s->other, &s->run, s->list + s->model.config.seq_len, REPLACE_SAME, &target, 1);
+    const double patched = margin(&s->other, p->numbers), whole = p->clean - p->corrupted;
+    const double restored = whole > 0 || whole < 0 ? (patched - p->corrupted) / whole : 0.0;
+    table_row(p->report, "%-9s %5zu %5zu %9s %10.4f %10.4f %10.4f %9.3f  ", site, target.layer, target.head, position,
+              p->clean, p->corrupted, patched, restored);
+    bar(p->report, restored, 1, 30);
 }
 
-static void patch_sweep(Patching *p) {
-    const Config *c = &p->model->config;
-    char position[24];
-    for (size_t l = 0; l < c->n_layers; l++) {
-        const size_t first = l + 1 < c->n_layers ? 0 : c->seq_len - 1;
-        Target t = {HOOK_RESIDUAL, l, 0, ALL_POSITIONS};
-        if (l == 0) add_patch(p, "residual", t, "all");
-        for (t.position = 0; t.position < c->seq_len; t.position++) {
-            snprintf(position, sizeof position, "%zu", t.position);
-            add_patch(p, "residual", t, position);
+static void patch_sweep(const Patching *p) {
+    static const char *const names[] = {"residual", "pattern", "head", "mlp"}; /* in the order of HookSite */
+    const Config *c = &p->subject->model.config;
+    for (size_t l = 0; l < c->n_layers; l++)
+        for (size_t site = 0; site < (c->d_mlp ? 4 : 3); site++) {
+            const int per_head = site == HOOK_PATTERN || site == HOOK_HEAD, last_only = site && l + 1 == c->n_layers;
+            Target t = {(HookSite)site, l, 0, ALL_POSITIONS};
+            if (l == 0 && site == HOOK_RESIDUAL) show_patch(p, names[site], t);
+            for (t.head = 0; t.head < (per_head ? c->n_heads : 1); t.head++)
+                for (t.position = last_only ? c->seq_len - 1 : 0; t.position < c->seq_len; t.position++)
+                    show_patch(p, names[site], t);
         }
-        for (size_t i = 0; i < 3 * c->n_heads + 3; i++) { /* patterns, then heads, then the MLP, each where it has an effect */
-            t.site = i < c->n_heads ? HOOK_PATTERN : i < 2 * c->n_heads ? HOOK_HEAD : HOOK_MLP;
-            t.head = t.site == HOOK_MLP ? 0 : i % c->n_heads;
-            if (i > 2 * c->n_heads || (t.site == HOOK_MLP && !c->d_mlp)) break;
-            for (t.position = first; t.position < c->seq_len; t.position++) {
-                snprintf(position, sizeof position, "%zu", t.position);
-                add_patch(p, t.site == HOOK_PATTERN ? "pattern" : t.site == HOOK_HEAD ? "head" : "mlp", t, position);
-            }
-        }
-    }
 }
 
-static void add_patching(Text *out, const Model *model, const Run *clean, Run *changed, const uint32_t *lists, const uint32_t *medians, int csv) {
-    const size_t V = model->config.max_num, T = model->config.seq_len;
-    Patching p = {out, model, clean, changed, lists + T, {medians[0], medians[1]}, 0, 0, csv};
-    if (medians[0] == medians[1]) p.numbers[1] = runner_up(clean->logits, V, medians[0]);
-    p.clean_margin = margin(clean, p.numbers);
-    model_forward(model, changed, p.corrupted, 1, NULL);
-    p.corrupted_margin = margin(changed, p.numbers);
-    if (csv) text_add(out, "site,layer,head,position,clean,corrupted,patched,restored\n");
-    else {
-        text_add(out, "clean      ");
-        add_list(out, lists, T);
-        text_add(out, "  median %u\ncorrupted  ", (unsigned)medians[0]);
-        add_list(out, lists + T, T);
-        text_add(out, "  median %u\n\nlogit(%zu) - logit(%zu): clean %.4f, corrupted %.4f. With one clean value put into the corrupted run:\n\n"
-                      "place      layer  head  position    margin  restored\n", (unsigned)medians[1], p.numbers[0], p.numbers[1], p.clean_margin, p.corrupted_margin);
-    }
-    patch_sweep(&p);
-}
-
-/* The clean list, then the corrupted one: given, or the first of the seed with its median moved by half the range. */
-static int patch_lists(Subject *s, const Options *o, Error *error) {
-    const size_t T = s->model.config.seq_len;
-    uint32_t *clean = s->lists, *corrupted = s->lists + T;
+/* The second list: given behind the first, or the first with its median moved by half the range. */
+static int other_list(const Options *o, Subject *s, Error *error) {
+    const Config *c = &s->model.config;
+    const size_t T = c->seq_len;
+    uint32_t *other = s->list + T;
     size_t differ = 0;
-    if (o->n_numbers && o->n_numbers != 2 * T)
-        return usage(error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, o->n_numbers);
-    if (o->n_numbers && (!parse_list(clean, o->numbers, T, &s->model.config, error) || !parse_list(corrupted, o->numbers + T, T, &s->model.config, error)))
-        return 0;
-    for (size_t t = 0; !o->n_numbers && t < T; t++)
-        corrupted[t] = clean[t] == s->medians[0] && !differ++ ? (clean[t] + (uint32_t)s->model.config.max_num / 2) % (uint32_t)s->model.config.max_num : clean[t];
+    for (size_t t = 0; t < T; t++)
+        other[t] = s->list[t] == s->median[0] && !differ++ ? (uint32_t)((s->list[t] + c->max_num / 2) % c->max_num) : s->list[t];
+    if (o->n_numbers && !parse_list(other, o->numbers + T, T, c, error)) return 0;
     differ = 0;
-    for (size_t t = 0; t < T; t++) differ += clean[t] != corrupted[t];
+    for (size_t t = 0; t < T; t++) differ += s->list[t] != other[t];
     if (differ != 1) return usage(error, "the two lists must differ in one number; they differ in %zu", differ);
-    for (size_t i = 0; i < 2; i++) s->medians[i] = median_of(s->lists + i * T, T);
+    s->median[1] = median_of(other, T);
     return 1;
 }
 
-static int command_patch(Options *o, Text *out, Error *error) {
-    Pair p;
-    o->size = 2;
-    if (!pair_open(&p, o, error)) return 0;
-    const int done = patch_lists(&p.clean, o, error);
-    if (done) {
-        model_forward(&p.clean.model, &p.clean.run, p.clean.lists, 1, NULL);
-        add_patching(out, &p.clean.model, &p.clean.run, &p.changed, p.clean.lists, p.clean.medians, o->csv != 0);
-    }
-    pair_free(&p);
-    return done;
+static int command_patch(Options *o, Subject *s, Report *r, Error *error) {
+    const size_t T = s->model.config.seq_len, V = s->model.config.max_num;
+    char text[LIST_TEXT];
+    Options first = *o;
+    if (o->n_numbers && o->n_numbers != 2 * T)
+        return usage(error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, o->n_numbers);
+    first.n_numbers /= 2;
+    if (!given_list(&first, s, s->seed, error) || !other_list(o, s, error) || !need_other_run(s, error)) return 0;
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    model_forward(&s->model, &s->other, s->list + T, 1, NULL);
+    Patching p = {r, s, {s->median[0], s->median[1]}, 0, 0};
+    if (p.numbers[0] == p.numbers[1]) p.numbers[1] = next_best(s->run.logits, V, V);
+    if (p.numbers[0] == p.numbers[1]) p.numbers[1] = next_best(s->run.logits, V, p.numbers[1]);
+    p.clean = margin(&s->run, p.numbers), p.corrupted = margin(&s->other, p.numbers);
+    say(r, "clean      %s  median %u\n", list_text(text, s->list, T), (unsigned)s->median[0]);
+    say(r, "corrupted  %s  median %u\n\n", list_text(text, s->list + T, T), (unsigned)s->median[1]);
+    say(r, "Margins are logit(%zu) - logit(%zu). With one clean value put into the corrupted run:\n\n", p.numbers[0], p.numbers[1]);
+    table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored",
+                "site      layer  head  position      clean  corrupted    patched  restored\n");
+    patch_sweep(&p);
+    return 1;
 }
 
-static int command_explain(Options *o, Text *out, Error *error) {
-    Subject s;
+/* -- explain -- */
+
+static double share(size_t part, size_t whole) { return whole ? (double)part / (double)whole : 0.0; }
+
+static void show_uniformity(Report *r, const Explanation *e, const Config *c) {
+    say(r, "1. Where does the last position look?\n\n");
+    say(r, "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n", e->lists, 1.0 / (double)c->seq_len);
+    show_attention(r, &e->attention, c);
+    for (size_t head = 0; head < e->attention.heads; head++) {
+        const Moments *token = e->attention.token + head * c->max_num;
+        double least = HUGE_VAL, most = -HUGE_VAL;
+        for (size_t v = 0; v < c->max_num; v++) {
+            if (token[v].n == 0) continue;
+            least = -max_double(-least, -mean_of(&token[v])), most = max_double(most, mean_of(&token[v]));
+        }
+        say(r, "Layer %zu head %zu gives every number, wherever it stands, %.3f to %.3f on average.\n", head / c->n_heads,
+            head % c->n_heads, least, most);
+    }
+    table_begin(r, "entropy", "mean,deviation", "");
+    table_row(r, "Entropy %.4f of the greatest possible, on average; deviation %.4f.\n\n", mean_of(&e->attention.entropy),
+              deviation_of(&e->attention.entropy));
+}
+
+static void show_ov(Report *r, const Explanation *e, const Config *c) {
+    const size_t V = c->max_num;
+    const Map ov = {e->ov, V, V, 0, NULL, "number", "its effect on the logit of"};
+    const Map ideal = {e->ideal, V, V, 0, NULL, "number", "-|x - m|, centred"};
+    say(r, "2. What does a number say?\n\nThe effective OV circuit: what attending to a number adds to each logit.\n\n");
+    draw_map(r, &ov);
+    say(r, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
+    draw_map(r, &ideal);
+    table_begin(r, "circuit", "correlation", "");
+    table_row(r, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
+    table_begin(r, "modes", "mode,singular_value,ideal,overlap",
+                "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) mode/max_num)\n");
+    for (size_t k = 0; k < smaller(8, V); k++)
+        table_row(r, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0,
+                  (double)e->ideal_values[k] / (double)e->ideal_values[0], (double)e->overlap[k]);
+}
+
+static void show_votes(Report *r, const Explanation *e, const Config *c) {
+    const size_t V = c->max_num, every = r->kind == REPORT_TEXT && V > 24 ? V / 12 : 1;
+    say(r, "\n3. Votes\n\nlogit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
+    for (size_t i = 1; i <= 3; i++) {
+        const size_t m = smaller(V - 2, i * V / 4);
+        say(r, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1,
+            (double)e->fit[m]);
+        if (r->kind == REPORT_TEXT) draw_curve(r, e->votes + m * V, V, 9);
+    }
+    table_begin(r, "votes", "m,step,fit", "\n   m  step a(m)  R^2\n");
+    for (size_t m = 0; m + 1 < V; m += every) {
+        table_row(r, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
+        bar(r, (double)e->fit[m], 1, 40);
+    }
+    say(r, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", e->mean_fit, e->steps_up, V - 1);
+}
+
+static void show_direct_path(Report *r, const Explanation *e) {
+    say(r, "\n4. The last number\n\nThe last number also reaches the logits through the residual stream, without any head. In "
+           "units of\n-|x - m| (slope of the best fit):\n\n");
+    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio", "");
+    table_row(r, "  any other number, attention x OV     %8.4f\n  the last number, attention x OV      %8.4f\n"
+                 "  the last number, residual stream     %8.4f\n  the last number, in all              %8.4f\n"
+                 "  in all, as a part of another's       %8.4f\n",
+              e->other_weight, e->last_weight - e->direct_weight, e->direct_weight, e->last_weight, e->weight_ratio);
+    say(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the last one\n"
+           "counts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
+}
+
+static void show_ladder(Report *r, const Explanation *e) {
+    static const char *const names[LADDER] = {"the network", "attention frozen to its mean by position",
+                                              "and ln_final's scale frozen", "votes a(m) sign(x - m - 1/2) + c(m)",
+                                              "the median itself"};
+    const size_t mistakes = e->lists - e->ladder[0].right;
+    say(r, "\n5. The ladder\n\nEver simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", e->lists, mistakes);
+    table_begin(r, "ladder", "rung,model,accuracy,agreement,mistakes_repeated,loss",
+                "                                                right    like the  its mistakes      loss\n"
+                "                                                          network      repeated\n");
+    for (size_t i = 0; i < LADDER; i++) {
+        const Rung *rung = &e->ladder[i];
+        table_row(r, "(%zu) %-40s %8.3f %% %8.3f %% %11.2f %% %10.5f\n", i, names[i], share(rung->right, e->lists),
+                  share(rung->like_network, e->lists), share(rung->mistakes_shared, mistakes), rung->loss);
+    }
+}
+
+/* Shares of right answers among the lists of each class, classes first .. first + 9 / width of a table of Tally together. */
+static void show_tallies(Report *r, const char *name, const char *heading, const Tally *tallies, size_t n, size_t width) {
+    table_begin(r, name, "from,lists,accuracy", heading);
+    for (size_t first = 0; first < n; first += width) {
+        Tally sum = {0, 0};
+        for (size_t i = first; i < smaller(n, first + width); i++) sum.lists += tallies[i].lists, sum.right += tallies[i].right;
+        if (sum.lists) table_row(r, "  from %-4zu %9zu lists  %8.3f %% right\n", first, sum.lists, share(sum.right, sum.lists));
+    }
+}
+
+static void show_failures(Report *r, const Explanation *e, const Config *c) {
+    const size_t tenth = r->kind == REPORT_TEXT ? (c->max_num + 9) / 10 : 1;
+    char text[LIST_TEXT];
+    say(r, "\n6. Where it fails\n\n");
+    show_tallies(r, "by_median", "By the median:\n", e->by_median, c->max_num, tenth);
+    show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, c->max_num, tenth);
+    show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, c->seq_len + 1, 1);
+    table_begin(r, "worst", "loss,list", "The lists of greatest loss:\n");
+    for (size_t i = 0; i < e->n_worst; i++)
+        table_row(r, "  %8.4f  %s\n", e->worst_loss[i], list_text(text, e->worst[i], c->seq_len));
+}
+
+/* Every claim beside the number that it stands on. */
+static void show_claim(Report *r, int *holds, int true_, const char *claim, double number, const char *limit) {
+    table_row(r, "  %-3s  %-66s %8.4f  (%s)\n", true_ ? "yes" : "NO", claim, number, limit);
+    *holds += true_;
+}
+
+static void show_verdict(Report *r, const Explanation *e) {
+    const double entropy = mean_of(&e->attention.entropy), accuracy = share(e->ladder[0].right, e->lists);
+    const double rung2 = share(e->ladder[2].like_network, e->lists), rung3 = share(e->ladder[3].like_network, e->lists);
+    int n = 0;
+    table_begin(r, "verdict", "holds,claim,value,limit", "\n7. Verdict\n\n");
+    show_claim(r, &n, accuracy > 0.9, "The network finds medians: share of right answers", accuracy, "over 0.9");
+    show_claim(r, &n, entropy > 0.95, "Attention is nearly even: entropy relative to the greatest", entropy, "over 0.95");
+    show_claim(r, &n, e->correlation > 0.9, "A number says -|x - m| to every m: correlation", e->correlation, "over 0.9");
+    show_claim(r, &n, e->mean_fit > 0.5, "So it votes up from every m below it and down from the others: R^2", e->mean_fit, "over 0.5");
+    show_claim(r, &n, e->weight_ratio > 0 && e->weight_ratio < 2, "The last number doesn't outvote a majority: its weight to another's",
+               e->weight_ratio, "0 to 2");
+    show_claim(r, &n, rung2 > 0.8, "A plain sum of votes answers as the network does: share", rung2, "over 0.8");
+    show_claim(r, &n, rung3 > 0.8, "And so does the sum with equal votes a(m) sign(x - m - 1/2): share", rung3, "over 0.8");
+    if (n == 7)
+        say(r, "\nThe mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as more "
+               "numbers\nlie above than below. It minimises sum |x - m|, which is what the median does.\n");
+    else if (n >= 5 && e->correlation > 0.9 && accuracy > 0.9)
+        say(r, "\nMuch of the mechanism is there, but not all: the lines with NO say what this network does otherwise.\n");
+    else
+        say(r, "\nThe mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
+}
+
+static int command_explain(Options *o, Subject *s, Report *r, Error *error) {
+    const Config *c = &s->model.config;
     Explanation e;
-    if (!subject_open(&s, o, 1, RUN_FORWARD, error)) return 0;
-    const int done = explain(&s.model, s.lists, s.medians, o->size, &e, error);
-    if (done && o->csv) add_explanation_csv(out, &e, &s.model.config);
-    else if (done) add_explanation(out, &e, &s.model.config, o->color != 0, o->width);
-    if (done) explanation_free(&e);
-    subject_free(&s);
-    return done;
+    if (o->csv) r->kind = REPORT_LONG;
+    if (!explain(&s->model, s->lists, s->medians, s->n, &e, error)) return 0;
+    show_uniformity(r, &e, c);
+    show_ov(r, &e, c);
+    show_votes(r, &e, c);
+    show_direct_path(r, &e);
+    show_ladder(r, &e);
+    show_failures(r, &e, c);
+    show_verdict(r, &e);
+    explanation_free(&e);
+    return 1;
+}
+
+/* -- the tour and the journey -- */
+
+static int tour_evaluation(Options *o, Subject *s, Report *r, Error *error) {
+    Evaluation e = {0};
+    (void)o, (void)error;
+    evaluate(&s->model, &s->run, s->lists, s->medians, s->n, NULL, &e);
+    say(r, "On %zu lists made with seed %zu:\n\n", s->n, s->seed);
+    show_evaluation(r, &e);
+    return 1;
+}
+
+static int tour_prediction(Options *o, Subject *s, Report *r, Error *error) {
+    (void)o, (void)error;
+    show_prediction(r, s);
+    return 1;
+}
+
+static int tour_attention(Options *o, Subject *s, Report *r, Error *error) {
+    (void)o;
+    show_patterns(r, s);
+    return show_mean_attention(r, s, error);
+}
+
+static const struct {
+    const char *title, *intro;
+    int (*show)(Options *, Subject *, Report *, Error *);
+    const char *lesson, *next; /* what it means; what to type next, %s the list */
+} chapters[] = {
+    {"1. How good is it?", "", tour_evaluation,
+     "The network has never seen a rule for sorting or for medians, only lists and answers. More lists:",
+     "median eval --size 1000000"},
+    {"2. One list", "", tour_prediction,
+     "The five numbers that it would most likely name. Neighbours of the median in value come next: what the network knows\n"
+     "is not a choice among the list's numbers but a place on a scale. A list of your own:",
+     "median predict %s"},
+    {"3. Who looks where?", "", tour_attention,
+     "Each row is shared out among the columns and adds up to 1. A number sees itself and those before it. The answer is\n"
+     "read off at the last position, so in the last layer only the last row matters. If that row is nearly even, attention\n"
+     "doesn't pick the median out; it collects all numbers. The list above:",
+     "median attention %s"},
+    {"4. What is needed?", "", command_ablate,
+     "In the last layer only the last position's output is used. Other replacements, several at once:",
+     "median ablate --kind resample --head 0.0 --positions 0,1"},
+    {"5. What makes the answer?", "", command_attribute,
+     "Every logit is a sum of what each part writes, ln_final's scale taken as given. Numbers above the median and numbers\n"
+     "below it pull the margin to opposite sides. Another list:",
+     "median attribute --seed 24"},
+    {"6. Which value carries it?", "", command_patch,
+     "Restored 1: this value alone brings the clean answer back. 0: it carries nothing of the difference. Two of your own:",
+     "median patch LIST OTHER-LIST"},
+    {"7. How it works",
+     "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes that sum: the\n"
+     "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n",
+     command_explain,
+     "All of this is measured on a sample of lists. What holds for every list there is, `median certify` proves. The\n"
+     "circuits as tables: median circuits ov --csv. All weights: median weights. A network that knows nothing yet:",
+     "median train --steps 1 --out untrained.safetensors && median explain --model untrained.safetensors"},
+};
+
+static void underlined(Report *r, const char *title) {
+    say(r, "\n%s\n%.*s\n\n", title, (int)strlen(title), "================================================================");
+}
+
+/* One list of seed 23 runs through all chapters. */
+static int command_tour(Options *o, Subject *s, Report *r, Error *error) {
+    char text[LIST_TEXT];
+    say(r, "%s: %zu parameters, hash %016" PRIx64 "\n", o->model, s->model.n_params, hash_model(&s->model));
+    if (!given_list(o, s, 23, error)) return 0;
+    list_text(text, s->list, s->model.config.seq_len);
+    for (size_t i = 0; i < sizeof chapters / sizeof *chapters; i++) {
+        const size_t seed = s->seed;
+        underlined(r, chapters[i].title);
+        say(r, "%s", chapters[i].intro);
+        if (chapters[i].show == command_attribute || chapters[i].show == command_patch) s->seed = 23;
+        if (!chapters[i].show(o, s, r, error)) return 0;
+        s->seed = seed;
+        say(r, "\n%s\n    ", chapters[i].lesson);
+        say(r, chapters[i].next, text);
+        say(r, "\n");
+    }
+    return 1;
+}
+
+/* The hash of the parameters in median.safetensors. */
+static const uint64_t shipped_hash = UINT64_C(0x3de7df3e5ef64012);
+
+static int command_journey(Options *o, Subject *s, Report *r, Error *error) {
+    const Config config = config_default();
+    const Recipe recipe = recipe_default();
+    Options five = *o;
+    Trainer t;
+    say(r, "A small transformer learns to find the median of a list, and shows how it does it.\n");
+    underlined(r, "The data");
+    five.size = 5, five.settings.recipe.seed = recipe.seed;
+    command_data(&five, s, r, error);
+    say(r, "\nSeven numbers from 0 to 49, and the one that would stand in the middle if they were sorted. The network sees\n"
+           "the lists and is told the medians; nobody tells it how to sort.\n");
+    underlined(r, "Training");
+    if (!trainer_create(&t, &recipe, &config, NULL, error)) return 0;
+    say(r, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu fresh lists each.\n", t.model.n_params,
+        t.total_steps, recipe.batch_size);
+    report_flush(r);
+    if (r->out) fflush(r->out);
+    int done = run_training(&t, o, NULL, NULL, error);
+    if (done) {
+        Model *result = trainer_result(&t);
+        say(r, "Trained: validation accuracy %.3f %%. The parameters are %s shipped median.safetensors, bit for bit.\n",
+            100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "those of the" : "NOT those of the");
+        s->model = *result;
+        memset(result, 0, sizeof *result);
+        done = subject_prepare(s, o->size, o->settings.recipe.seed, 512, RUN_ALL_POSITIONS, error);
+    }
+    trainer_free(&t);
+    if (done) o->model = "This network";
+    return done && command_tour(o, s, r, error);
+}
+
+/* -- bench -- */
+
+/* Floating-point operations of a forward pass as it is done here, a multiplication with its addition counting two: matrix
+ * products and attention. A backward pass does each product twice, once for either factor. */
+static double forward_flops(const Run *run) {
+    const Config *c = &run->config;
+    const double d = (double)c->d_model, dh = (double)c->d_head, T = (double)c->seq_len;
+    double sum = 2.0 * (double)run->n_lists * d * (double)c->max_num;
+    for (size_t l = 0; l < c->n_layers; l++) {
+        const LayerRun *layer = &run->layers[l];
+        const double rows = (double)layer->n_rows, queries = (double)layer->n_out, asking = rows - (double)layer->first_query;
+        const double seen = layer->n_queries == 1 ? T : (T + 1) / 2;
+        const double values = layer->folded ? (rows + dh) * d * d : 2 * queries * d * dh;
+        const double head = 2 * asking * d * dh + values + queries * seen * 2 * d;
+        sum += 2.0 * ((double)c->n_heads * head + 2.0 * queries * d * (double)c->d_mlp);
+    }
+    return sum;
+}
+
+/* FLOPs go to stdout, rates to where the progress goes: stdout is the same bytes everywhere, every time. */
+static int command_bench(Options *o, Subject *s, Report *r, Error *error) {
+    Recipe *recipe = &o->settings.recipe;
+    FILE *to = o->streams.progress;
+    Trainer t;
+    (void)s;
+    if (!config_check(&o->settings.config, error)) return error->usage = 1, 0;
+    recipe->steps = o->size, recipe->valset_size = recipe->batch_size;
+    if (!trainer_create(&t, recipe, &o->settings.config, NULL, error)) return 0;
+    const size_t batch = recipe->batch_size, rounds = 5, steps = (o->size + rounds - 1) / rounds;
+    double best = HUGE_VAL, best_forward = HUGE_VAL;
+    for (size_t round = 0; round < rounds; round++) { /* the fastest of five rounds: what the machine can do undisturbed */
+        double start = seconds();
+        for (size_t i = 0; i < steps && t.step < t.total_steps; i++) trainer_step(&t);
+        best = -max_double(-best, -(seconds() - start) / (double)steps);
+        start = seconds();
+        for (size_t i = 0; i < steps; i++) model_forward(&t.model, &t.run, t.batch, batch, NULL);
+        best_forward = -max_double(-best_forward, -(seconds() - start) / (double)steps);
+    }
+    const double forward = forward_flops(&t.run), step = 3 * forward;
+    say(r, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch, t.run.layers[0].n_rows);
+    say(r, "training   %10.3f MFLOP a step\n", step * 1e-6);
+    say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / (double)batch);
+    report_flush(r);
+    if (to) {
+        fprintf(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best * 1e3, 1 / best,
+                (double)batch / best, step * 1e-9 / best);
+        fprintf(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best_forward * 1e3,
+                (double)batch / best_forward, forward * 1e-9 / best_forward);
+        fprintf(to, "memory     %10.2f MiB for activations and gradients\n", (double)t.run.bytes / 1048576.0);
+    }
+    trainer_free(&t);
+    return 1;
+}
+
+static int command_test(Options *o, Subject *s, Report *r, Error *error) {
+    (void)s, (void)r;
+    return run_tests(o->n_numbers, o->numbers) == 0 || fail(error, "a test failed");
+}
+
+/* -- the commands and their options -- */
+
+typedef struct {
+    const char *name;
+    int (*run)(Options *, Subject *, Report *, Error *);
+    const char *options; /* the names of the options it takes, each between spaces */
+    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
+    size_t size, seed;   /* defaults */
+    size_t batch;        /* lists that the subject's run takes at once; 0: the command has no subject */
+    size_t max_lists;    /* that the subject has */
+    RunKind kind;
+    const char *summary;
+} Command;
+
+static int command_check(Options *o, Subject *s, Report *r, Error *error);
+
+#define ON_LISTS " size seed model "
+#define SHAPE " max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size threads "
+static const Command commands[] = {
+    {"", command_journey, " color width ", NULL, 20000, 1000, 0, 0, RUN_FORWARD, "the whole journey: the data, training, the tour"},
+    {"tour", command_tour, ON_LISTS "color width ", NULL, 20000, 1000, 512, SIZE_MAX, RUN_ALL_POSITIONS, "the journey on a trained model"},
+    {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, 0, 0, RUN_FORWARD, "prints lists and their medians"},
+    {"train", command_train,
+     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced seed "
+     "no-shuffle keep init resume out log save-every ",
+     NULL, 1, 23, 0, 0, RUN_FORWARD, "trains a model"},
+    {"info", command_info, " model ", NULL, 1, 1, 1, 1, RUN_FORWARD, "a checkpoint's configuration, recipe, tensors, hash"},
+    {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, 4096, 16384, RUN_FORWARD, "accuracy and loss on fresh lists"},
+    {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 256, 1, 256, 256,
+     RUN_FORWARD, "the median, as the model sees it"},
+    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, 256, SIZE_MAX,
+     RUN_ALL_POSITIONS, "who looks where"},
+    {"circuits", command_circuits, " model raw query-pos key-pos head csv color width ", "qk or ov", 1, 1, 1, 1, RUN_FORWARD,
+     "QK and OV circuits"},
+    {"weights", command_weights, " model csv color width ", NULL, 1, 1, 1, 1, RUN_FORWARD,
+     "every tensor: statistics, singular values, picture"},
+    {"ablate", command_ablate, ON_LISTS "head layer part positions kind csv ", NULL, 200, 42, SIZE_MAX, SIZE_MAX, RUN_FORWARD,
+     "what breaks when activations are replaced"},
+    {"attribute", command_attribute, " model seed csv ", "the list; without it, the first of the seed", 1, 23, 1, 1, RUN_FORWARD,
+     "what makes the logit of one list's median"},
+    {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 1, 23, 1, 1, RUN_FORWARD,
+     "which value carries the answer from one list to another"},
+    {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, "the explanation, tested"},
+    {"check", command_check, " ", NULL, 1, 1, 0, 0, RUN_FORWARD, "golden values: does this build compute the same bits?"},
+    {"bench", command_bench, SHAPE "size ", NULL, 500, 23, 0, 0, RUN_FORWARD,
+     "speed of training and inference; --size is the number of steps"},
+    {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, 0, 0, RUN_FORWARD, "the tests"},
+};
+static const size_t n_commands = sizeof commands / sizeof *commands;
+
+/* An option as the command takes it, NULL if it doesn't. */
+static const Setting *find_option(const Command *command, const char *name, size_t length) {
+    for (size_t i = 0; i < n_settings + sizeof cli_settings / sizeof *cli_settings; i++) {
+        const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
+        char word[32];
+        if (strlen(s->name) != length || strncmp(s->name, name, length) != 0) continue;
+        snprintf(word, sizeof word, " %s ", s->name);
+        if (strstr(command->options, word)) return s;
+    }
+    return NULL;
+}
+
+/* The next word of a command's options, found. */
+static const Setting *next_option(const Command *command, const char **at) {
+    *at += strspn(*at, " ");
+    const size_t n = strcspn(*at, " ");
+    const Setting *s = n ? find_option(command, *at, n) : NULL;
+    *at += n;
+    return s;
+}
+
+static void options_default(Options *o, const Command *command) {
+    memset(o, 0, sizeof *o);
+    o->settings.config = config_default();
+    o->settings.recipe = recipe_default();
+    o->settings.recipe.seed = command->seed;
+    o->preset = "default", o->model = "median.safetensors", o->out = "trained.safetensors";
+    o->size = command->size, o->threads = 1, o->width = 120, o->save_every = 2000;
+    o->query_pos = o->key_pos = NO_POSITION;
+}
+
+static void command_help(const Command *command, Report *r) {
+    static const char *const values[] = {" N", " X", "", "", " TEXT", ""}; /* in the order of SettingKind */
+    const char *at = command->options;
+    Options defaults;
+    options_default(&defaults, command);
+    say(r, "median%s%s [--option value]...%s\n\n%s\n\n", *command->name ? " " : "", command->name,
+        command->numbers ? " [number...]" : "", command->summary);
+    if (command->numbers) say(r, "  %-28s %s\n", "number...", command->numbers);
+    for (const Setting *s; (s = next_option(command, &at)) != NULL;) {
+        char left[64], value[40] = "";
+        snprintf(left, sizeof left, "--%s%s%s", s->name, s->choices ? " " : values[s->kind], s->choices ? s->choices : "");
+        if (s->offset < sizeof(Settings) && s->kind != SETTING_FLAG) setting_print(s, &defaults, value, sizeof value);
+        if (strcmp(s->name, "size") == 0) snprintf(value, sizeof value, "%zu", command->size);
+        say(r, "  %-28s %s%s%s%s\n", left, s->help, *value ? " (" : "", value, *value ? ")" : "");
+    }
+}
+
+static void general_help(Report *r) {
+    say(r, "median COMMAND [--option value | --option=value]... [number...]\n\n"
+           "A small transformer that learns to find the median of a list, to be looked into.\n\n");
+    for (size_t i = 0; i < n_commands; i++)
+        say(r, "  %-12s %s\n", *commands[i].name ? commands[i].name : "(none)", commands[i].summary);
+    say(r, "\nmedian COMMAND --help lists a command's options; median --version.\n"
+           "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
+}
+
+/* Edits (insert, delete, replace) that turn a into b: Levenshtein's distance, one row of the table at a time. */
+static size_t distance(const char *a, const char *b, size_t b_length) {
+    size_t row[64];
+    if (b_length >= 63) return 99;
+    for (size_t j = 0; j <= b_length; j++) row[j] = j;
+    for (size_t i = 0; a[i]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 0; j < b_length; j++) {
+            const size_t replaced = diagonal + (a[i] != b[j]);
+            diagonal = row[j + 1];
+            row[j + 1] = smaller(replaced, smaller(row[j], row[j + 1]) + 1);
+        }
+    }
+    return row[b_length];
+}
+
+static int unknown_option(const Command *command, const char *name, size_t length, Error *error) {
+    const char *best = NULL, *at = command->options;
+    size_t best_distance = 4;
+    for (const Setting *s; (s = next_option(command, &at)) != NULL;) {
+        const size_t d = distance(s->name, name, length);
+        if (d < best_distance) best = s->name, best_distance = d;
+    }
+    return usage(error, "unknown option --%.*s%s%s%s", (int)smaller(length, 60), name, best ? "; did you mean --" : "",
+                 best ? best : "", best ? "?" : "");
+}
+
+/* One option at argv[*i], its value there or in the next argument. */
+static int parse_option(const Command *command, Options *o, int argc, char **argv, int *i, Error *error) {
+    const char *name = argv[*i] + 2, *value = strchr(name, '=');
+    const size_t length = value ? (size_t)(value - name) : strlen(name);
+    const Setting *s = find_option(command, name, length);
+    if (!s) return unknown_option(command, name, length, error);
+    if (s->kind == SETTING_FLAG && value) return usage(error, "--%s takes no value", s->name);
+    if (s->kind == SETTING_FLAG) value = "1";
+    else if (value) value++;
+    else if (++*i < argc) value = argv[*i];
+    else return usage(error, "--%s needs a value", s->name);
+    if (!setting_parse(s, o, value, error)) return error->usage = 1, 0;
+    if (s->offset < sizeof(Settings) || s->offset == offsetof(Options, init)) o->setting_given = s->name;
+    if (strcmp(s->name, "epochs") == 0) o->epochs_given = 1;
+    if (strcmp(s->name, "steps") == 0) o->steps_given = 1;
+    return 1;
+}
+
+/* Options in any order; a preset is taken first, so that the others override it. help: --help was among them. */
+static int parse_options(const Command *command, Options *o, int argc, char **argv, int *help, Error *error) {
+    const char *preset = "default", **numbers = o->numbers;
+    for (int pass = 0; pass < 2; pass++) {
+        const size_t which = choice_index("default|original", preset);
+        if (which > 1) return usage(error, "--preset is '%.60s', must be one of default|original", preset);
+        options_default(o, command);
+        if (which) o->settings.recipe = recipe_original();
+        o->settings.recipe.seed = command->seed;
+        o->numbers = numbers;
+        for (int i = *command->name ? 2 : 1; i < argc; i++) {
+            if (strcmp(argv[i], "--help") == 0) *help = 1;
+            else if (strncmp(argv[i], "--", 2) == 0) {
+                if (!parse_option(command, o, argc, argv, &i, error)) return 0;
+            } else if (command->numbers) o->numbers[o->n_numbers++] = argv[i];
+            else return usage(error, "unexpected argument '%.60s'", argv[i]);
+        }
+        preset = o->preset;
+    }
+    if (o->epochs_given && !o->steps_given) o->settings.recipe.steps = 0;
+    return 1;
+}
+
+static const Command *find_command(const char *name, Error *error) {
+    const Command *best = NULL;
+    size_t best_distance = 4;
+    for (size_t i = 0; i < n_commands; i++) {
+        const size_t d = distance(commands[i].name, name, strlen(name));
+        if (d == 0) return &commands[i];
+        if (d < best_distance && *commands[i].name) best = &commands[i], best_distance = d;
+    }
+    usage(error, "unknown command '%.60s'%s%s%s; median --help lists them", name, best ? ", did you mean " : "",
+          best ? best->name : "", best ? "?" : "");
+    return NULL;
 }
 
 /* -- check: golden values, stage by stage -- */
 
-static uint64_t hash_words(uint64_t hash, const uint32_t *words, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        const unsigned char bytes[4] = {(unsigned char)(words[i] & 255), (unsigned char)(words[i] >> 8 & 255),
-                                        (unsigned char)(words[i] >> 16 & 255), (unsigned char)(words[i] >> 24)};
-        hash = hash_bytes(hash, bytes, 4);
-    }
-    return hash;
-}
-
-static uint64_t hash_model(const Model *m) { return hash_floats(HASH_START, m->params, m->n_params); }
-
-/* A stage of `check`; the later ones build on the earlier ones, so the first that differs is where to look. */
+/* Later stages build on earlier ones, so the first that differs is where to look. */
 typedef struct {
-    const char *name;
-    uint64_t expected;
-} Stage;
-
-typedef struct {
-    Text *out;
-    const Stage *stage;
-    const char *first_difference;
+    Report *report;
+    char first_difference[100];
 } Checker;
 
-static void check_stage(Checker *c, uint64_t hash) {
-    const Stage *stage = c->stage++;
-    if (hash == stage->expected) text_add(c->out, "%-44s %016" PRIx64 "  ok\n", stage->name, hash);
+static void check_stage(Checker *c, const char *of, const char *name, uint64_t hash, uint64_t expected) {
+    say(c->report, "%s%-*s %016" PRIx64, of, 44 - (int)strlen(of), name, hash);
+    if (hash == expected) say(c->report, "  ok\n");
     else {
-        text_add(c->out, "%-44s %016" PRIx64 "  DIFFERS, expected %016" PRIx64 "\n", stage->name, hash, stage->expected);
-        if (!c->first_difference) c->first_difference = stage->name;
+        say(c->report, "  DIFFERS, expected %016" PRIx64 "\n", expected);
+        if (!*c->first_difference) snprintf(c->first_difference, sizeof c->first_difference, "%s%s", of, name);
     }
-    emit(c->out);
+    report_flush(c->report);
+}
+
+/* hash_floats looks at bit patterns only. */
+static uint64_t hash_words(uint64_t hash, const uint32_t *words, size_t n) {
+    return hash_floats(hash, (const float *)(const void *)words, n);
 }
 
 /* Sums of quotients and roots: their last bits tell whether double operations round to 53 bits, as IEEE-754 demands. */
@@ -3523,10 +3825,8 @@ static uint64_t check_doubles(void) {
     for (int i = 1; i <= 1000; i++) {
         sum += sqrt((double)i) / (double)(i + 2);
         memcpy(&bits, &sum, sizeof bits);
-        for (int shift = 0; shift < 64; shift += 8) {
-            const unsigned char byte = (unsigned char)(bits >> shift & 255);
-            hash = hash_bytes(hash, &byte, 1);
-        }
+        const uint32_t words[2] = {(uint32_t)(bits & UINT32_C(0xffffffff)), (uint32_t)(bits >> 32)};
+        hash = hash_words(hash, words, 2);
     }
     return hash;
 }
@@ -3586,498 +3886,151 @@ static uint64_t check_attention(float (*a)[SUM_N * SUM_N], double *scratch) {
     return hash_floats(hash_floats(hash_floats(HASH_START, a[3], 2 * lists * n), a[4], n * n), a[5], n * n);
 }
 
-/* exp and log of floats all over their range. */
-static uint64_t check_functions(int log) {
+/* function of 20000 floats all over their range. */
+static uint64_t check_function(float (*function)(float)) {
     uint64_t hash = HASH_START;
     for (uint32_t i = 0; i < 20000; i++) {
         const uint32_t word = i * UINT32_C(214748) + 12345;
         float x;
         memcpy(&x, &word, 4);
-        const float y = log ? log_f32(x) : exp_f32(x);
+        const float y = function(x);
         if (y == y) hash = hash_floats(hash, &y, 1);
     }
     return hash;
 }
 
-static const Config small_config = {20, 5, 16, 8, 2, 2, 24, 1}, plain_config = {12, 7, 10, 6, 3, 1, 0, 0};
-
-/* The stages that need a model, on one configuration: initial weights, logits, gradients, a step, a training. */
-static int check_training(Checker *c, const Config *config, const Recipe *recipe, Error *error) {
-    Trainer t;
-    if (!trainer_create(&t, recipe, config, NULL, error)) return 0;
-    check_stage(c, hash_model(&t.model));
-    trainer_step(&t);
-    check_stage(c, hash_floats(HASH_START, t.run.logits, t.run.n_lists * config->max_num));
-    check_stage(c, hash_model(&t.gradient));
-    check_stage(c, hash_model(&t.model));
-    while (t.step < t.total_steps && trainer_step(&t)) {}
-    check_stage(c, hash_model(trainer_result(&t)));
-    trainer_free(&t);
-    return 1;
-}
-
-static int check_report(Checker *c, Error *error) {
-    Subject s = {0};
+/* The stages that need no model. */
+static int check_arithmetic(Checker *c, Error *error) {
     Mt19937 mt;
-    Text report = {0};
-    Options o;
-    if (!model_create(&s.model, &small_config, error)) return 0;
-    memset(&o, 0, sizeof o);
-    o.size = 32, o.settings.recipe.seed = 7, o.width = 120;
-    mt_seed(&mt, 7);
-    model_init(&s.model, &mt);
-    int done = run_create(&s.run, &small_config, 32, RUN_ALL_POSITIONS, error) && subject_lists(&s, 32, 7, error);
-    if (done) {
-        Evaluation e = {0};
-        evaluate(&s.model, &s.run, s.lists, s.medians, 32, NULL, &e);
-        add_evaluation(&report, &e);
-        add_patterns(&report, &s, s.lists, 0);
-        add_prediction(&report, &s, s.lists, s.medians[0]);
-        done = add_mean_attention(&report, &s, &o, error);
-        check_stage(c, hash_bytes(HASH_START, report.data, report.size));
-    }
-    text_free(&report);
-    subject_free(&s);
-    return done;
-}
-
-static int command_check(Options *o, Text *out, Error *error) {
-    static const Stage stages[] = {
-        {"double arithmetic: sums, quotients, roots", UINT64_C(0xd421d8ca32d81b6f)},
-        {"MT19937: 7000 numbers of seed 5489", UINT64_C(0x36ebe45cafb7c14c)},
-        {"1000 lists and medians of seed 23", UINT64_C(0xe5474b92f166965c)},
-        {"f32: rounding and flushing", UINT64_C(0x2c8aa2da52a410bf)},
-        {"f32: the error of rounding", UINT64_C(0x948a8941c863be5f)},
-        {"the order of sums: linear", UINT64_C(0x674b3525efd1c053)},
-        {"the order of sums: layer normalization", UINT64_C(0xaf403ce3ba83e7b8)},
-        {"the order of sums: attention", UINT64_C(0xcb0a052860ccdd2c)},
-        {"exp of 20000 floats", UINT64_C(0x113b32915715ef56)},
-        {"log of 20000 floats", UINT64_C(0x90a1a857c76b5820)},
-        {"cosines of the schedule", UINT64_C(0x856e7331f496b68a)},
-        {"2 layers, 2 heads, MLP, LN: initial weights", UINT64_C(0x13e96ee9a5725947)},
-        {"2 layers, 2 heads, MLP, LN: logits", UINT64_C(0xf8655b09fc5a797f)},
-        {"2 layers, 2 heads, MLP, LN: gradients", UINT64_C(0x4144e40f200d3f8a)},
-        {"2 layers, 2 heads, MLP, LN: one Adam step", UINT64_C(0x9f18852f6e38cc43)},
-        {"2 layers, 2 heads, MLP, LN: a short training", UINT64_C(0x9ced255ce690daaa)},
-        {"1 layer, 3 heads, no LN: initial weights", UINT64_C(0x29fdc057c4414906)},
-        {"1 layer, 3 heads, no LN: logits", UINT64_C(0x11d06e77eed8903f)},
-        {"1 layer, 3 heads, no LN: gradients", UINT64_C(0x9bc86692d5dc7ef0)},
-        {"1 layer, 3 heads, no LN: one Adam step", UINT64_C(0x6342486daf4767dd)},
-        {"1 layer, 3 heads, no LN: a short training", UINT64_C(0xce3493eadfe0837d)},
-        {"the text of a report", UINT64_C(0xe7b60deb5aa5eb1a)},
-    };
-    Checker c = {out, stages, NULL};
-    Mt19937 mt;
-    Recipe fresh = recipe_default(), fixed = recipe_original();
     float samples[100];
-    (void)o;
-    float(*sums)[SUM_N * SUM_N] = (float(*)[SUM_N * SUM_N])allocate(sizeof *sums * 6 + sizeof(double) * 4 * SUM_N * SUM_N, "the sums", error);
+    const double bytes = 6 * sizeof(float[SUM_N * SUM_N]) + 4 * sizeof(double[SUM_N * SUM_N]);
+    float(*sums)[SUM_N * SUM_N] = (float(*)[SUM_N * SUM_N])allocate(bytes, "the sums", error);
     if (!sums) return 0;
-    uint32_t *words = (uint32_t *)sums, *medians = words + 7000; /* later the sums' place */
-    check_stage(&c, check_doubles());
+    check_stage(c, "", "double arithmetic: sums, quotients, roots", check_doubles(), UINT64_C(0xd421d8ca32d81b6f));
+    uint32_t *words = (uint32_t *)(void *)sums, *medians = words + 7000; /* later the sums' place */
     mt_seed(&mt, 5489);
     for (size_t i = 0; i < 7000; i++) words[i] = mt_next(&mt);
-    check_stage(&c, hash_words(HASH_START, words, 7000));
+    check_stage(c, "", "MT19937: 7000 numbers of seed 5489", hash_words(HASH_START, words, 7000), UINT64_C(0x36ebe45cafb7c14c));
     mt_seed(&mt, 23);
     make_lists(&mt, words, medians, 1000, 50, 7);
-    check_stage(&c, hash_words(hash_words(HASH_START, words, 7000), medians, 1000));
+    check_stage(c, "", "1000 lists and medians of seed 23", hash_words(HASH_START, words, 8000), UINT64_C(0xe5474b92f166965c));
     double scale = 0x1p-140;
     for (int i = 0; i < 100; i++, scale *= 2) samples[i] = f32((1.0 + i) / 3.0 * scale);
-    check_stage(&c, hash_floats(HASH_START, samples, 100));
+    check_stage(c, "f32: ", "rounding and flushing", hash_floats(HASH_START, samples, 100), UINT64_C(0x2c8aa2da52a410bf));
     for (int i = 0; i < 100; i++) samples[i] = f32(1.0 / (i + 3.0) - (double)f32(1.0 / (i + 3.0)));
-    check_stage(&c, hash_floats(HASH_START, samples, 100));
-    check_stage(&c, check_linear(sums));
-    check_stage(&c, check_norm(sums));
-    check_stage(&c, check_attention(sums, (double *)(sums + 6)));
+    check_stage(c, "f32: ", "the error of rounding", hash_floats(HASH_START, samples, 100), UINT64_C(0x948a8941c863be5f));
+    check_stage(c, "", "the order of sums: linear", check_linear(sums), UINT64_C(0x674b3525efd1c053));
+    check_stage(c, "", "the order of sums: layer normalization", check_norm(sums), UINT64_C(0xaf403ce3ba83e7b8));
+    const uint64_t attention = check_attention(sums, (double *)(void *)(sums + 6));
+    check_stage(c, "", "the order of sums: attention", attention, UINT64_C(0xcb0a052860ccdd2c));
     free(sums);
-    check_stage(&c, check_functions(0));
-    check_stage(&c, check_functions(1));
+    check_stage(c, "", "exp of 20000 floats", check_function(exp_f32), UINT64_C(0x113b32915715ef56));
+    check_stage(c, "", "log of 20000 floats", check_function(log_f32), UINT64_C(0x90a1a857c76b5820));
     for (int i = 0; i < 100; i++) samples[i] = cos_pi(f32(i / 99.0));
-    check_stage(&c, hash_floats(HASH_START, samples, 100));
+    check_stage(c, "", "cosines of the schedule", hash_floats(HASH_START, samples, 100), UINT64_C(0x856e7331f496b68a));
+    return 1;
+}
+
+/* Everything that a command can say of a model, as one text. Takes the model over. */
+static int check_reports(Checker *c, const char *of, Model *model, uint64_t expected, Error *error) {
+    static const char *const runs[][2] = {{"tour", ""}, {"weights", ""}, {"circuits", "qk"}, {"circuits", "ov"}, {"explain", ""}};
+    Subject s;
+    Report all;
+    Options o;
+    memset(&s, 0, sizeof s), memset(&all, 0, sizeof all);
+    s.model = *model;
+    memset(model, 0, sizeof *model);
+    int done = subject_prepare(&s, 64, 7, 64, RUN_ALL_POSITIONS, error);
+    for (size_t i = 0; done && i < sizeof runs / sizeof *runs; i++) {
+        const Command *command = find_command(runs[i][0], error);
+        const char *number = runs[i][1];
+        options_default(&o, command);
+        o.numbers = &number, o.n_numbers = *number ? 1 : 0, o.csv = i > 2; /* the last two for machines */
+        all.kind = o.csv ? REPORT_CSV : REPORT_TEXT, all.width = 100;
+        done = command->run(&o, &s, &all, error);
+    }
+    if (done && all.text.failed) done = fail(error, "out of memory");
+    if (done) check_stage(c, of, "reports", hash_bytes(HASH_START, all.text.data, all.text.size), expected);
+    text_free(&all.text);
+    subject_free(&s);
+    return done;
+}
+
+/* The stages that need a model, on one configuration. */
+static int check_training(Checker *c, const char *of, const Config *config, const Recipe *recipe, const uint64_t *expected, Error *error) {
+    Trainer t;
+    if (!trainer_create(&t, recipe, config, NULL, error)) return 0;
+    check_stage(c, of, "initial weights", hash_model(&t.model), expected[0]);
+    trainer_step(&t);
+    const size_t logits = t.run.n_lists * config->max_num;
+    check_stage(c, of, "logits", hash_floats(HASH_START, t.run.logits, logits), expected[1]);
+    check_stage(c, of, "gradients", hash_model(&t.gradient), expected[2]);
+    check_stage(c, of, "one Adam step", hash_model(&t.model), expected[3]);
+    while (t.step < t.total_steps && trainer_step(&t)) {}
+    Model *result = trainer_result(&t);
+    check_stage(c, of, "a short training", hash_model(result), expected[4]);
+    const int done = check_reports(c, of, result, expected[5], error);
+    trainer_free(&t);
+    return done;
+}
+
+static int command_check(Options *o, Subject *s, Report *r, Error *error) {
+    static const Config deep = {20, 5, 16, 8, 2, 2, 24, 1}, plain = {12, 7, 10, 6, 3, 1, 0, 0};
+    static const uint64_t of_deep[] = {UINT64_C(0x13e96ee9a5725947), UINT64_C(0xf8655b09fc5a797f), UINT64_C(0x4144e40f200d3f8a),
+                                       UINT64_C(0x9f18852f6e38cc43), UINT64_C(0x9ced255ce690daaa), UINT64_C(0xeb7ed698ca8ded5f)};
+    static const uint64_t of_plain[] = {UINT64_C(0x29fdc057c4414906), UINT64_C(0x11d06e77eed8903f), UINT64_C(0x9bc86692d5dc7ef0),
+                                        UINT64_C(0x6342486daf4767dd), UINT64_C(0xce3493eadfe0837d), UINT64_C(0x0eb896a349acb0d3)};
+    Checker c = {r, ""};
+    Recipe fresh = recipe_default(), fixed = recipe_original();
+    (void)o, (void)s;
     fresh.steps = 60, fresh.warmup = 10, fresh.batch_size = 64, fresh.valset_size = 200;
     fixed.epochs = 3, fixed.batch_size = 50, fixed.trainset_size = 330, fixed.valset_size = 100;
-    if (!check_training(&c, &small_config, &fresh, error) || !check_training(&c, &plain_config, &fixed, error) ||
-        !check_report(&c, error))
+    if (!check_arithmetic(&c, error) || !check_training(&c, "2 layers, 2 heads, MLP, LN: ", &deep, &fresh, of_deep, error) ||
+        !check_training(&c, "1 layer, 3 heads, no LN: ", &plain, &fixed, of_plain, error))
         return 0;
-    return !c.first_difference || fail(error, "check: the first stage that differs is: %s", c.first_difference);
+    return !*c.first_difference || fail(error, "check: the first stage that differs is: %s", c.first_difference);
 }
 
-/* -- bench -- */
+/* -- one command -- */
 
-/* Floating-point operations of a forward pass as it is done here, a multiplication with its addition counting two: matrix
- * products and attention. A backward pass does each product twice, once for either factor. */
-static double forward_flops(const Run *run) {
-    const Config *c = &run->config;
-    const double d = (double)c->d_model, dh = (double)c->d_head, T = (double)c->seq_len;
-    double sum = 2.0 * (double)run->n_lists * d * (double)c->max_num;
-    for (size_t l = 0; l < c->n_layers; l++) {
-        const LayerRun *layer = &run->layers[l];
-        const double rows = (double)layer->n_rows, queries = (double)layer->n_out, asking = rows - (double)layer->first_query;
-        const double seen = layer->n_queries == 1 ? T : (T + 1) / 2;
-        const double values = layer->folded ? (rows + dh) * d * d : 2 * queries * d * dh;
-        const double head = 2 * asking * d * dh + values + queries * seen * 2 * d;
-        sum += 2.0 * ((double)c->n_heads * head + 2.0 * queries * d * (double)c->d_mlp);
-    }
-    return sum;
-}
-
-static int command_bench(Options *o, Text *out, Error *error) {
-    Trainer t;
-    const Config *c = &o->settings.config;
-    if (!config_check(c, error)) return error->usage = 1, 0;
-    o->settings.recipe.steps = o->size;
-    o->settings.recipe.valset_size = o->settings.recipe.batch_size;
-    if (!trainer_create(&t, &o->settings.recipe, c, NULL, error)) return 0;
-    const size_t batch = o->settings.recipe.batch_size, rounds = 5, steps = (o->size + rounds - 1) / rounds;
-    double best = HUGE_VAL, best_forward = HUGE_VAL;
-    for (size_t round = 0; round < rounds; round++) { /* the fastest of five rounds: what the machine can do undisturbed */
-        double start = seconds();
-        for (size_t i = 0; i < steps && t.step < t.total_steps; i++) trainer_step(&t);
-        best = -max_double(-best, -(seconds() - start) / (double)steps);
-        start = seconds();
-        for (size_t i = 0; i < steps; i++) model_forward(&t.model, &t.run, t.batch, batch, NULL);
-        best_forward = -max_double(-best_forward, -(seconds() - start) / (double)steps);
-    }
-    const double forward = forward_flops(&t.run), step = 3 * forward;
-    text_add(out, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch, t.run.layers[0].n_rows);
-    text_add(out, "training   %10.3f MFLOP a step\ninference  %10.3f MFLOP a batch, %.0f FLOP a list\n", step * 1e-6, forward * 1e-6, forward / (double)batch);
-    fprintf(stderr, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best * 1e3, 1 / best, (double)batch / best, step * 1e-9 / best);
-    fprintf(stderr, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best_forward * 1e3, (double)batch / best_forward, forward * 1e-9 / best_forward);
-    fprintf(stderr, "memory     %10.2f MiB for activations and gradients\n", (double)t.run.bytes / 1048576.0);
-    trainer_free(&t);
-    return 1;
-}
-
-/* -- the tour and the journey -- */
-
-static void chapter(Text *out, const char *title) {
-    text_add(out, "\n%s\n", title);
-    for (size_t i = 0; title[i]; i++) text_add(out, "=");
-    text_add(out, "\n\n");
-}
-
-static void tour_predictions(Text *out, Subject *s, const Options *o, const uint32_t *list, uint32_t median) {
-    Evaluation e = {0};
-    chapter(out, "1. How good is it?");
-    evaluate(&s->model, &s->run, s->lists, s->medians, o->size, NULL, &e);
-    text_add(out, "On %zu lists made with seed %zu:\n\n", o->size, o->settings.recipe.seed);
-    add_evaluation(out, &e);
-    text_add(out, "\nThe network has never seen a rule for sorting or for medians, only lists and answers. More lists:\n"
-                  "    median eval --size 1000000\n");
-    chapter(out, "2. One list");
-    model_forward(&s->model, &s->run, list, 1, NULL);
-    model_loss(&s->run, &median);
-    add_prediction(out, s, list, median);
-    text_add(out, "\nThe five numbers that it would most likely name. Neighbours of the median in value come next: what the network knows\n"
-                  "is not a choice among the list's numbers but a place on a scale. A list of your own:\n    median predict ");
-    add_list(out, list, s->model.config.seq_len);
-    text_add(out, "\n");
-    emit(out);
-}
-
-static int tour_attention(Text *out, Subject *s, const Options *o, const uint32_t *list, Error *error) {
-    chapter(out, "3. Who looks where?");
-    add_patterns(out, s, list, o->color != 0);
-    text_add(out, "Each row is shared out among the columns and adds up to 1. A number sees itself and those before it. The answer is\n"
-                  "read off at the last position, so in the last layer only the last row matters. Averages:\n\n");
-    if (!add_mean_attention(out, s, o, error)) return 0;
-    text_add(out, "If the last row is nearly even, attention doesn't pick the median out; it collects all numbers. The list above:\n"
-                  "    median attention ");
-    add_list(out, list, s->model.config.seq_len);
-    text_add(out, "\n");
-    emit(out);
-    return 1;
-}
-
-/* What breaks without a part, and which values carry the answer. */
-static int tour_interventions(Text *out, Options *o, Subject *s, const uint32_t *list, uint32_t median, Error *error) {
-    const Config *c = &s->model.config;
-    Pair p;
-    chapter(out, "4. What is needed?");
-    text_add(out, "Each head's output is replaced by its mean over 200 lists, position by position.\n\n");
-    memset(&p, 0, sizeof p);
-    p.clean.model = s->model; /* lent for the chapter */
-    int done = run_create(&p.clean.run, c, 200, RUN_FORWARD, error) && run_create(&p.changed, c, 200, RUN_FORWARD, error) &&
-               subject_lists(&p.clean, 200, 42, error);
-    if (done) {
-        model_forward(&s->model, &p.clean.run, p.clean.lists, 200, NULL);
-        text_add(out, "layer    head     positions    accuracy       loss   loss > 0.7\n");
-        ablation_sweep(out, &p, o);
-        text_add(out, "\nIn the last layer only the last position's output is used. Other replacements, several at once:\n"
-                      "    median ablate --kind resample --head 0.0 --positions 0,%zu\n", c->seq_len - 1);
-        chapter(out, "5. What makes the answer?");
-        model_forward(&s->model, &p.clean.run, list, 1, NULL);
-        memcpy(p.clean.lists, list, c->seq_len * sizeof *list);
-        p.clean.medians[0] = median;
-        done = add_attribution_of(out, &p.clean, list, median, 0, error);
-        text_add(out, "\nEvery logit is a sum of what each part writes, ln_final's scale taken as given. Numbers above the median and numbers\n"
-                      "below it pull the margin to opposite sides.\n    median attribute ");
-        add_list(out, list, c->seq_len);
-        text_add(out, "\n");
-        chapter(out, "6. Which value carries it?");
-        if (done && (done = patch_lists(&p.clean, o, error))) {
-            model_forward(&s->model, &p.clean.run, p.clean.lists, 1, NULL);
-            add_patching(out, &s->model, &p.clean.run, &p.changed, p.clean.lists, p.clean.medians, 0);
-            text_add(out, "\nRestored 1: this value alone brings the clean answer back. 0: it carries nothing of the difference.\n"
-                          "    median patch LIST OTHER-LIST\n");
-        }
-    }
-    memset(&p.clean.model, 0, sizeof p.clean.model);
-    pair_free(&p);
-    return done;
-}
-
-static int tour(Text *out, Subject *s, Options *o, Error *error) {
-    const Config *c = &s->model.config;
-    uint32_t list[MAX_SEQ_LEN], median;
-    Explanation e;
-    Mt19937 mt;
-    mt_seed(&mt, 23);
-    make_lists(&mt, list, &median, 1, c->max_num, c->seq_len);
-    o->kind = REPLACE_MEAN, o->csv = 0, o->n_numbers = 0;
-    tour_predictions(out, s, o, list, median);
-    if (!tour_attention(out, s, o, list, error) || !tour_interventions(out, o, s, list, median, error)) return 0;
-    chapter(out, "7. How it works");
-    text_add(out, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes that sum: the\n"
-                  "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n");
-    if (!explain(&s->model, s->lists, s->medians, o->size, &e, error)) return 0;
-    add_explanation(out, &e, c, o->color != 0, o->width);
-    explanation_free(&e);
-    text_add(out, "\nThe circuits as tables: median circuits ov --csv. All weights: median weights. A network that knows nothing yet:\n"
-                  "    median train --steps 1 --out untrained.safetensors\n    median explain --model untrained.safetensors\n");
-    return 1;
-}
-
-static int command_tour(Options *o, Text *out, Error *error) {
+static int run_command(const Command *command, Options *o, Report *r, Error *error) {
     Subject s;
-    if (!subject_open(&s, o, 512, RUN_ALL_POSITIONS, error)) return 0;
-    text_add(out, "%s: %zu parameters, hash %016" PRIx64 "\n", o->model, s.model.n_params, hash_model(&s.model));
-    const int done = tour(out, &s, o, error);
+    memset(&s, 0, sizeof s);
+    r->kind = o->csv ? REPORT_CSV : REPORT_TEXT;
+    r->color = o->color || (is_terminal(r->out) && !getenv("NO_COLOR"));
+    r->width = o->width;
+    use_threads((int)o->threads);
+    const int done =
+        (!command->batch || (model_load(&s.model, o->model, error) &&
+                             subject_prepare(&s, smaller(o->size, command->max_lists), o->settings.recipe.seed,
+                                             command->batch, command->kind, error))) &&
+        command->run(o, &s, r, error);
     subject_free(&s);
     return done;
 }
 
-/* The hash of the parameters in median.safetensors. */
-static const uint64_t shipped_hash = UINT64_C(0x3de7df3e5ef64012);
-
-static int command_journey(Options *o, Text *out, Error *error) {
-    Trainer t;
-    Subject s = {0};
-    const Config config = config_default();
-    const Recipe recipe = recipe_default();
-    Mt19937 mt;
-    uint32_t list[MAX_SEQ_LEN], median;
-
-    text_add(out, "A small transformer learns to find the median of a list, and shows how it does it.\n");
-    chapter(out, "The data");
-    mt_seed(&mt, (uint32_t)recipe.seed);
-    for (int i = 0; i < 5; i++) {
-        make_lists(&mt, list, &median, 1, config.max_num, config.seq_len);
-        add_list(out, list, config.seq_len);
-        text_add(out, " | %u\n", (unsigned)median);
-    }
-    text_add(out, "\nSeven numbers from 0 to 49, and the one that would stand in the middle if they were sorted. The network sees\n"
-                  "the lists and is told the medians; nobody tells it how to sort.\n");
-    chapter(out, "Training");
-    if (!trainer_create(&t, &recipe, &config, NULL, error)) return 0;
-    text_add(out, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu fresh lists each.\n",
-             t.model.n_params, t.total_steps, recipe.batch_size);
-    emit(out);
-    fflush(stdout);
-    if (!run_training(&t, NULL, NULL, NULL, 1, error)) {
-        trainer_free(&t);
-        return 0;
-    }
-    Model *result = trainer_result(&t);
-    text_add(out, "Trained: validation accuracy %.3f %%. The parameters are %s shipped median.safetensors, bit for bit.\n",
-             100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "those of the" : "NOT those of the");
-    s.model = *result;
-    memset(result, 0, sizeof *result);
-    trainer_free(&t);
-    const int done = run_create(&s.run, &config, 512, RUN_ALL_POSITIONS, error) &&
-                     subject_lists(&s, o->size, o->settings.recipe.seed, error) && tour(out, &s, o, error);
-    subject_free(&s);
-    return done;
-}
-
-static int command_test(Options *o, Text *out, Error *error) {
-    (void)out;
-    return run_tests(o->n_numbers, o->numbers) == 0 || fail(error, "a test failed");
-}
-
-/* -- the commands and their options -- */
-
-#define ON_LISTS " size seed model "
-static const Command commands[] = {
-    {"", command_journey, " color width ", NULL, 20000, 1000, "the whole journey: the data, training, the tour"},
-    {"tour", command_tour, ON_LISTS "color width ", NULL, 20000, 1000, "the journey on a trained model"},
-    {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, "prints lists and their medians"},
-    {"train", command_train,
-     " preset max-num seq-len d-model d-head n-layers n-heads d-mlp normalization trainset-size valset-size epochs steps "
-     "batch-size lr schedule warmup beta1 beta2 eps weight-decay balanced seed no-shuffle keep init resume out log save-every threads ",
-     NULL, 1, 23, "trains a model"},
-    {"info", command_info, " model ", NULL, 1, 1, "a checkpoint's configuration, recipe, tensors, hash"},
-    {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, "accuracy and loss on fresh lists"},
-    {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 1, 1, "the median, as the model sees it"},
-    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, "who looks where"},
-    {"circuits", command_circuits, " model raw query-pos key-pos head csv color width ", "qk or ov", 1, 1, "QK and OV circuits"},
-    {"weights", command_weights, " model csv color width ", NULL, 1, 1, "every tensor: statistics, singular values, picture"},
-    {"ablate", command_ablate, ON_LISTS "head layer part positions kind csv ", NULL, 200, 42, "what breaks when activations are replaced"},
-    {"attribute", command_attribute, " model seed csv ", "the list; without it, the first of the seed", 1, 23, "what makes the logit of one list's median"},
-    {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 2, 23, "which value carries the answer from one list to another"},
-    {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, "the explanation, tested"},
-    {"check", command_check, " ", NULL, 1, 1, "golden values: does this build compute the same bits?"},
-    {"bench", command_bench, " max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size size threads ", NULL, 500, 23,
-     "speed of training and inference; --size is the number of steps"},
-    {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, "the tests"},
-};
-static const size_t n_commands = sizeof commands / sizeof *commands;
-
-/* An option as the command takes it, NULL if it doesn't. */
-static const Setting *find_option(const Command *command, const char *name, size_t length) {
-    for (size_t i = 0; i < n_settings + sizeof cli_settings / sizeof *cli_settings; i++) {
-        const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
-        char word[32];
-        if (strlen(s->name) != length || strncmp(s->name, name, length) != 0) continue;
-        snprintf(word, sizeof word, " %s ", s->name);
-        if (strstr(command->options, word)) return s;
-    }
-    return NULL;
-}
-
-static void command_help(const Command *command, Text *out) {
-    text_add(out, "median%s%s [--option value]...%s\n\n%s\n", *command->name ? " " : "", command->name,
-             command->numbers ? " [number...]" : "", command->summary);
-    if (command->numbers) text_add(out, "\n  %-28s %s\n", "number...", command->numbers);
-    else text_add(out, "\n");
-    for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
-        const Setting *s = find_option(command, at, strcspn(at, " "));
-        char left[64];
-        if (!s) continue;
-        snprintf(left, sizeof left, "--%s%s%s", s->name, s->kind == SETTING_FLAG ? "" : " ",
-                 s->choices ? s->choices : s->kind == SETTING_TEXT ? "TEXT" : s->kind == SETTING_FLAG ? "" : s->kind == SETTING_REAL ? "X" : "N");
-        text_add(out, "  %-28s %s\n", left, s->help);
-    }
-}
-
-static void general_help(Text *out) {
-    text_add(out, "median COMMAND [--option value | --option=value]... [number...]\n\n"
-                  "A small transformer that learns to find the median of a list, to be looked into.\n\n");
-    for (size_t i = 0; i < n_commands; i++)
-        text_add(out, "  %-12s %s\n", *commands[i].name ? commands[i].name : "(none)", commands[i].summary);
-    text_add(out, "\nmedian COMMAND --help lists a command's options; median --version.\n"
-                  "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
-}
-
-/* Edits (insert, delete, replace) that turn a into b: Levenshtein's distance, one row of the table at a time. */
-static size_t distance(const char *a, const char *b, size_t b_length) {
-    size_t row[64];
-    if (b_length >= 63) return 99;
-    for (size_t j = 0; j <= b_length; j++) row[j] = j;
-    for (size_t i = 0; a[i]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (size_t j = 0; j < b_length; j++) {
-            const size_t replaced = diagonal + (a[i] != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = smaller(replaced, smaller(row[j], row[j + 1]) + 1);
-        }
-    }
-    return row[b_length];
-}
-
-static int unknown_option(const Command *command, const char *name, size_t length, Error *error) {
-    const char *best = NULL;
-    size_t best_distance = 4;
-    for (const char *at = command->options + 1; *at; at += strcspn(at, " ") + 1) {
-        const Setting *s = find_option(command, at, strcspn(at, " "));
-        const size_t d = s ? distance(s->name, name, length) : best_distance;
-        if (d < best_distance) best = s->name, best_distance = d;
-    }
-    return usage(error, "unknown option --%.*s%s%s%s", (int)smaller(length, 60), name, best ? "; did you mean --" : "",
-                 best ? best : "", best ? "?" : "");
-}
-
-/* One option at argv[*i], its value there or in the next argument. */
-static int parse_option(const Command *command, Options *o, int argc, char **argv, int *i, Error *error) {
-    const char *name = argv[*i] + 2, *value = strchr(name, '=');
-    const size_t length = value ? (size_t)(value - name) : strlen(name);
-    const Setting *s = find_option(command, name, length);
-    if (!s) return unknown_option(command, name, length, error);
-    if (s->kind == SETTING_FLAG && value) return usage(error, "--%s takes no value", s->name);
-    if (s->kind == SETTING_FLAG) value = "1";
-    else if (value) value++;
-    else if (++*i < argc) value = argv[*i];
-    else return usage(error, "--%s needs a value", s->name);
-    if (!setting_parse(s, o, value, error)) return error->usage = 1, 0;
-    if (s->offset < sizeof(Settings) || s->offset == offsetof(Options, init)) o->setting_given = s->name;
-    if (strcmp(s->name, "epochs") == 0) o->epochs_given = 1;
-    if (strcmp(s->name, "steps") == 0) o->steps_given = 1;
-    return 1;
-}
-
-static void options_default(Options *o, const Command *command) {
-    const char **numbers = o->numbers;
-    memset(o, 0, sizeof *o);
-    o->settings.config = config_default();
-    o->settings.recipe = recipe_default();
-    o->preset = "default", o->model = "median.safetensors", o->out = "trained.safetensors";
-    o->size = command->size, o->threads = 1, o->width = 120, o->save_every = 2000;
-    o->query_pos = o->key_pos = NO_POSITION;
-    o->color = is_terminal(1) && !getenv("NO_COLOR");
-    o->numbers = numbers;
-}
-
-/* Options in any order; a preset is taken first, so that the others override it. help: --help was among them. */
-static int parse_options(const Command *command, Options *o, int argc, char **argv, int *help, Error *error) {
-    const char *preset = "default";
-    for (int pass = 0; pass < 2; pass++) {
-        const size_t which = choice_index("default|original", preset);
-        if (which > 1) return usage(error, "--preset is '%.60s', must be one of default|original", preset);
-        options_default(o, command);
-        if (which) o->settings.recipe = recipe_original();
-        o->settings.recipe.seed = command->seed;
-        for (int i = *command->name ? 2 : 1; i < argc; i++) {
-            if (strcmp(argv[i], "--help") == 0) *help = 1;
-            else if (strncmp(argv[i], "--", 2) == 0) {
-                if (!parse_option(command, o, argc, argv, &i, error)) return 0;
-            } else if (command->numbers) o->numbers[o->n_numbers++] = argv[i];
-            else return usage(error, "unexpected argument '%.60s'", argv[i]);
-        }
-        preset = o->preset;
-    }
-    if (o->epochs_given && !o->steps_given) o->settings.recipe.steps = 0;
-    return 1;
-}
-
-static const Command *find_command(const char *name, Error *error) {
-    const Command *best = NULL;
-    size_t best_distance = 4;
-    for (size_t i = 0; i < n_commands; i++) {
-        const size_t d = distance(commands[i].name, name, strlen(name));
-        if (d == 0) return &commands[i];
-        if (d < best_distance && *commands[i].name) best = &commands[i], best_distance = d;
-    }
-    usage(error, "unknown command '%.60s'%s%s%s; median --help lists them", name, best ? ", did you mean " : "",
-          best ? best->name : "", best ? "?" : "");
-    return NULL;
-}
-
-static int run_command(int argc, char **argv, Text *out, Error *error) {
+int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error) {
+    const char *name = argc > 1 ? argv[1] : "";
     Options o;
-    int help = 0;
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0)) return general_help(out), 1;
-    if (argc > 1 && strcmp(argv[1], "--version") == 0) return text_add(out, "median " MEDIAN_VERSION "\n"), 1;
-    const Command *command = find_command(argc > 1 && strncmp(argv[1], "--", 2) != 0 ? argv[1] : "", error);
-    if (!command || !(o.numbers = (const char **)allocate((double)argc * (double)sizeof *o.numbers, "the arguments", error)))
-        return 0;
-    int done = parse_options(command, &o, argc, argv, &help, error);
-    if (done && help) command_help(command, out);
-    else if (done) {
-        use_threads((int)o.threads);
-        done = command->run(&o, out, error);
+    Report r;
+    int help = 0, done = 1;
+    memset(&r, 0, sizeof r);
+    r.out = streams->out;
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) general_help(&r);
+    else if (strcmp(name, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");
+    else {
+        const Command *command = find_command(strncmp(name, "--", 2) != 0 ? name : "", error);
+        o.numbers = command ? (const char **)allocate((double)argc * (double)sizeof *o.numbers, "the arguments", error) : NULL;
+        done = o.numbers && parse_options(command, &o, argc, argv, &help, error);
+        o.streams = *streams;
+        if (done && help) command_help(command, &r);
+        else if (done) done = run_command(command, &o, &r, error);
+        free(o.numbers);
     }
-    free(o.numbers);
+    report_flush(&r);
+    if (done && r.text.failed) done = fail(error, "out of memory");
+    if (r.out && (fflush(r.out) != 0 || ferror(r.out)) && done) done = fail(error, "cannot write to standard output");
+    *text = r.text;
     return done;
 }
 
@@ -4097,15 +4050,13 @@ static void prepare_process(void) {
 }
 
 int main(int argc, char **argv) {
-    Text out = {0};
+    const Streams streams = {stdin, stdout, stderr};
+    Text text = {0};
     Error error = {0};
     prepare_process();
-    int done = ieee_setup() || fail(&error, "this machine's double arithmetic is not IEEE-754's");
-    done = done && run_command(argc, argv, &out, &error);
-    emit(&out);
-    if (done && out.failed) done = fail(&error, "out of memory");
-    if ((fflush(stdout) != 0 || ferror(stdout)) && done) done = fail(&error, "cannot write to standard output");
-    text_free(&out);
+    const int done = ieee_setup() ? median_command(argc, argv, &streams, &text, &error)
+                                  : fail(&error, "this machine's double arithmetic is not IEEE-754's");
+    text_free(&text);
     if (done) return 0;
     fprintf(stderr, "median: %s\n", error.text);
     return error.usage ? 2 : 1;

@@ -10,6 +10,7 @@
 
 #include "tensor.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 
 #ifdef __cplusplus
@@ -97,6 +98,9 @@ typedef struct {
 /* Every parameter 0. model_free releases it, and accepts a model that is all zero bytes. */
 int model_create(Model *model, const Config *config, Error *error);
 void model_free(Model *model);
+
+/* FNV-1a of all parameters. */
+uint64_t hash_model(const Model *model);
 
 /* Every W_* normal with deviation 0.8/sqrt(d_model), in the order of the tensors; biases 0, layer normalization's w 1. */
 void model_init(Model *model, Mt19937 *mt);
@@ -246,6 +250,7 @@ typedef struct {
 } Text;
 
 TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...);
+void text_add_args(Text *text, const char *format, va_list args);
 void text_bytes(Text *text, const void *bytes, size_t n);
 void text_free(Text *text);
 
@@ -300,28 +305,75 @@ int trainer_resume(Trainer *trainer, const char *path, Error *error);
 /* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are passed over. */
 int model_load(Model *model, const char *path, Error *error);
 
-/* ---- 8. Pictures in characters, numbers of statistics ------------------------------------------------------------- */
+/* ---- 8. Reports -------------------------------------------------------------------------------------------------- */
 
-/* A table to be drawn. Up to 13 columns: with its numbers; else two characters a cell, neighbours averaged if need be. */
+/* Where a command says what it found: sentences and pictures for people, rows of tables for people and machines. */
+typedef enum {
+    REPORT_TEXT, /* for people */
+    REPORT_CSV,  /* one table: the names of its columns, then its rows */
+    REPORT_LONG  /* several tables: a line `table,row,column,value` for each cell */
+} ReportKind;
+
+typedef struct {
+    ReportKind kind;
+    Text text;                   /* what has not been written yet */
+    FILE *out;                   /* NULL: all stays in text */
+    int color;
+    size_t width;                /* of the terminal, in characters */
+    const char *table, *columns; /* of the table under way, and the row that is next */
+    size_t row;
+} Report;
+
+void report_flush(Report *r);
+
+/* For people only. */
+TENSOR_PRINTF(2, 3) void say(Report *r, const char *format, ...);
+
+/* columns: their names, with commas. heading: the first line, for people. */
+void table_begin(Report *r, const char *name, const char *columns, const char *heading);
+
+/* One row: each conversion of the format, one of %s, %zu, %f, is a cell; machines get strings as they are and numbers with nine
+ * digits, and nothing of what stands between the cells. A number followed by " %%" is a share, which people get in percent. */
+TENSOR_PRINTF(2, 3) void table_row(Report *r, const char *format, ...);
+
+/* value / limit as a bar of up to `width` characters, and the end of the line: for people. */
+void bar(Report *r, double value, double limit, int width);
+
+/* A table as a picture. Up to 13 columns: with its numbers; else two characters a cell, neighbours averaged if need be. */
 typedef struct {
     const float *values; /* (rows, cols) */
     size_t rows, cols;
-    double limit;                         /* the strongest character's |value|; 0: the table's greatest */
-    const uint32_t *row_names, *col_names; /* NULL: 0, 1, 2, ... */
+    double limit;          /* the strongest character's |value|; 0: the table's greatest */
+    const uint32_t *names; /* of rows and columns; NULL: 0, 1, 2, ... */
     const char *row_title, *col_title;
-    size_t width; /* of the terminal */
-    int color;
 } Map;
 
-void draw_map(Text *out, const Map *map);
+void draw_map(Report *r, const Map *map);
+
+/* ---- 9. Looking at attention ------------------------------------------------------------------------------------- */
 
 /* Count, sum and sum of squares of what was observed. */
 typedef struct {
     double n, sum, squares;
 } Moments;
 
+double mean_of(const Moments *m);
+double deviation_of(const Moments *m);
+
 /* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
 void rank_order(const uint32_t *list, size_t n, size_t *order);
+
+/* Attention over many lists; heads of all layers one after the other. */
+typedef struct {
+    size_t heads;
+    Moments *query;  /* (heads, seq_len, seq_len): of each position (row) to each, where the runs computed it */
+    Moments *rank;   /* (heads, seq_len): of the last position to the list in sorted order */
+    Moments *token;  /* (heads, max_num): of the last position to a number, wherever it stands */
+    Moments entropy; /* of the last position, all heads together, as a part of the greatest possible, log(seq_len) */
+} AttentionStats;
+
+/* Adds what the run has just computed. */
+void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists);
 
 /* ---- 10. Circuits ----------------------------------------------------------------------------------------------- */
 
@@ -404,12 +456,15 @@ typedef struct {
     double loss;
 } Rung;
 
+/* Lists of a class, and how many of them the network gets right. */
+typedef struct {
+    size_t lists, right;
+} Tally;
+
 /* What the explanation measures. Tables that are compared with -|x - m| are centred by row and column first. */
 typedef struct {
-    size_t lists, heads;      /* heads: of all layers */
-    Moments *position, *rank; /* (heads, seq_len): the last position's attention */
-    Moments *token;           /* (heads, max_num): to a number, wherever it stands */
-    Moments entropy;          /* of all heads, relative to log(seq_len) */
+    size_t lists;
+    AttentionStats attention;
     float *ov;                /* (max_num, max_num): effective OV, heads weighted by their mean attention */
     float *ideal;             /* (max_num, max_num): -|x - m| */
     float *values, *ideal_values; /* (max_num): singular values of both */
@@ -417,11 +472,14 @@ typedef struct {
     double correlation;
     float *votes;             /* (max_num - 1, max_num): logit(m+1) - logit(m) for each attended number */
     float *step, *fit;        /* (max_num - 1): a(m) of the fit a(m) sign(x - m - 1/2) + b(m), and its R^2 */
+    double mean_fit;
+    size_t steps_up;          /* m with a(m) > 0 */
     double other_weight, last_weight, direct_weight; /* slopes against -|x - m|: a number elsewhere; the last, in all; of
                                                         that, through the residual stream */
+    double weight_ratio;      /* the last number's in all, as a part of another's */
     double scale;             /* mean inv_std of ln_final */
     Rung ladder[LADDER];
-    size_t *by_median, *by_gap, *by_copies; /* (max_num, 2), (max_num, 2), (seq_len, 2): lists, and those right */
+    Tally *by_median, *by_gap, *by_copies; /* (max_num), (max_num), (seq_len + 1) */
     uint32_t worst[5][MAX_SEQ_LEN]; /* the lists with the greatest loss */
     double worst_loss[5];
     size_t n_worst;
@@ -431,6 +489,16 @@ typedef struct {
 /* Measures everything on n lists; work runs forward passes on at most batch lists. */
 int explain(const Model *model, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error);
 void explanation_free(Explanation *e);
+
+/* ---- 14. The command line: not there with MEDIAN_NO_MAIN --------------------------------------------------------- */
+
+typedef struct {
+    FILE *in, *out, *progress; /* out NULL: what is said stays in *text; progress NULL: none */
+} Streams;
+
+/* Runs a command line, argv[0] being the program's name. Returns 0 if it failed; error->usage then tells wrong usage apart.
+ * *text is to be freed. */
+int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error);
 
 /* ---- Tests: test_median.c ---- */
 

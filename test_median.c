@@ -1226,12 +1226,13 @@ static void test_explain(void) {
         EQUAL(e.ladder[0].like_network, w.n);
         EQUAL(e.ladder[4].like_network, expected.right);
         size_t lists = 0, right = 0;
-        FOR(v, c->max_num) lists += e.by_median[2 * v], right += e.by_median[2 * v + 1];
+        FOR(v, c->max_num) lists += e.by_median[v].lists, right += e.by_median[v].right;
         EQUAL(lists, w.n);
         EQUAL(right, expected.right);
-        FOR(head, e.heads) {
+        FOR(head, e.attention.heads) {
+            const Moments *last = e.attention.query + (head * c->seq_len + c->seq_len - 1) * c->seq_len;
             double sum = 0;
-            FOR(t, c->seq_len) sum += e.position[head * c->seq_len + t].sum / e.position[head * c->seq_len + t].n;
+            FOR(t, c->seq_len) sum += mean_of(&last[t]);
             WITHIN(sum, 1 - 1e-5, 1 + 1e-5);
         }
         explanation_free(&e);

@@ -116,7 +116,8 @@ static int run(const char *line) {
     Error error = {0};
     snprintf(copy, sizeof copy, "median %s", line);
     for (char *word = strtok(copy, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
-    const int done = run_command(argc, argv, &out, &error);
+    const Streams streams = {input, NULL, NULL};
+    const int done = median_command(argc, argv, &streams, &out, &error);
     if (!done) must_be_one_line(&error);
     text_free(&out);
     return done;
@@ -150,13 +151,14 @@ static void read_lists(const unsigned char *data, size_t size) {
     fclose(input);
 }
 
-/* As run_command does, but for running it. */
+/* As median_command does, but for running it. */
 static void parse_arguments(const unsigned char *data, size_t size) {
     char *text = (char *)malloc(size + 8), *argv[64] = {text};
     int argc = 1, help = 0;
     Options o;
     Error error = {0};
-    Text out = {0};
+    Report out;
+    memset(&out, 0, sizeof out);
     MUST(text);
     strcpy(text, "median");
     memcpy(text + 7, data, size);
@@ -181,7 +183,7 @@ static void parse_arguments(const unsigned char *data, size_t size) {
             MUST(strcmp(value, again) == 0);
         }
     }
-    text_free(&out);
+    text_free(&out.text);
     free(o.numbers);
     free(text);
 }
