@@ -343,8 +343,8 @@ void bar(Report *r, double value, double limit, int width);
 typedef struct {
     const float *values; /* (rows, cols) */
     size_t rows, cols;
-    double limit;          /* the strongest character's |value|; 0: the table's greatest */
-    const uint32_t *names; /* of rows and columns; NULL: 0, 1, 2, ... */
+    double limit;                          /* the strongest character's |value|; 0: the table's greatest */
+    const uint32_t *row_names, *col_names; /* NULL: 0, 1, 2, ... */
     const char *row_title, *col_title;
 } Map;
 
