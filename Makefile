@@ -14,24 +14,27 @@ EXTRA := $(call offers,-march=native) $(call offers,-fopenmp) $(call offers,-fno
 SOURCES = median.c tensor.c test_median.c
 HEADERS = median.h tensor.h
 
+BUILD   = $(CC) $(CFLAGS) $(EXTRA) $(CPPFLAGS) $(SOURCES) $(LDFLAGS) -lm
+
 median: $(SOURCES) $(HEADERS) Makefile
-	$(CC) $(CFLAGS) $(EXTRA) $(CPPFLAGS) $(SOURCES) $(LDFLAGS) -lm -o $@
+	$(BUILD) -o $@
 
 test: median
 	./median test
 
 # The manual page is what the program says about itself.
 PAGE = sed 's/\\/\\\\/g; s/-/\\-/g; s/^[.]/\\\&./'
-COMMANDS = tour data train info eval predict attention circuits weights ablate attribute patch explain check bench test
+COMMANDS = $$(./median --help | sed -n "s/^  \([a-z][a-z]*\) .*/\1/p")
 
 median.1: median
 	{ printf '.TH MEDIAN 1\n.SH NAME\nmedian \\- a small transformer that finds the median of a list\n.SH SYNOPSIS\n.nf\n'; \
 	  ./median --help | $(PAGE); printf '.fi\n'; \
 	  for c in $(COMMANDS); do printf '.SH %s\n.nf\n' $$c; ./median $$c --help | $(PAGE); printf '.fi\n'; done; } > $@
 
+# Installed, the program finds its checkpoint from any folder.
 install: median median.1
 	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/median
-	cp median $(DESTDIR)$(PREFIX)/bin/
+	$(BUILD) -DMEDIAN_MODEL='"$(PREFIX)/share/median/median.safetensors"' -o $(DESTDIR)$(PREFIX)/bin/median
 	cp median.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	cp median.safetensors $(DESTDIR)$(PREFIX)/share/median/
 

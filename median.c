@@ -2365,6 +2365,10 @@ void explanation_free(Explanation *e) {
 
 #ifndef MEDIAN_NO_MAIN
 
+#ifndef MEDIAN_MODEL /* `make install` knows another place */
+#define MEDIAN_MODEL "median.safetensors"
+#endif
+
 typedef struct {
     Settings settings; /* first, so that the table `settings` fits */
     const char *preset, *model, *init, *resume, *out, *log;
@@ -2380,7 +2384,7 @@ typedef struct {
 /* The options that are not settings of a model or its training. */
 static const Setting cli_settings[] = {
     {"preset", SETTING_TEXT, offsetof(Options, preset), 0, 0, NULL, "default or original; other options override it"},
-    {"model", SETTING_TEXT, offsetof(Options, model), 0, 0, NULL, "checkpoint, median.safetensors by default"},
+    {"model", SETTING_TEXT, offsetof(Options, model), 0, 0, NULL, "checkpoint, " MEDIAN_MODEL " by default"},
     {"init", SETTING_TEXT, offsetof(Options, init), 0, 0, NULL, "start from the weights of this checkpoint"},
     {"resume", SETTING_TEXT, offsetof(Options, resume), 0, 0, NULL, "go on with an interrupted training's state"},
     {"out", SETTING_TEXT, offsetof(Options, out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
@@ -3666,7 +3670,7 @@ static void options_default(Options *o, const Command *command) {
     o->settings.config = config_default();
     o->settings.recipe = recipe_default();
     o->settings.recipe.seed = command->seed;
-    o->preset = "default", o->model = "median.safetensors", o->out = "trained.safetensors";
+    o->preset = "default", o->model = MEDIAN_MODEL, o->out = "trained.safetensors";
     o->size = command->size, o->threads = 1, o->width = 120, o->save_every = 2000;
     o->query_pos = o->key_pos = NO_POSITION;
 }
