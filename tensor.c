@@ -94,8 +94,12 @@ enum { COLUMNS = 32 };
 enum { LANES = 8 };
 
 TENSOR_INLINE double join(const double s[LANES]) {
-    const double a = s[0] + s[4], b = s[1] + s[5], c = s[2] + s[6], d = s[3] + s[7];
-    return (a + c) + (b + d);
+    double four[4], two[2];
+    VECTOR_LOOP
+    for (size_t j = 0; j < 4; j++) four[j] = s[j] + s[j + 4];
+    VECTOR_LOOP
+    for (size_t j = 0; j < 2; j++) two[j] = four[j] + four[j + 2];
+    return two[0] + two[1];
 }
 
 TENSOR_INLINE double row_sum(const float *x, size_t n) {
@@ -367,55 +371,41 @@ typedef struct {
 } Matrix;
 
 /* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
- * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result that
- * stays in registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
-enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 32, BLOCK_K = 64 };
+ * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result in
+ * registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
+enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 64, BLOCK_K = 64, WIDTH = 16 };
 
-/* sums[m][n] += sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances. All eight
- * rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
-TENSOR_INLINE void tile_product(double (*sums)[TILE], const double *a, size_t a_row, size_t a_col,
-                                const double (*b)[TILE], size_t K) {
+/* sums[m][n] = from[m * from_row + n] + sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances
+ * in a. All eight rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
+TENSOR_INLINE void tile_product(double (*sums)[BLOCK_N], const double *from, size_t from_row, const double *restrict a,
+                                size_t a_row, size_t a_col, const double (*restrict b)[TILE], size_t K) {
     double c[TILE][TILE];
-    for (size_t m = 0; m < TILE; m++)
-        for (size_t n = 0; n < TILE; n++) c[m][n] = sums[m][n];
+#define EACH_ROW(DO) DO(0); DO(1); DO(2); DO(3); DO(4); DO(5); DO(6); DO(7)
+#define LOAD(m) c[m][n] = from[m * from_row + n]
+#define STEP(m) c[m][n] += a[m * a_row] * b[k][n]
+#define STORE(m) sums[m][n] = c[m][n]
+    for (size_t n = 0; n < TILE; n++) {
+        EACH_ROW(LOAD);
+    }
     for (size_t k = 0; k < K; k++, a += a_col)
         for (size_t n = 0; n < TILE; n++) {
-            const double y = b[k][n];
-            c[0][n] += a[0 * a_row] * y;
-            c[1][n] += a[1 * a_row] * y;
-            c[2][n] += a[2 * a_row] * y;
-            c[3][n] += a[3 * a_row] * y;
-            c[4][n] += a[4 * a_row] * y;
-            c[5][n] += a[5 * a_row] * y;
-            c[6][n] += a[6 * a_row] * y;
-            c[7][n] += a[7 * a_row] * y;
+            EACH_ROW(STEP);
         }
-    for (size_t m = 0; m < TILE; m++)
-        for (size_t n = 0; n < TILE; n++) sums[m][n] = c[m][n];
+    for (size_t n = 0; n < TILE; n++) {
+        EACH_ROW(STORE);
+    }
 }
 
-/* What a tile's sums start from: residual + bias, and 0 beyond its M rows and N columns. */
-TENSOR_INLINE void tile_start(double (*sums)[TILE], const float *residual, size_t row, const double *bias, size_t M,
-                              size_t N) {
-    for (size_t m = 0; m < TILE; m++)
-        if (!residual)
-            VECTOR_LOOP
-            for (size_t n = 0; n < TILE; n++) sums[m][n] = bias[n];
-        else if (m < M && N == TILE)
-            VECTOR_LOOP
-            for (size_t n = 0; n < TILE; n++) sums[m][n] = (double)residual[m * row + n] + bias[n];
-        else
-            for (size_t n = 0; n < TILE; n++)
-                sums[m][n] = m < M && n < N ? (double)residual[m * row + n] + bias[n] : 0.0;
-}
-
-TENSOR_INLINE void tile_finish(float *out, size_t row, double (*sums)[TILE], size_t M, size_t N) {
+/* What the sums of a strip of M <= TILE rows start from. */
+TENSOR_INLINE void strip_start(double (*sums)[BLOCK_N], const float *residual, size_t row, const double *bias, size_t M,
+                               size_t N) {
     for (size_t m = 0; m < M; m++)
-        if (N == TILE)
-            VECTOR_LOOP
-            for (size_t n = 0; n < TILE; n++) out[m * row + n] = f32(sums[m][n]);
-        else
-            for (size_t n = 0; n < N; n++) out[m * row + n] = f32(sums[m][n]);
+        for (size_t n = 0; n < N; n++) sums[m][n] = (double)residual[m * row + n] + bias[n];
+}
+
+TENSOR_INLINE void strip_finish(float *out, size_t row, double (*sums)[BLOCK_N], size_t M, size_t N) {
+    for (size_t m = 0; m < M; m++)
+        for (size_t n = 0; n < N; n++) out[m * row + n] = f32(sums[m][n]);
 }
 
 /* b's columns, N <= TILE of them, filled up with zeros to a whole tile. */
@@ -443,30 +433,33 @@ TENSOR_INLINE Matrix part(Matrix a, size_t row, size_t col) {
  * in a column, and so are copied column by column. Inlined for either case. */
 TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, const float *bias, Matrix a, Matrix b,
                          size_t M, size_t K, size_t N, int a_columns) {
-    double sums[BLOCK_M / TILE][BLOCK_N / TILE][TILE][TILE], b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
+    double sums[BLOCK_M / TILE][TILE][BLOCK_N] = {{{0}}}, b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
     double a_copy[BLOCK_K * TILE], first[BLOCK_N];
     for (size_t n = 0; n < BLOCK_N; n++) first[n] = bias && n < N ? (double)bias[n] : 0.0;
-    for (size_t k0 = 0; k0 < K; k0 += BLOCK_K) {
-        const size_t depth = min_size(K - k0, BLOCK_K);
+    const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2;
+    for (size_t k0 = 0; k0 < K; k0 += stretch) {
+        const size_t depth = min_size(K - k0, stretch);
         for (size_t n = 0; n < N; n += TILE)
             copy_columns(b_copy[n / TILE], part(b, k0, n), depth, min_size(N - n, TILE));
         for (size_t m = 0; m < M; m += TILE) {
             const size_t height = min_size(M - m, TILE);
             const Matrix strip = part(a, m, k0), transposed = {strip.at, strip.col, 1};
+            double(*strip_sums)[BLOCK_N] = sums[K <= BLOCK_K ? 0 : m / TILE];
             if (a_columns)
                 copy_columns((double(*)[TILE])a_copy, transposed, depth, height);
             else
                 copy_rows(a_copy, strip, height, depth);
-            /* what only one stretch adds to need not be kept: one strip then serves all, and stays in the cache */
-            double(*strip_sums)[TILE][TILE] = sums[K <= BLOCK_K ? 0 : m / TILE];
-            for (size_t n = 0; k0 == 0 && n < N; n += TILE)
-                tile_start(strip_sums[n / TILE], residual ? residual + m * out_row + n : NULL, out_row, first + n,
-                           height, min_size(N - n, TILE));
-            for (size_t n = 0; n < N; n += TILE)
-                tile_product(strip_sums[n / TILE], a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1,
-                             (const double(*)[TILE])b_copy[n / TILE], depth);
-            for (size_t n = 0; k0 + depth == K && n < N; n += TILE)
-                tile_finish(out + m * out_row + n, out_row, strip_sums[n / TILE], height, min_size(N - n, TILE));
+            const int from_bias = k0 == 0 && !residual;
+            if (k0 == 0 && residual) strip_start(strip_sums, residual + m * out_row, out_row, first, height, N);
+            for (size_t n = 0; n < N; n += TILE) {
+                double(*tile)[BLOCK_N] = (double(*)[BLOCK_N])&strip_sums[0][n];
+                const double(*b_tile)[TILE] = (const double(*)[TILE])b_copy[n / TILE];
+                if (from_bias)
+                    tile_product(tile, first + n, 0, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+                else
+                    tile_product(tile, *tile, BLOCK_N, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+            }
+            if (k0 + depth == K) strip_finish(out + m * out_row, out_row, strip_sums, height, N);
         }
     }
 }
@@ -482,7 +475,7 @@ KERNEL static void block_product(float *out, size_t out_row, const float *residu
 /* out = residual + bias + a b, a (M, K), b (K, N), out and residual (M, N) contiguous. */
 static void product(float *out, const float *residual, const float *bias, Matrix a, Matrix b, size_t M, size_t K,
                     size_t N) {
-    const size_t height = min_size(slice(M), BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
+    const size_t height = min_size(slice(M), K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
     const size_t blocks = (M + height - 1) / height * across;
     PARALLEL_FOR
     for (size_t i = 0; i < blocks; i++) {
@@ -538,12 +531,14 @@ void linear_backward(float *dx, float *dW, float *db, const float *dout, const f
 KERNEL static void layernorm_group(float *restrict out, float *restrict normal, float *restrict inv_std,
                                    const float *restrict x, const float *restrict w, const float *restrict b,
                                    size_t rows, size_t d) {
-    double mean[GROUP];
-    for (size_t r = 0; r < rows; r++) mean[r] = row_sum(x + r * d, d) / (double)d;
+    double mean[GROUP] = {0}, square[GROUP] = {0};
+    for (size_t r = 0; r < rows; r++) mean[r] = row_sum(x + r * d, d);
+    for (size_t r = 0; r < GROUP; r++) mean[r] /= (double)d;
     for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < d; j++) normal[r * d + j] = f32((double)x[r * d + j] - mean[r]);
-    for (size_t r = 0; r < rows; r++)
-        inv_std[r] = f32(1.0 / sqrt(row_dot(normal + r * d, normal + r * d, d) / (double)d + 1e-5));
+    for (size_t r = 0; r < rows; r++) square[r] = row_dot(normal + r * d, normal + r * d, d);
+    for (size_t r = 0; r < GROUP; r++) square[r] = 1.0 / sqrt(square[r] / (double)d + 1e-5);
+    for (size_t r = 0; r < rows; r++) inv_std[r] = f32(square[r]);
     for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < d; j++) {
             const float y = f32((double)normal[r * d + j] * inv_std[r]);
@@ -565,8 +560,7 @@ void layernorm_forward(float *out, float *normal, float *inv_std, const float *x
 KERNEL static void layernorm_backward_group(float *restrict dx, const float *restrict dout,
                                             const float *restrict normal, const float *restrict inv_std,
                                             const float *restrict w, size_t rows, size_t d) {
-    double g_mean[GROUP];
-    float gn_mean[GROUP];
+    double g_mean[GROUP] = {0}, gn_mean[GROUP] = {0};
     for (size_t r = 0; r < rows; r++) {
         double g_sum[LANES] = {0}, gn_sum[LANES] = {0};
         const float *o = dout + r * d, *n = normal + r * d;
@@ -584,15 +578,18 @@ KERNEL static void layernorm_backward_group(float *restrict dx, const float *res
             sum += (double)g;
             sum_n += (double)g * n[i];
         }
-        g_mean[r] = sum / (double)d;
-        gn_mean[r] = f32(sum_n / (double)d);
+        g_mean[r] = sum;
+        gn_mean[r] = sum_n;
     }
-    for (size_t r = 0; r < rows; r++)
+    for (size_t r = 0; r < GROUP; r++) g_mean[r] /= (double)d, gn_mean[r] /= (double)d;
+    for (size_t r = 0; r < rows; r++) {
+        const float n_mean = f32(gn_mean[r]);
         for (size_t j = 0; j < d; j++) {
             const float g = f32((double)dout[r * d + j] * w[j]);
-            const float change = f32(((double)g - g_mean[r]) - (double)normal[r * d + j] * gn_mean[r]);
+            const float change = f32(((double)g - g_mean[r]) - (double)normal[r * d + j] * (double)n_mean);
             dx[r * d + j] = f32((double)dx[r * d + j] + (double)change * inv_std[r]);
         }
+    }
 }
 
 void layernorm_backward(float *dx, float *dw, float *db, const float *dout, const float *normal, const float *inv_std,
@@ -704,6 +701,7 @@ TENSOR_INLINE void dots(float *out, const float *x, const float *rows, const uin
         float rounded[8];
         for (size_t u = 0; u < 8; u++) y[u] = rows + index[s + u < n ? s + u : s] * d;
         eight_dots(dot, x, y, d);
+        VECTOR_LOOP
         for (size_t u = 0; u < 8; u++) rounded[u] = f32(dot[u] * scale);
         for (size_t u = 0; u < 8 && s + u < n; u++) out[s + u] = rounded[u];
     }
