@@ -666,9 +666,21 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
 
 static size_t n_rows(const Attention *a) { return a->n_queries * a->n_lists; }
 
-/* Query i belongs to list_of(i) and stands at place_of(i): it sees the keys 0 .. place_of(i). */
-TENSOR_INLINE size_t list_of(const Attention *a, size_t i) { return i % a->n_lists; }
-TENSOR_INLINE size_t place_of(const Attention *a, size_t i) { return a->seq_len - a->n_queries + i / a->n_lists; }
+/* Queries of one position, of GROUP lists or what is left, are worked off together: they see the same number of keys. */
+typedef struct {
+    size_t list, query, rows, seen;
+    const uint32_t *key_row;
+} Group;
+
+static size_t n_groups(const Attention *a) { return (a->n_lists + GROUP - 1) / GROUP * a->n_queries; }
+
+static Group group_at(const Attention *a, size_t number) {
+    const size_t per_position = (a->n_lists + GROUP - 1) / GROUP, place = number / per_position;
+    const size_t list = number % per_position * GROUP;
+    const Group g = {list, place * a->n_lists + list, min_size(GROUP, a->n_lists - list),
+                     a->seq_len - a->n_queries + place + 1, a->key_row + list * a->seq_len};
+    return g;
+}
 
 /* dot[u] = x . y[u], eight rows y at once, each in the order of row_dot: x is converted to double only once. */
 TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const y[8], size_t d) {
@@ -692,37 +704,37 @@ TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const 
         for (size_t u = 0; u < 8; u++) dot[u] += (double)x[i] * (double)y[u][i];
 }
 
-/* out[s] = f32(scale x . rows[index[s]]) for n rows of width d. */
-TENSOR_INLINE void dots(float *out, const float *x, const float *rows, const uint32_t *index, size_t n, size_t d,
-                        double scale) {
-    for (size_t s = 0; s < n; s += 8) {
-        const float *y[8];
-        double dot[8];
-        float rounded[8];
-        for (size_t u = 0; u < 8; u++) y[u] = rows + index[s + u < n ? s + u : s] * d;
-        eight_dots(dot, x, y, d);
-        VECTOR_LOOP
-        for (size_t u = 0; u < 8; u++) rounded[u] = f32(dot[u] * scale);
-        for (size_t u = 0; u < 8 && s + u < n; u++) out[s + u] = rounded[u];
+/* out[i][s] = f32(scale x[x_row[i]] . y[key_row[s]]) for the group's queries i (or x[i], where x_row is NULL) and the keys
+ * that they see, eight keys at a time; `unseen` for the other keys. */
+TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float unseen, const float *x,
+                              const uint32_t *x_row, const float *y, size_t d, double scale) {
+    const size_t T = a->seq_len;
+    double dot[GROUP * 8];
+    float rounded[GROUP * 8];
+    for (size_t i = 0; i < GROUP * 8; i++) dot[i] = 0.0;
+    for (size_t s0 = 0; s0 < T; s0 += 8) {
+        for (size_t r = 0; r < g.rows && s0 < g.seen; r++) {
+            const float *keys[8];
+            for (size_t u = 0; u < 8; u++) keys[u] = y + g.key_row[r * T + (s0 + u < g.seen ? s0 + u : s0)] * d;
+            eight_dots(dot + r * 8, x + (x_row ? x_row[g.query + r] : g.query + r) * d, keys, d);
+        }
+        for (size_t i = 0; i < GROUP * 8; i++) rounded[i] = f32(dot[i] * scale);
+        for (size_t r = 0; r < g.rows; r++)
+            for (size_t u = 0; u < 8 && s0 + u < T; u++)
+                out[(g.query + r) * T + s0 + u] = s0 + u < g.seen ? rounded[r * 8 + u] : unseen;
     }
 }
 
-KERNEL static void attention_scores(const Attention *a, float *scores, const float *q, const float *k, size_t begin,
-                                    size_t end) {
-    const size_t T = a->seq_len, d = a->d_key;
-    const double scale = (double)a->scale;
-    for (size_t i = begin; i < end; i++) {
-        const size_t seen = place_of(a, i) + 1;
-        dots(scores + i * T, q + a->query_row[i] * d, k, a->key_row + list_of(a, i) * T, seen, d, scale);
-        for (size_t s = seen; s < T; s++) scores[i * T + s] = -INFINITY;
-    }
+KERNEL static void attention_pattern_group(const Attention *a, Group g, float *pattern, const float *q,
+                                           const float *k) {
+    float *p = pattern + g.query * a->seq_len;
+    group_dots(a, g, pattern, -INFINITY, q, a->query_row, k, a->d_key, (double)a->scale);
+    softmax_group(p, p, NULL, NULL, g.rows, a->seq_len);
 }
 
 void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k) {
-    const size_t n = n_rows(a), step = slice(n);
     PARALLEL_FOR
-    for (size_t i = 0; i < n; i += step) attention_scores(a, pattern, q, k, i, min_size(n, i + step));
-    softmax_forward(pattern, pattern, n, a->seq_len);
+    for (size_t i = 0; i < n_groups(a); i++) attention_pattern_group(a, group_at(a, i), pattern, q, k);
 }
 
 /* sum[j] = sum over s of weight[s] * rows[index[s]][j], for n columns of rows of width d. */
@@ -737,47 +749,42 @@ TENSOR_INLINE void weighted_sum(double sum[COLUMNS], const float *weight, const 
     for (size_t j = 0; j < n; j++) sum[j] = t[j];
 }
 
-KERNEL static void attention_values_slice(const Attention *a, float *z, const float *pattern, const float *v,
-                                          size_t begin, size_t end) {
+KERNEL static void attention_values_group(const Attention *a, Group g, float *z, const float *pattern,
+                                          const float *v) {
     const size_t T = a->seq_len, d = a->d_value;
     double sum[COLUMNS];
-    for (size_t i = begin; i < end; i++) {
-        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
-        const size_t seen = place_of(a, i) + 1;
+    for (size_t r = 0; r < g.rows; r++) {
+        const float *p = pattern + (g.query + r) * T;
+        float *to = z + (g.query + r) * d;
         size_t j = 0;
         for (; j + COLUMNS <= d; j += COLUMNS) {
-            weighted_sum(sum, pattern + i * T, v + j, key_row, seen, d, COLUMNS);
-            for (size_t c = 0; c < COLUMNS; c++) z[i * d + j + c] = f32(sum[c]);
+            weighted_sum(sum, p, v + j, g.key_row + r * T, g.seen, d, COLUMNS);
+            for (size_t c = 0; c < COLUMNS; c++) to[j + c] = f32(sum[c]);
         }
-        if (j < d) weighted_sum(sum, pattern + i * T, v + j, key_row, seen, d, d - j);
-        for (size_t c = 0; j + c < d; c++) z[i * d + j + c] = f32(sum[c]);
+        if (j < d) weighted_sum(sum, p, v + j, g.key_row + r * T, g.seen, d, d - j);
+        for (size_t c = 0; j + c < d; c++) to[j + c] = f32(sum[c]);
     }
 }
 
 void attention_values(const Attention *a, float *z, const float *pattern, const float *v) {
-    const size_t n = n_rows(a), step = slice(n);
     PARALLEL_FOR
-    for (size_t i = 0; i < n; i += step) attention_values_slice(a, z, pattern, v, i, min_size(n, i + step));
+    for (size_t i = 0; i < n_groups(a); i++) attention_values_group(a, group_at(a, i), z, pattern, v);
 }
 
 /* z = sum_s p_s v_s gives dL/dp_s = dz . v_s and dL/dv_s += p_s dz. p = softmax(score) gives dp_s/dscore_u =
  * p_s ([s=u] - p_u), so dL/dscore_s = p_s (dL/dp_s - sum_u p_u dL/dp_u). score_s = scale q . k_s gives
  * dL/dq = sum_s scale dscore_s k_s, dL/dk_s += scale dscore_s q. (The factor goes into dscores.) */
-KERNEL static void attention_dscores(const Attention *a, float *dscores, const float *dz, const float *pattern,
-                                     const float *v, size_t begin, size_t end) {
-    const size_t T = a->seq_len, d = a->d_value;
-    const double scale = (double)a->scale;
-    for (size_t i = begin; i < end; i++) {
-        const size_t seen = place_of(a, i) + 1;
-        dots(dscores + i * T, dz + i * d, v, a->key_row + list_of(a, i) * T, seen, d, 1.0);
-        for (size_t s = seen; s < T; s++) dscores[i * T + s] = 0.0f;
-    }
-    for (size_t i = begin; i < end; i++) {
-        float *ds = dscores + i * T;
-        const float *p = pattern + i * T;
-        const double mean = row_dot(p, ds, T);
-        for (size_t s = 0; s < T; s++) ds[s] = f32((double)p[s] * ((double)ds[s] - mean) * scale);
-    }
+KERNEL static void attention_dscores(const Attention *a, Group g, float *dscores, const float *dz,
+                                     const float *pattern, const float *v) {
+    const size_t T = a->seq_len;
+    double mean[GROUP];
+    float *ds = dscores + g.query * T;
+    const float *p = pattern + g.query * T;
+    group_dots(a, g, dscores, 0.0f, dz, NULL, v, a->d_value, 1.0);
+    for (size_t r = 0; r < g.rows; r++) mean[r] = row_dot(p + r * T, ds + r * T, T);
+    for (size_t r = 0; r < g.rows; r++)
+        for (size_t s = r * T; s < (r + 1) * T; s++)
+            ds[s] = f32((double)p[s] * ((double)ds[s] - mean[r]) * (double)a->scale);
 }
 
 /* sum[j] += weight * x[j]. */
@@ -800,21 +807,19 @@ KERNEL static void attention_dkv(const Attention *a, double *sum, const float *w
                        x + (x_row ? x_row[i + list] : i + list) * d, d);
 }
 
-/* The queries of one position, from all keys that they see. */
-KERNEL static void attention_dq(const Attention *a, double *dq, const float *dscores, const float *k, size_t begin,
-                                size_t end) {
+/* dq (q_rows, d_key) += the group's queries, from all keys that they see. */
+KERNEL static void attention_dq(const Attention *a, Group g, double *dq, const float *dscores, const float *k) {
     const size_t T = a->seq_len, d = a->d_key;
     double sum[COLUMNS];
-    for (size_t i = begin; i < end; i++) {
-        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
-        const size_t seen = place_of(a, i) + 1;
-        double *to = dq + a->query_row[i] * d;
+    for (size_t r = 0; r < g.rows; r++) {
+        const float *ds = dscores + (g.query + r) * T;
+        double *to = dq + a->query_row[g.query + r] * d;
         size_t j = 0;
         for (; j + COLUMNS <= d; j += COLUMNS) {
-            weighted_sum(sum, dscores + i * T, k + j, key_row, seen, d, COLUMNS);
+            weighted_sum(sum, ds, k + j, g.key_row + r * T, g.seen, d, COLUMNS);
             for (size_t c = 0; c < COLUMNS; c++) to[j + c] += sum[c];
         }
-        if (j < d) weighted_sum(sum, dscores + i * T, k + j, key_row, seen, d, d - j);
+        if (j < d) weighted_sum(sum, ds, k + j, g.key_row + r * T, g.seen, d, d - j);
         for (size_t c = 0; j + c < d; c++) to[j + c] += sum[c];
     }
 }
@@ -827,16 +832,17 @@ size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) *
 
 void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
                         const float *dz, const float *pattern, const float *q, const float *k, const float *v) {
-    const size_t n = n_rows(a), step = slice(n), T = a->seq_len;
+    const size_t T = a->seq_len, per_position = n_groups(a) / a->n_queries;
     double *q_sum = scratch, *k_sum = q_sum + a->q_rows * a->d_key, *v_sum = k_sum + a->kv_rows * a->d_key;
     for (size_t i = 0; i < attention_scratch(a); i++) scratch[i] = 0.0;
     PARALLEL_FOR
-    for (size_t i = 0; i < n; i += step) attention_dscores(a, dscores, dz, pattern, v, i, min_size(n, i + step));
+    for (size_t i = 0; i < n_groups(a); i++) attention_dscores(a, group_at(a, i), dscores, dz, pattern, v);
     PARALLEL_FOR
     for (size_t task = 0; task < a->n_queries + 2 * T; task++) {
-        if (task < a->n_queries)
-            attention_dq(a, q_sum, dscores, k, task * a->n_lists, (task + 1) * a->n_lists);
-        else if (task < a->n_queries + T)
+        for (size_t i = 0; i < per_position && task < a->n_queries; i++)
+            attention_dq(a, group_at(a, task * per_position + i), q_sum, dscores, k);
+        if (task < a->n_queries) continue;
+        if (task < a->n_queries + T)
             attention_dkv(a, k_sum, dscores, q, a->query_row, a->d_key, task - a->n_queries);
         else
             attention_dkv(a, v_sum, pattern, dz, NULL, a->d_value, task - a->n_queries - T);
