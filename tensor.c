@@ -63,8 +63,6 @@ static size_t slice(size_t n) {
     return threads == 1 ? n + 1 : (n + 8 * threads - 1) / (8 * threads) * 8;
 }
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 /* ---- Rounding ---- */
 
 int ieee_setup(void) {
@@ -438,11 +436,11 @@ TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, cons
     for (size_t n = 0; n < BLOCK_N; n++) first[n] = bias && n < N ? (double)bias[n] : 0.0;
     const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2;
     for (size_t k0 = 0; k0 < K; k0 += stretch) {
-        const size_t depth = min_size(K - k0, stretch);
+        const size_t depth = smaller(K - k0, stretch);
         for (size_t n = 0; n < N; n += TILE)
-            copy_columns(b_copy[n / TILE], part(b, k0, n), depth, min_size(N - n, TILE));
+            copy_columns(b_copy[n / TILE], part(b, k0, n), depth, smaller(N - n, TILE));
         for (size_t m = 0; m < M; m += TILE) {
-            const size_t height = min_size(M - m, TILE);
+            const size_t height = smaller(M - m, TILE);
             const Matrix strip = part(a, m, k0), transposed = {strip.at, strip.col, 1};
             double(*strip_sums)[BLOCK_N] = sums[K <= BLOCK_K ? 0 : m / TILE];
             if (a_columns)
@@ -475,14 +473,14 @@ KERNEL static void block_product(float *out, size_t out_row, const float *residu
 /* out = residual + bias + a b, a (M, K), b (K, N), out and residual (M, N) contiguous. */
 static void product(float *out, const float *residual, const float *bias, Matrix a, Matrix b, size_t M, size_t K,
                     size_t N) {
-    const size_t height = min_size(slice(M), K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
+    const size_t height = smaller(slice(M), K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
     const size_t blocks = (M + height - 1) / height * across;
     PARALLEL_FOR
     for (size_t i = 0; i < blocks; i++) {
         const size_t m = i / across * height, n = i % across * BLOCK_N;
         const Matrix a_rows = {a.at + m * a.row, a.row, a.col}, b_columns = {b.at + n * b.col, b.row, b.col};
         block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL, a_rows,
-                      b_columns, min_size(M - m, height), K, min_size(N - n, BLOCK_N));
+                      b_columns, smaller(M - m, height), K, smaller(N - n, BLOCK_N));
     }
 }
 
@@ -551,7 +549,7 @@ void layernorm_forward(float *out, float *normal, float *inv_std, const float *x
                        size_t rows, size_t d) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, min_size(GROUP, rows - r), d);
+        layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, smaller(GROUP, rows - r), d);
 }
 
 /* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the mean
@@ -596,7 +594,7 @@ void layernorm_backward(float *dx, float *dw, float *db, const float *dout, cons
                         const float *w, size_t rows, size_t d) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        layernorm_backward_group(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, min_size(GROUP, rows - r),
+        layernorm_backward_group(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, smaller(GROUP, rows - r),
                                  d);
     column_sums(dw, dout, normal, rows, d);
     column_sums(db, dout, NULL, rows, d);
@@ -635,7 +633,7 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
 static void softmax(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        softmax_group(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, min_size(GROUP, rows - r),
+        softmax_group(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, smaller(GROUP, rows - r),
                       n);
 }
 
@@ -659,7 +657,7 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
     const size_t step = slice(rows);
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += step)
-        cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, min_size(step, rows - r), n);
+        cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, smaller(step, rows - r), n);
 }
 
 /* ---- Attention ---- */
@@ -677,7 +675,7 @@ static size_t n_groups(const Attention *a) { return (a->n_lists + GROUP - 1) / G
 static Group group_at(const Attention *a, size_t number) {
     const size_t per_position = (a->n_lists + GROUP - 1) / GROUP, place = number / per_position;
     const size_t list = number % per_position * GROUP;
-    const Group g = {list, place * a->n_lists + list, min_size(GROUP, a->n_lists - list),
+    const Group g = {list, place * a->n_lists + list, smaller(GROUP, a->n_lists - list),
                      a->seq_len - a->n_queries + place + 1, a->key_row + list * a->seq_len};
     return g;
 }
@@ -928,5 +926,5 @@ void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, co
     const size_t share = slice(n);
     PARALLEL_FOR
     for (size_t i = 0; i < n; i += share)
-        adam_slice(adam, step, x + i, m + i, v + i, gradient + i, min_size(share, n - i));
+        adam_slice(adam, step, x + i, m + i, v + i, gradient + i, smaller(share, n - i));
 }

@@ -44,6 +44,8 @@ extern "C" {
 #define TENSOR_PRINTF(text, args)
 #endif
 
+TENSOR_INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
 /* x rounded to float, ties to even; what is smaller than FLT_MIN becomes +0, so that no stored float is subnormal.
  * Where the compiler computes in a wider format, only a store rounds: hence the volatile. */
 TENSOR_INLINE float f32(double x) {
