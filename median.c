@@ -83,8 +83,6 @@ static void *allocate(double bytes, const char *purpose, Error *error) {
     return memory;
 }
 
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
 static double max_double(double a, double b) { return a > b ? a : b; }
 
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
@@ -551,12 +549,14 @@ void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n
     linear_forward(run->logits, NULL, c->normalization ? run->final_h : final, w->W_U, w->b_U, n_lists, d, c->max_num);
 }
 
-double model_loss(Run *run, const uint32_t *medians) {
+static double loss_sum(Run *run, const uint32_t *medians) {
     double sum = 0;
     cross_entropy_forward(run->loss, run->probs, run->logits, medians, run->n_lists, run->config.max_num);
     for (size_t i = 0; i < run->n_lists; i++) sum += (double)run->loss[i];
-    return sum / (double)run->n_lists;
+    return sum;
 }
+
+double model_loss(Run *run, const uint32_t *medians) { return loss_sum(run, medians) / (double)run->n_lists; }
 
 /* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
 
@@ -620,17 +620,17 @@ static void backward_layer(const Config *c, const LayerWeights *w, const LayerWe
         layernorm_backward(g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
 }
 
-void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient) {
+/* Adds the gradient of `scale` times the sum of the losses. */
+static void add_gradient(const Model *model, Run *run, const uint32_t *medians, float scale, Model *gradient) {
     const Config *c = &model->config;
     const Weights *w = &model->weights, *dw = &gradient->weights;
     const size_t n = run->n_lists, d = c->d_model;
     RunGradients *g = run->gradients;
     float *dfinal_h = c->normalization ? g->final_h : g->out;
-    memset(gradient->params, 0, gradient->n_params * sizeof(float));
     memset(g->logits, 0, n * c->max_num * sizeof(float));
     memset(g->out, 0, n * d * sizeof(float));
     memset(g->final_h, 0, n * d * sizeof(float));
-    cross_entropy_backward(g->logits, run->probs, medians, f32(1.0 / (double)n), n, c->max_num);
+    cross_entropy_backward(g->logits, run->probs, medians, scale, n, c->max_num);
     linear_backward(dfinal_h, dw->W_U, dw->b_U, g->logits, run->final_h, w->W_U, n, d, c->max_num);
     if (c->normalization)
         layernorm_backward(g->out, dw->ln_final_w, dw->ln_final_b, g->final_h, run->final_normal, run->final_inv_std,
@@ -642,6 +642,11 @@ void model_backward(const Model *model, Run *run, const uint32_t *medians, Model
         g->out = of_input;
     }
     embed_backward(dw->W_E, dw->W_pos, g->out, run->row_token, run->row_position, run->layers[0].n_rows, d);
+}
+
+void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient) {
+    memset(gradient->params, 0, gradient->n_params * sizeof(float));
+    add_gradient(model, run, medians, f32(1.0 / (double)run->n_lists), gradient);
 }
 
 /* ---- 5. Training ------------------------------------------------------------------------------------------------ */
@@ -697,6 +702,10 @@ static void lay_out_trainer(Layout *m, Trainer *t) {
     t->val_lists = lay_words(m, r->valset_size, T), t->val_medians = lay_words(m, r->valset_size, 1);
 }
 
+/* A large batch is worked off in shares of so many lists, whose gradients add up: what a share computes stays in the
+ * caches, and memory doesn't grow with the batch. From the second layer on, every position of every list has a row. */
+static size_t share_of_batch(const Config *c) { return c->n_layers == 1 ? 1024 : 128; }
+
 int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const Model *start, Error *error) {
     memset(t, 0, sizeof *t);
     t->recipe = *recipe;
@@ -708,7 +717,7 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
         !model_create(&t->best, config, error) ||
-        !run_create(&t->run, config, r->batch_size, RUN_GRADIENTS, error)) {
+        !run_create(&t->run, config, smaller(r->batch_size, share_of_batch(config)), RUN_GRADIENTS, error)) {
         trainer_free(t);
         return 0;
     }
@@ -780,12 +789,13 @@ static float learning_rate(const Trainer *t) {
     return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32((double)(t->step - r->warmup) / (double)(t->total_steps - r->warmup)))));
 }
 
-double trainer_accuracy(const Trainer *t) {
-    const size_t V = t->model.config.max_num;
+/* How many lists of the latest model_forward have the right answer. */
+static size_t count_right(const Run *run, const uint32_t *medians) {
+    const size_t V = run->config.max_num;
     size_t right = 0;
-    for (size_t i = 0; i < t->run.n_lists; i++) /* a loss below log 2 is a probability above 1/2 */
-        right += t->run.loss[i] < 0.69f || argmax(t->run.logits + i * V, V) == t->batch_medians[i];
-    return (double)right / (double)t->run.n_lists;
+    for (size_t i = 0; i < run->n_lists; i++) /* a loss below log 2 is a probability above 1/2 */
+        right += run->loss[i] < 0.69f || argmax(run->logits + i * V, V) == medians[i];
+    return right;
 }
 
 static int is_finite(const Model *m) {
@@ -808,12 +818,19 @@ static void validate(Trainer *t) {
 }
 
 int trainer_step(Trainer *t) {
-    const size_t n = next_batch(t);
-    model_forward(&t->model, &t->run, t->batch, n, NULL);
-    t->loss = model_loss(&t->run, t->batch_medians);
+    const size_t n = next_batch(t), T = t->model.config.seq_len;
+    size_t right = 0;
+    t->loss = 0;
+    memset(t->gradient.params, 0, t->gradient.n_params * sizeof(float));
+    for (size_t at = 0; at < n; at += t->run.capacity) {
+        model_forward(&t->model, &t->run, t->batch + at * T, smaller(t->run.capacity, n - at), NULL);
+        t->loss += loss_sum(&t->run, t->batch_medians + at);
+        right += count_right(&t->run, t->batch_medians + at);
+        add_gradient(&t->model, &t->run, t->batch_medians + at, f32(1.0 / (double)n), &t->gradient);
+    }
+    t->loss /= (double)n;
     if (!(t->loss < HUGE_VAL)) return 0;
-    t->accuracy = trainer_accuracy(t);
-    model_backward(&t->model, &t->run, t->batch_medians, &t->gradient);
+    t->accuracy = (double)right / (double)n;
     t->lr = learning_rate(t);
     Adam adam = t->recipe.adam;
     adam.lr = t->lr;
@@ -3570,10 +3587,12 @@ static int command_bench(Options *o, Subject *s, Report *r, Error *error) {
         for (size_t i = 0; i < steps && t.step < t.total_steps; i++) trainer_step(&t);
         best = -max_double(-best, -(seconds() - start) / (double)steps);
         start = seconds();
-        for (size_t i = 0; i < steps; i++) model_forward(&t.model, &t.run, t.batch, batch, NULL);
+        for (size_t i = 0; i < steps; i++)
+            for (size_t at = 0; at < batch; at += t.run.capacity)
+                model_forward(&t.model, &t.run, t.batch + at * t.model.config.seq_len, smaller(t.run.capacity, batch - at), NULL);
         best_forward = -max_double(-best_forward, -(seconds() - start) / (double)steps);
     }
-    const double forward = forward_flops(&t.run), step = 3 * forward;
+    const double forward = forward_flops(&t.run) * (double)batch / (double)t.run.n_lists, step = 3 * forward;
     say(r, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch, t.run.layers[0].n_rows);
     say(r, "training   %10.3f MFLOP a step\n", step * 1e-6);
     say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / (double)batch);

@@ -237,9 +237,6 @@ int trainer_step(Trainer *trainer);
 /* The weights to keep, described: those of the best validation, or of the latest, as the recipe says. */
 Model *trainer_result(Trainer *trainer);
 
-/* The share of right answers in the latest batch. */
-double trainer_accuracy(const Trainer *trainer);
-
 /* ---- 6. Text and settings --------------------------------------------------------------------------------------- */
 
 /* Output under construction. failed is set when memory ran out. */

@@ -63,8 +63,6 @@ static size_t slice(size_t n) {
     return threads == 1 ? n + 1 : (n + 8 * threads - 1) / (8 * threads) * 8;
 }
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 /* ---- Rounding ---- */
 
 int ieee_setup(void) {
@@ -94,8 +92,12 @@ enum { COLUMNS = 32 };
 enum { LANES = 8 };
 
 TENSOR_INLINE double join(const double s[LANES]) {
-    const double a = s[0] + s[4], b = s[1] + s[5], c = s[2] + s[6], d = s[3] + s[7];
-    return (a + c) + (b + d);
+    double four[4], two[2];
+    VECTOR_LOOP
+    for (size_t j = 0; j < 4; j++) four[j] = s[j] + s[j + 4];
+    VECTOR_LOOP
+    for (size_t j = 0; j < 2; j++) two[j] = four[j] + four[j + 2];
+    return two[0] + two[1];
 }
 
 TENSOR_INLINE double row_sum(const float *x, size_t n) {
@@ -367,55 +369,41 @@ typedef struct {
 } Matrix;
 
 /* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
- * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result that
- * stays in registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
-enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 32, BLOCK_K = 64 };
+ * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result in
+ * registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
+enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 64, BLOCK_K = 64, WIDTH = 16 };
 
-/* sums[m][n] += sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances. All eight
- * rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
-TENSOR_INLINE void tile_product(double (*sums)[TILE], const double *a, size_t a_row, size_t a_col,
-                                const double (*b)[TILE], size_t K) {
+/* sums[m][n] = from[m * from_row + n] + sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances
+ * in a. All eight rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
+TENSOR_INLINE void tile_product(double (*sums)[BLOCK_N], const double *from, size_t from_row, const double *restrict a,
+                                size_t a_row, size_t a_col, const double (*restrict b)[TILE], size_t K) {
     double c[TILE][TILE];
-    for (size_t m = 0; m < TILE; m++)
-        for (size_t n = 0; n < TILE; n++) c[m][n] = sums[m][n];
+#define EACH_ROW(DO) DO(0); DO(1); DO(2); DO(3); DO(4); DO(5); DO(6); DO(7)
+#define LOAD(m) c[m][n] = from[m * from_row + n]
+#define STEP(m) c[m][n] += a[m * a_row] * b[k][n]
+#define STORE(m) sums[m][n] = c[m][n]
+    for (size_t n = 0; n < TILE; n++) {
+        EACH_ROW(LOAD);
+    }
     for (size_t k = 0; k < K; k++, a += a_col)
         for (size_t n = 0; n < TILE; n++) {
-            const double y = b[k][n];
-            c[0][n] += a[0 * a_row] * y;
-            c[1][n] += a[1 * a_row] * y;
-            c[2][n] += a[2 * a_row] * y;
-            c[3][n] += a[3 * a_row] * y;
-            c[4][n] += a[4 * a_row] * y;
-            c[5][n] += a[5 * a_row] * y;
-            c[6][n] += a[6 * a_row] * y;
-            c[7][n] += a[7 * a_row] * y;
+            EACH_ROW(STEP);
         }
-    for (size_t m = 0; m < TILE; m++)
-        for (size_t n = 0; n < TILE; n++) sums[m][n] = c[m][n];
+    for (size_t n = 0; n < TILE; n++) {
+        EACH_ROW(STORE);
+    }
 }
 
-/* What a tile's sums start from: residual + bias, and 0 beyond its M rows and N columns. */
-TENSOR_INLINE void tile_start(double (*sums)[TILE], const float *residual, size_t row, const double *bias, size_t M,
-                              size_t N) {
-    for (size_t m = 0; m < TILE; m++)
-        if (!residual)
-            VECTOR_LOOP
-            for (size_t n = 0; n < TILE; n++) sums[m][n] = bias[n];
-        else if (m < M && N == TILE)
-            VECTOR_LOOP
-            for (size_t n = 0; n < TILE; n++) sums[m][n] = (double)residual[m * row + n] + bias[n];
-        else
-            for (size_t n = 0; n < TILE; n++)
-                sums[m][n] = m < M && n < N ? (double)residual[m * row + n] + bias[n] : 0.0;
-}
-
-TENSOR_INLINE void tile_finish(float *out, size_t row, double (*sums)[TILE], size_t M, size_t N) {
+/* What the sums of a strip of M <= TILE rows start from. */
+TENSOR_INLINE void strip_start(double (*sums)[BLOCK_N], const float *residual, size_t row, const double *bias, size_t M,
+                               size_t N) {
     for (size_t m = 0; m < M; m++)
-        if (N == TILE)
-            VECTOR_LOOP
-            for (size_t n = 0; n < TILE; n++) out[m * row + n] = f32(sums[m][n]);
-        else
-            for (size_t n = 0; n < N; n++) out[m * row + n] = f32(sums[m][n]);
+        for (size_t n = 0; n < N; n++) sums[m][n] = (double)residual[m * row + n] + bias[n];
+}
+
+TENSOR_INLINE void strip_finish(float *out, size_t row, double (*sums)[BLOCK_N], size_t M, size_t N) {
+    for (size_t m = 0; m < M; m++)
+        for (size_t n = 0; n < N; n++) out[m * row + n] = f32(sums[m][n]);
 }
 
 /* b's columns, N <= TILE of them, filled up with zeros to a whole tile. */
@@ -443,30 +431,33 @@ TENSOR_INLINE Matrix part(Matrix a, size_t row, size_t col) {
  * in a column, and so are copied column by column. Inlined for either case. */
 TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, const float *bias, Matrix a, Matrix b,
                          size_t M, size_t K, size_t N, int a_columns) {
-    double sums[BLOCK_M / TILE][BLOCK_N / TILE][TILE][TILE], b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
+    double sums[BLOCK_M / TILE][TILE][BLOCK_N] = {{{0}}}, b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
     double a_copy[BLOCK_K * TILE], first[BLOCK_N];
     for (size_t n = 0; n < BLOCK_N; n++) first[n] = bias && n < N ? (double)bias[n] : 0.0;
-    for (size_t k0 = 0; k0 < K; k0 += BLOCK_K) {
-        const size_t depth = min_size(K - k0, BLOCK_K);
+    const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2;
+    for (size_t k0 = 0; k0 < K; k0 += stretch) {
+        const size_t depth = smaller(K - k0, stretch);
         for (size_t n = 0; n < N; n += TILE)
-            copy_columns(b_copy[n / TILE], part(b, k0, n), depth, min_size(N - n, TILE));
+            copy_columns(b_copy[n / TILE], part(b, k0, n), depth, smaller(N - n, TILE));
         for (size_t m = 0; m < M; m += TILE) {
-            const size_t height = min_size(M - m, TILE);
+            const size_t height = smaller(M - m, TILE);
             const Matrix strip = part(a, m, k0), transposed = {strip.at, strip.col, 1};
+            double(*strip_sums)[BLOCK_N] = sums[K <= BLOCK_K ? 0 : m / TILE];
             if (a_columns)
                 copy_columns((double(*)[TILE])a_copy, transposed, depth, height);
             else
                 copy_rows(a_copy, strip, height, depth);
-            /* what only one stretch adds to need not be kept: one strip then serves all, and stays in the cache */
-            double(*strip_sums)[TILE][TILE] = sums[K <= BLOCK_K ? 0 : m / TILE];
-            for (size_t n = 0; k0 == 0 && n < N; n += TILE)
-                tile_start(strip_sums[n / TILE], residual ? residual + m * out_row + n : NULL, out_row, first + n,
-                           height, min_size(N - n, TILE));
-            for (size_t n = 0; n < N; n += TILE)
-                tile_product(strip_sums[n / TILE], a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1,
-                             (const double(*)[TILE])b_copy[n / TILE], depth);
-            for (size_t n = 0; k0 + depth == K && n < N; n += TILE)
-                tile_finish(out + m * out_row + n, out_row, strip_sums[n / TILE], height, min_size(N - n, TILE));
+            const int from_bias = k0 == 0 && !residual;
+            if (k0 == 0 && residual) strip_start(strip_sums, residual + m * out_row, out_row, first, height, N);
+            for (size_t n = 0; n < N; n += TILE) {
+                double(*tile)[BLOCK_N] = (double(*)[BLOCK_N])&strip_sums[0][n];
+                const double(*b_tile)[TILE] = (const double(*)[TILE])b_copy[n / TILE];
+                if (from_bias)
+                    tile_product(tile, first + n, 0, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+                else
+                    tile_product(tile, *tile, BLOCK_N, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+            }
+            if (k0 + depth == K) strip_finish(out + m * out_row, out_row, strip_sums, height, N);
         }
     }
 }
@@ -482,14 +473,14 @@ KERNEL static void block_product(float *out, size_t out_row, const float *residu
 /* out = residual + bias + a b, a (M, K), b (K, N), out and residual (M, N) contiguous. */
 static void product(float *out, const float *residual, const float *bias, Matrix a, Matrix b, size_t M, size_t K,
                     size_t N) {
-    const size_t height = min_size(slice(M), BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
+    const size_t height = smaller(slice(M), K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
     const size_t blocks = (M + height - 1) / height * across;
     PARALLEL_FOR
     for (size_t i = 0; i < blocks; i++) {
         const size_t m = i / across * height, n = i % across * BLOCK_N;
         const Matrix a_rows = {a.at + m * a.row, a.row, a.col}, b_columns = {b.at + n * b.col, b.row, b.col};
         block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL, a_rows,
-                      b_columns, min_size(M - m, height), K, min_size(N - n, BLOCK_N));
+                      b_columns, smaller(M - m, height), K, smaller(N - n, BLOCK_N));
     }
 }
 
@@ -538,12 +529,14 @@ void linear_backward(float *dx, float *dW, float *db, const float *dout, const f
 KERNEL static void layernorm_group(float *restrict out, float *restrict normal, float *restrict inv_std,
                                    const float *restrict x, const float *restrict w, const float *restrict b,
                                    size_t rows, size_t d) {
-    double mean[GROUP];
-    for (size_t r = 0; r < rows; r++) mean[r] = row_sum(x + r * d, d) / (double)d;
+    double mean[GROUP] = {0}, square[GROUP] = {0};
+    for (size_t r = 0; r < rows; r++) mean[r] = row_sum(x + r * d, d);
+    for (size_t r = 0; r < GROUP; r++) mean[r] /= (double)d;
     for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < d; j++) normal[r * d + j] = f32((double)x[r * d + j] - mean[r]);
-    for (size_t r = 0; r < rows; r++)
-        inv_std[r] = f32(1.0 / sqrt(row_dot(normal + r * d, normal + r * d, d) / (double)d + 1e-5));
+    for (size_t r = 0; r < rows; r++) square[r] = row_dot(normal + r * d, normal + r * d, d);
+    for (size_t r = 0; r < GROUP; r++) square[r] = 1.0 / sqrt(square[r] / (double)d + 1e-5);
+    for (size_t r = 0; r < rows; r++) inv_std[r] = f32(square[r]);
     for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < d; j++) {
             const float y = f32((double)normal[r * d + j] * inv_std[r]);
@@ -556,7 +549,7 @@ void layernorm_forward(float *out, float *normal, float *inv_std, const float *x
                        size_t rows, size_t d) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, min_size(GROUP, rows - r), d);
+        layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, smaller(GROUP, rows - r), d);
 }
 
 /* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the mean
@@ -565,8 +558,7 @@ void layernorm_forward(float *out, float *normal, float *inv_std, const float *x
 KERNEL static void layernorm_backward_group(float *restrict dx, const float *restrict dout,
                                             const float *restrict normal, const float *restrict inv_std,
                                             const float *restrict w, size_t rows, size_t d) {
-    double g_mean[GROUP];
-    float gn_mean[GROUP];
+    double g_mean[GROUP] = {0}, gn_mean[GROUP] = {0};
     for (size_t r = 0; r < rows; r++) {
         double g_sum[LANES] = {0}, gn_sum[LANES] = {0};
         const float *o = dout + r * d, *n = normal + r * d;
@@ -584,22 +576,25 @@ KERNEL static void layernorm_backward_group(float *restrict dx, const float *res
             sum += (double)g;
             sum_n += (double)g * n[i];
         }
-        g_mean[r] = sum / (double)d;
-        gn_mean[r] = f32(sum_n / (double)d);
+        g_mean[r] = sum;
+        gn_mean[r] = sum_n;
     }
-    for (size_t r = 0; r < rows; r++)
+    for (size_t r = 0; r < GROUP; r++) g_mean[r] /= (double)d, gn_mean[r] /= (double)d;
+    for (size_t r = 0; r < rows; r++) {
+        const float n_mean = f32(gn_mean[r]);
         for (size_t j = 0; j < d; j++) {
             const float g = f32((double)dout[r * d + j] * w[j]);
-            const float change = f32(((double)g - g_mean[r]) - (double)normal[r * d + j] * gn_mean[r]);
+            const float change = f32(((double)g - g_mean[r]) - (double)normal[r * d + j] * (double)n_mean);
             dx[r * d + j] = f32((double)dx[r * d + j] + (double)change * inv_std[r]);
         }
+    }
 }
 
 void layernorm_backward(float *dx, float *dw, float *db, const float *dout, const float *normal, const float *inv_std,
                         const float *w, size_t rows, size_t d) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        layernorm_backward_group(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, min_size(GROUP, rows - r),
+        layernorm_backward_group(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, smaller(GROUP, rows - r),
                                  d);
     column_sums(dw, dout, normal, rows, d);
     column_sums(db, dout, NULL, rows, d);
@@ -638,7 +633,7 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
 static void softmax(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        softmax_group(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, min_size(GROUP, rows - r),
+        softmax_group(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, smaller(GROUP, rows - r),
                       n);
 }
 
@@ -662,16 +657,28 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
     const size_t step = slice(rows);
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += step)
-        cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, min_size(step, rows - r), n);
+        cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, smaller(step, rows - r), n);
 }
 
 /* ---- Attention ---- */
 
 static size_t n_rows(const Attention *a) { return a->n_queries * a->n_lists; }
 
-/* Query i belongs to list_of(i) and stands at place_of(i): it sees the keys 0 .. place_of(i). */
-TENSOR_INLINE size_t list_of(const Attention *a, size_t i) { return i % a->n_lists; }
-TENSOR_INLINE size_t place_of(const Attention *a, size_t i) { return a->seq_len - a->n_queries + i / a->n_lists; }
+/* Queries of one position, of GROUP lists or what is left, are worked off together: they see the same number of keys. */
+typedef struct {
+    size_t list, query, rows, seen;
+    const uint32_t *key_row;
+} Group;
+
+static size_t n_groups(const Attention *a) { return (a->n_lists + GROUP - 1) / GROUP * a->n_queries; }
+
+static Group group_at(const Attention *a, size_t number) {
+    const size_t per_position = (a->n_lists + GROUP - 1) / GROUP, place = number / per_position;
+    const size_t list = number % per_position * GROUP;
+    const Group g = {list, place * a->n_lists + list, smaller(GROUP, a->n_lists - list),
+                     a->seq_len - a->n_queries + place + 1, a->key_row + list * a->seq_len};
+    return g;
+}
 
 /* dot[u] = x . y[u], eight rows y at once, each in the order of row_dot: x is converted to double only once. */
 TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const y[8], size_t d) {
@@ -695,36 +702,37 @@ TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const 
         for (size_t u = 0; u < 8; u++) dot[u] += (double)x[i] * (double)y[u][i];
 }
 
-/* out[s] = f32(scale x . rows[index[s]]) for n rows of width d. */
-TENSOR_INLINE void dots(float *out, const float *x, const float *rows, const uint32_t *index, size_t n, size_t d,
-                        double scale) {
-    for (size_t s = 0; s < n; s += 8) {
-        const float *y[8];
-        double dot[8];
-        float rounded[8];
-        for (size_t u = 0; u < 8; u++) y[u] = rows + index[s + u < n ? s + u : s] * d;
-        eight_dots(dot, x, y, d);
-        for (size_t u = 0; u < 8; u++) rounded[u] = f32(dot[u] * scale);
-        for (size_t u = 0; u < 8 && s + u < n; u++) out[s + u] = rounded[u];
+/* out[i][s] = f32(scale x[x_row[i]] . y[key_row[s]]) for the group's queries i (or x[i], where x_row is NULL) and the keys
+ * that they see, eight keys at a time; `unseen` for the other keys. */
+TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float unseen, const float *x,
+                              const uint32_t *x_row, const float *y, size_t d, double scale) {
+    const size_t T = a->seq_len;
+    double dot[GROUP * 8];
+    float rounded[GROUP * 8];
+    for (size_t i = 0; i < GROUP * 8; i++) dot[i] = 0.0;
+    for (size_t s0 = 0; s0 < T; s0 += 8) {
+        for (size_t r = 0; r < g.rows && s0 < g.seen; r++) {
+            const float *keys[8];
+            for (size_t u = 0; u < 8; u++) keys[u] = y + g.key_row[r * T + (s0 + u < g.seen ? s0 + u : s0)] * d;
+            eight_dots(dot + r * 8, x + (x_row ? x_row[g.query + r] : g.query + r) * d, keys, d);
+        }
+        for (size_t i = 0; i < GROUP * 8; i++) rounded[i] = f32(dot[i] * scale);
+        for (size_t r = 0; r < g.rows; r++)
+            for (size_t u = 0; u < 8 && s0 + u < T; u++)
+                out[(g.query + r) * T + s0 + u] = s0 + u < g.seen ? rounded[r * 8 + u] : unseen;
     }
 }
 
-KERNEL static void attention_scores(const Attention *a, float *scores, const float *q, const float *k, size_t begin,
-                                    size_t end) {
-    const size_t T = a->seq_len, d = a->d_key;
-    const double scale = (double)a->scale;
-    for (size_t i = begin; i < end; i++) {
-        const size_t seen = place_of(a, i) + 1;
-        dots(scores + i * T, q + a->query_row[i] * d, k, a->key_row + list_of(a, i) * T, seen, d, scale);
-        for (size_t s = seen; s < T; s++) scores[i * T + s] = -INFINITY;
-    }
+KERNEL static void attention_pattern_group(const Attention *a, Group g, float *pattern, const float *q,
+                                           const float *k) {
+    float *p = pattern + g.query * a->seq_len;
+    group_dots(a, g, pattern, -INFINITY, q, a->query_row, k, a->d_key, (double)a->scale);
+    softmax_group(p, p, NULL, NULL, g.rows, a->seq_len);
 }
 
 void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k) {
-    const size_t n = n_rows(a), step = slice(n);
     PARALLEL_FOR
-    for (size_t i = 0; i < n; i += step) attention_scores(a, pattern, q, k, i, min_size(n, i + step));
-    softmax_forward(pattern, pattern, n, a->seq_len);
+    for (size_t i = 0; i < n_groups(a); i++) attention_pattern_group(a, group_at(a, i), pattern, q, k);
 }
 
 /* sum[j] = sum over s of weight[s] * rows[index[s]][j], for n columns of rows of width d. */
@@ -739,47 +747,42 @@ TENSOR_INLINE void weighted_sum(double sum[COLUMNS], const float *weight, const 
     for (size_t j = 0; j < n; j++) sum[j] = t[j];
 }
 
-KERNEL static void attention_values_slice(const Attention *a, float *z, const float *pattern, const float *v,
-                                          size_t begin, size_t end) {
+KERNEL static void attention_values_group(const Attention *a, Group g, float *z, const float *pattern,
+                                          const float *v) {
     const size_t T = a->seq_len, d = a->d_value;
     double sum[COLUMNS];
-    for (size_t i = begin; i < end; i++) {
-        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
-        const size_t seen = place_of(a, i) + 1;
+    for (size_t r = 0; r < g.rows; r++) {
+        const float *p = pattern + (g.query + r) * T;
+        float *to = z + (g.query + r) * d;
         size_t j = 0;
         for (; j + COLUMNS <= d; j += COLUMNS) {
-            weighted_sum(sum, pattern + i * T, v + j, key_row, seen, d, COLUMNS);
-            for (size_t c = 0; c < COLUMNS; c++) z[i * d + j + c] = f32(sum[c]);
+            weighted_sum(sum, p, v + j, g.key_row + r * T, g.seen, d, COLUMNS);
+            for (size_t c = 0; c < COLUMNS; c++) to[j + c] = f32(sum[c]);
         }
-        if (j < d) weighted_sum(sum, pattern + i * T, v + j, key_row, seen, d, d - j);
-        for (size_t c = 0; j + c < d; c++) z[i * d + j + c] = f32(sum[c]);
+        if (j < d) weighted_sum(sum, p, v + j, g.key_row + r * T, g.seen, d, d - j);
+        for (size_t c = 0; j + c < d; c++) to[j + c] = f32(sum[c]);
     }
 }
 
 void attention_values(const Attention *a, float *z, const float *pattern, const float *v) {
-    const size_t n = n_rows(a), step = slice(n);
     PARALLEL_FOR
-    for (size_t i = 0; i < n; i += step) attention_values_slice(a, z, pattern, v, i, min_size(n, i + step));
+    for (size_t i = 0; i < n_groups(a); i++) attention_values_group(a, group_at(a, i), z, pattern, v);
 }
 
 /* z = sum_s p_s v_s gives dL/dp_s = dz . v_s and dL/dv_s += p_s dz. p = softmax(score) gives dp_s/dscore_u =
  * p_s ([s=u] - p_u), so dL/dscore_s = p_s (dL/dp_s - sum_u p_u dL/dp_u). score_s = scale q . k_s gives
  * dL/dq = sum_s scale dscore_s k_s, dL/dk_s += scale dscore_s q. (The factor goes into dscores.) */
-KERNEL static void attention_dscores(const Attention *a, float *dscores, const float *dz, const float *pattern,
-                                     const float *v, size_t begin, size_t end) {
-    const size_t T = a->seq_len, d = a->d_value;
-    const double scale = (double)a->scale;
-    for (size_t i = begin; i < end; i++) {
-        const size_t seen = place_of(a, i) + 1;
-        dots(dscores + i * T, dz + i * d, v, a->key_row + list_of(a, i) * T, seen, d, 1.0);
-        for (size_t s = seen; s < T; s++) dscores[i * T + s] = 0.0f;
-    }
-    for (size_t i = begin; i < end; i++) {
-        float *ds = dscores + i * T;
-        const float *p = pattern + i * T;
-        const double mean = row_dot(p, ds, T);
-        for (size_t s = 0; s < T; s++) ds[s] = f32((double)p[s] * ((double)ds[s] - mean) * scale);
-    }
+KERNEL static void attention_dscores(const Attention *a, Group g, float *dscores, const float *dz,
+                                     const float *pattern, const float *v) {
+    const size_t T = a->seq_len;
+    double mean[GROUP];
+    float *ds = dscores + g.query * T;
+    const float *p = pattern + g.query * T;
+    group_dots(a, g, dscores, 0.0f, dz, NULL, v, a->d_value, 1.0);
+    for (size_t r = 0; r < g.rows; r++) mean[r] = row_dot(p + r * T, ds + r * T, T);
+    for (size_t r = 0; r < g.rows; r++)
+        for (size_t s = r * T; s < (r + 1) * T; s++)
+            ds[s] = f32((double)p[s] * ((double)ds[s] - mean[r]) * (double)a->scale);
 }
 
 /* sum[j] += weight * x[j]. */
@@ -802,21 +805,19 @@ KERNEL static void attention_dkv(const Attention *a, double *sum, const float *w
                        x + (x_row ? x_row[i + list] : i + list) * d, d);
 }
 
-/* The queries of one position, from all keys that they see. */
-KERNEL static void attention_dq(const Attention *a, double *dq, const float *dscores, const float *k, size_t begin,
-                                size_t end) {
+/* dq (q_rows, d_key) += the group's queries, from all keys that they see. */
+KERNEL static void attention_dq(const Attention *a, Group g, double *dq, const float *dscores, const float *k) {
     const size_t T = a->seq_len, d = a->d_key;
     double sum[COLUMNS];
-    for (size_t i = begin; i < end; i++) {
-        const uint32_t *key_row = a->key_row + list_of(a, i) * T;
-        const size_t seen = place_of(a, i) + 1;
-        double *to = dq + a->query_row[i] * d;
+    for (size_t r = 0; r < g.rows; r++) {
+        const float *ds = dscores + (g.query + r) * T;
+        double *to = dq + a->query_row[g.query + r] * d;
         size_t j = 0;
         for (; j + COLUMNS <= d; j += COLUMNS) {
-            weighted_sum(sum, dscores + i * T, k + j, key_row, seen, d, COLUMNS);
+            weighted_sum(sum, ds, k + j, g.key_row + r * T, g.seen, d, COLUMNS);
             for (size_t c = 0; c < COLUMNS; c++) to[j + c] += sum[c];
         }
-        if (j < d) weighted_sum(sum, dscores + i * T, k + j, key_row, seen, d, d - j);
+        if (j < d) weighted_sum(sum, ds, k + j, g.key_row + r * T, g.seen, d, d - j);
         for (size_t c = 0; j + c < d; c++) to[j + c] += sum[c];
     }
 }
@@ -829,16 +830,17 @@ size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) *
 
 void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
                         const float *dz, const float *pattern, const float *q, const float *k, const float *v) {
-    const size_t n = n_rows(a), step = slice(n), T = a->seq_len;
+    const size_t T = a->seq_len, per_position = n_groups(a) / a->n_queries;
     double *q_sum = scratch, *k_sum = q_sum + a->q_rows * a->d_key, *v_sum = k_sum + a->kv_rows * a->d_key;
     for (size_t i = 0; i < attention_scratch(a); i++) scratch[i] = 0.0;
     PARALLEL_FOR
-    for (size_t i = 0; i < n; i += step) attention_dscores(a, dscores, dz, pattern, v, i, min_size(n, i + step));
+    for (size_t i = 0; i < n_groups(a); i++) attention_dscores(a, group_at(a, i), dscores, dz, pattern, v);
     PARALLEL_FOR
     for (size_t task = 0; task < a->n_queries + 2 * T; task++) {
-        if (task < a->n_queries)
-            attention_dq(a, q_sum, dscores, k, task * a->n_lists, (task + 1) * a->n_lists);
-        else if (task < a->n_queries + T)
+        for (size_t i = 0; i < per_position && task < a->n_queries; i++)
+            attention_dq(a, group_at(a, task * per_position + i), q_sum, dscores, k);
+        if (task < a->n_queries) continue;
+        if (task < a->n_queries + T)
             attention_dkv(a, k_sum, dscores, q, a->query_row, a->d_key, task - a->n_queries);
         else
             attention_dkv(a, v_sum, pattern, dz, NULL, a->d_value, task - a->n_queries - T);
@@ -924,5 +926,5 @@ void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, co
     const size_t share = slice(n);
     PARALLEL_FOR
     for (size_t i = 0; i < n; i += share)
-        adam_slice(adam, step, x + i, m + i, v + i, gradient + i, min_size(share, n - i));
+        adam_slice(adam, step, x + i, m + i, v + i, gradient + i, smaller(share, n - i));
 }

@@ -44,15 +44,18 @@ extern "C" {
 #define TENSOR_PRINTF(text, args)
 #endif
 
+TENSOR_INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
 /* x rounded to float, ties to even; what is smaller than FLT_MIN becomes +0, so that no stored float is subnormal.
  * Where the compiler computes in a wider format, only a store rounds: hence the volatile. */
 TENSOR_INLINE float f32(double x) {
+    const double flushed = fabs(x) < (double)FLT_MIN ? 0.0 : x;
 #if defined FLT_EVAL_METHOD && FLT_EVAL_METHOD == 0
-    float y = (float)x;
+    return (float)flushed;
 #else
-    volatile float y = (float)x;
+    volatile float y = (float)flushed;
+    return y;
 #endif
-    return fabs(x) < (double)FLT_MIN ? 0.0f : y;
 }
 
 /* Sets this thread's floating-point unit to round doubles to 53 bits, which the x87 and the 68881 don't by default.
