@@ -684,14 +684,19 @@ void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_
 }
 
 Recipe recipe_original(void) {
-    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f};
+    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f, 0.0f};
     return r;
 }
 
 Recipe recipe_default(void) {
-    const Recipe r = {0, 24000, 0, 50000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.25f};
+    const Recipe r = {0, 24000, 0, 50000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.5f, 0.5f};
     return r;
 }
+
+/* Most random lists soon have nothing more to teach. So lists whose loss is above HARD_LOSS are collected, and share
+ * `hard` of every batch is drawn from the collection. */
+#define HARD_LOSS 0.02f
+enum { HARD_LISTS = 8192 };
 
 static void lay_out_trainer(Layout *m, Trainer *t) {
     const Recipe *r = &t->recipe;
@@ -699,7 +704,11 @@ static void lay_out_trainer(Layout *m, Trainer *t) {
     t->lists = lay_words(m, r->trainset_size, T), t->medians = lay_words(m, r->trainset_size, 1);
     t->order = lay_words(m, r->trainset_size, 1);
     t->batch = lay_words(m, r->batch_size, T), t->batch_medians = lay_words(m, r->batch_size, 1);
+    t->batch_loss = lay_floats(m, r->batch_size, 1, 1);
     t->val_lists = lay_words(m, r->valset_size, T), t->val_medians = lay_words(m, r->valset_size, 1);
+    t->hard_room = r->hard > 0 && r->trainset_size == 0 ? HARD_LISTS : 0;
+    t->hard = lay_words(m, t->hard_room, T), t->hard_medians = lay_words(m, t->hard_room, 1);
+    t->drawn = lay_words(m, r->batch_size, 1);
 }
 
 /* A large batch is worked off in shares of so many lists, whose gradients add up: what a share computes stays in the
@@ -752,12 +761,40 @@ void trainer_free(Trainer *t) {
     memset(t, 0, sizeof *t);
 }
 
+/* Once the collection of hard lists is full, the first lists of a batch are drawn from it. */
+static size_t draw_hard_lists(Trainer *t) {
+    const size_t T = t->model.config.seq_len, full = t->hard_room && t->n_hard == t->hard_room;
+    t->n_drawn = full ? (size_t)((double)t->recipe.hard * (double)t->recipe.batch_size) : 0;
+    for (size_t i = 0; i < t->n_drawn; i++) {
+        t->drawn[i] = mt_next(&t->data) % (uint32_t)t->hard_room;
+        memcpy(t->batch + i * T, t->hard + t->drawn[i] * T, T * sizeof *t->batch);
+        t->batch_medians[i] = t->hard_medians[t->drawn[i]];
+    }
+    return t->n_drawn;
+}
+
+/* A fresh list with a great loss is kept: where there is room, or in the place of a drawn one that has become easier. */
+static void keep_hard_lists(Trainer *t, size_t n) {
+    const size_t T = t->model.config.seq_len;
+    size_t drawn = 0;
+    for (size_t i = t->n_drawn; t->hard_room && i < n; i++) {
+        if (t->batch_loss[i] <= HARD_LOSS) continue;
+        while (drawn < t->n_drawn && t->batch_loss[drawn] > t->batch_loss[i]) drawn++;
+        if (t->n_hard == t->hard_room && drawn == t->n_drawn) return;
+        const size_t place = t->n_hard < t->hard_room ? t->n_hard++ : t->drawn[drawn++];
+        memcpy(t->hard + place * T, t->batch + i * T, T * sizeof *t->batch);
+        t->hard_medians[place] = t->batch_medians[i];
+    }
+}
+
 /* The lists of the next step into t->batch; returns how many. */
 static size_t next_batch(Trainer *t) {
     const Recipe *r = &t->recipe;
     const size_t T = t->model.config.seq_len;
     if (r->trainset_size == 0) {
-        make_training_lists(&t->data, t->batch, t->batch_medians, r->batch_size, t->model.config.max_num, T, r->balanced);
+        const size_t first = draw_hard_lists(t);
+        make_training_lists(&t->data, t->batch + first * T, t->batch_medians + first, r->batch_size - first,
+                            t->model.config.max_num, T, r->balanced);
         return r->batch_size;
     }
     const size_t at = t->step % t->steps_per_epoch * r->batch_size, n = smaller(r->batch_size, r->trainset_size - at);
@@ -825,12 +862,14 @@ int trainer_step(Trainer *t) {
     for (size_t at = 0; at < n; at += t->run.capacity) {
         model_forward(&t->model, &t->run, t->batch + at * T, smaller(t->run.capacity, n - at), NULL);
         t->loss += loss_sum(&t->run, t->batch_medians + at);
+        memcpy(t->batch_loss + at, t->run.loss, t->run.n_lists * sizeof(float));
         right += count_right(&t->run, t->batch_medians + at);
         add_gradient(&t->model, &t->run, t->batch_medians + at, f32(1.0 / (double)n), &t->gradient);
     }
     t->loss /= (double)n;
     if (!(t->loss < HUGE_VAL)) return 0;
     t->accuracy = (double)right / (double)n;
+    keep_hard_lists(t, n);
     t->lr = learning_rate(t);
     Adam adam = t->recipe.adam;
     adam.lr = t->lr;
@@ -907,6 +946,7 @@ const Setting settings[] = {
     {"normalization", SETTING_CHOICE, CONFIG(normalization), 0, 1, "none|LN", "layer normalization or none"},
     {"trainset-size", SETTING_COUNT, RECIPE(trainset_size), 0, 1e9, NULL, "training lists; 0: fresh ones every step"},
     {"balanced", SETTING_REAL, RECIPE(balanced), 0, 1, NULL, "share of training lists with every median equally likely"},
+    {"hard", SETTING_REAL, RECIPE(hard), 0, 1, NULL, "share of a batch that are lists met before and found hard"},
     {"valset-size", SETTING_COUNT, RECIPE(valset_size), 0, 1e9, NULL, "validation lists"},
     {"epochs", SETTING_COUNT, RECIPE(epochs), 0, 1e9, NULL, "passes over the training lists"},
     {"steps", SETTING_COUNT, RECIPE(steps), 0, 4e9, NULL, "training steps, in place of epochs"},
@@ -3636,7 +3676,7 @@ static const Command commands[] = {
     {"tour", command_tour, ON_LISTS "color width ", NULL, 20000, 1000, 512, SIZE_MAX, RUN_ALL_POSITIONS, "the journey on a trained model"},
     {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, 0, 0, RUN_FORWARD, "prints lists and their medians"},
     {"train", command_train,
-     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced seed "
+     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced hard seed "
      "no-shuffle keep init resume out log save-every ",
      NULL, 1, 23, 0, 0, RUN_FORWARD, "trains a model"},
     {"info", command_info, " model ", NULL, 1, 1, 1, 1, RUN_FORWARD, "a checkpoint's configuration, recipe, tensors, hash"},

@@ -205,6 +205,7 @@ typedef struct {
     size_t keep_best;       /* 1: the weights with the best validation accuracy, 0: the last */
     Adam adam;
     float balanced;         /* share of the training lists whose medians are evenly distributed */
+    float hard;             /* share of a batch of fresh lists that are drawn from those found hard before */
 } Recipe;
 
 Recipe recipe_default(void);
@@ -217,6 +218,10 @@ typedef struct {
     Run run;
     Mt19937 data, order_mt;
     uint32_t *lists, *medians, *order, *batch, *batch_medians, *val_lists, *val_medians;
+    float *batch_loss;
+    uint32_t *hard, *hard_medians; /* (hard_room, seq_len), (hard_room): the hard lists, n_hard of them */
+    uint32_t *drawn;               /* which of them are the first n_drawn of the batch */
+    size_t n_hard, hard_room, n_drawn;
     size_t step, total_steps, steps_per_epoch;
     float lr;               /* of the last step */
     double loss, accuracy;  /* of its batch */
