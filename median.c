@@ -910,18 +910,33 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
     text->data[text->size] = 0;
 }
 
-void text_add_args(Text *text, const char *format, va_list args) {
-    char line[1000];
-    va_list again;
-    va_copy(again, args);
-    const int n = vsnprintf(line, sizeof line, format, args);
-    if (n < 0) text->failed = 1;
-    else if ((size_t)n < sizeof line) text_bytes(text, line, (size_t)n);
-    else if (text_reserve(text, (size_t)n)) {
-        vsnprintf(text->data + text->size, (size_t)n + 1, format, again);
-        text->size += (size_t)n;
+/* printf says nan, -nan or -nan(ind), as the machine and its C library like. Of such a word's sign and padding, a space is
+ * left, if there was one. Returns the new length of text, which has n characters. */
+static size_t tidy_nan(char *text, size_t n) {
+    for (char *at = text; (at = strstr(at, "nan")) != NULL; at += 3) {
+        char *begin = at;
+        const char *end = at + (strncmp(at, "nan(ind)", 8) == 0 ? 8 : 3);
+        while (begin > text && strchr(" +-", begin[-1])) begin--;
+        if (*begin == ' ') begin++;
+        memmove(begin, "nan", 3);
+        memmove(begin + 3, end, (size_t)(text + n - end) + 1);
+        n -= (size_t)(end - begin) - 3;
+        at = begin;
     }
-    va_end(again);
+    return n;
+}
+
+void text_add_args(Text *text, const char *format, va_list args) {
+    size_t n = 200, room; /* a guess, which is right but for long strings */
+    do {
+        if (!text_reserve(text, n)) return;
+        va_list copy;
+        va_copy(copy, args);
+        room = text->capacity - text->size;
+        n = (size_t)vsnprintf(text->data + text->size, room, format, copy);
+        va_end(copy);
+    } while (n >= room);
+    text->size += tidy_nan(text->data + text->size, n);
 }
 
 void text_add(Text *text, const char *format, ...) {
@@ -945,8 +960,8 @@ const Setting settings[] = {
     {"d-mlp", SETTING_COUNT, CONFIG(d_mlp), 0, 1048576, NULL, "hidden width of the MLP, 0 for none"},
     {"normalization", SETTING_CHOICE, CONFIG(normalization), 0, 1, "none|LN", "layer normalization or none"},
     {"trainset-size", SETTING_COUNT, RECIPE(trainset_size), 0, 1e9, NULL, "training lists; 0: fresh ones every step"},
-    {"balanced", SETTING_REAL, RECIPE(balanced), 0, 1, NULL, "share of training lists with every median equally likely"},
-    {"hard", SETTING_REAL, RECIPE(hard), 0, 1, NULL, "share of a batch that are lists met before and found hard"},
+    {"balanced", SETTING_REAL, RECIPE(balanced), 0, 1, NULL, "share of training lists with each median equally likely"},
+    {"hard", SETTING_REAL, RECIPE(hard), 0, 1, NULL, "share of a batch drawn from lists that were found hard"},
     {"valset-size", SETTING_COUNT, RECIPE(valset_size), 0, 1e9, NULL, "validation lists"},
     {"epochs", SETTING_COUNT, RECIPE(epochs), 0, 1e9, NULL, "passes over the training lists"},
     {"steps", SETTING_COUNT, RECIPE(steps), 0, 4e9, NULL, "training steps, in place of epochs"},
@@ -966,95 +981,75 @@ const size_t n_settings = sizeof settings / sizeof *settings;
 
 /* The index of `text` among the words of "one|two|three", or their number if it is none of them. */
 static size_t choice_index(const char *choices, const char *text) {
-    size_t index = 0;
-    for (const char *word = choices;; index++) {
-        const size_t length = strcspn(word, "|");
-        if (strlen(text) == length && strncmp(word, text, length) == 0) return index;
-        word += length;
-        if (!*word++) return index + 1;
+    size_t index = 0, n = strcspn(choices, "|");
+    for (; n != strlen(text) || strncmp(choices, text, n) != 0; index++, n = strcspn(choices, "|")) {
+        if (!choices[n]) return index + 1;
+        choices += n + 1;
     }
-}
-
-static void choice_word(const char *choices, size_t index, char *word, size_t size) {
-    for (; index > 0; index--) choices += strcspn(choices, "|") + 1;
-    snprintf(word, size, "%.*s", (int)strcspn(choices, "|"), choices);
+    return index;
 }
 
 /* A decimal number taken whole, within min .. max. */
-int parse_number(double *value, const char *text, double min, double max, int whole) {
+static int parse_number(double *value, const char *text, double min, double max, int whole) {
     char *end;
     if (!*text || strspn(text, whole ? "0123456789" : "0123456789.eE+-") != strlen(text)) return 0;
     *value = strtod(text, &end);
     return *end == 0 && *value >= min && *value <= max;
 }
 
-int setting_parse(const Setting *setting, void *base, const char *text, Error *error) {
-    char *place = (char *)base + setting->offset;
-    size_t count;
+int setting_parse(const Setting *s, void *base, const char *text, Error *error) {
+    char *place = (char *)base + s->offset;
+    const size_t n = s->kind == SETTING_LIST ? strlen(place) : 0;
+    const int real = s->kind == SETTING_REAL;
     double value = 0;
-    if (!*text) return fail(error, "--%s is empty", setting->name);
-    if (setting->kind == SETTING_TEXT) {
-        memcpy(place, &text, sizeof text);
-        return 1;
-    }
-    if (setting->kind == SETTING_LIST) { /* given again, an option adds to its list */
-        const size_t n = strlen(place);
-        if (n + strlen(text) + 2 > LIST_SIZE) return fail(error, "--%s is too long", setting->name);
-        snprintf(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text);
-        return 1;
-    }
-    if (setting->kind == SETTING_CHOICE) {
-        count = choice_index(setting->choices, text);
-        if (count > (size_t)setting->max) return fail(error, "--%s is '%.60s', must be one of %s", setting->name, text, setting->choices);
-    } else {
-        if (!parse_number(&value, text, setting->min, setting->max, setting->kind != SETTING_REAL))
-            return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g", setting->name, text,
-                        setting->kind == SETTING_REAL ? "" : " whole", setting->min, setting->max);
-        count = (size_t)value;
-    }
-    const float real = f32(value);
-    if (setting->kind == SETTING_REAL) memcpy(place, &real, sizeof real);
+    if (!*text) return fail(error, "--%s is empty", s->name);
+    if (s->kind == SETTING_TEXT) return memcpy(place, &text, sizeof text), 1;
+    if (s->kind == SETTING_LIST) /* given again, an option adds to its list */
+        return snprintf(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text) < (int)(LIST_SIZE - n) ||
+               fail(error, "--%s is too long", s->name);
+    if (s->kind == SETTING_CHOICE) {
+        value = (double)choice_index(s->choices, text);
+        if (value > s->max) return fail(error, "--%s is '%.60s', must be one of %s", s->name, text, s->choices);
+    } else if (!parse_number(&value, text, s->min, s->max, !real))
+        return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g", s->name, text,
+                    real ? "" : " whole", s->min, s->max);
+    const float number = f32(value);
+    const size_t count = (size_t)value;
+    if (real) memcpy(place, &number, sizeof number);
     else memcpy(place, &count, sizeof count);
     return 1;
 }
 
-void setting_print(const Setting *setting, const void *base, char *text, size_t size) {
-    const char *place = (const char *)base + setting->offset;
-    size_t count;
-    float real;
-    if (setting->kind == SETTING_REAL) {
+void setting_print(const Setting *s, const void *base, char *text, size_t size) {
+    const char *place = (const char *)base + s->offset, *word = s->choices;
+    if (s->kind == SETTING_REAL) {
+        float real;
+        int digits = 1; /* as few as still mean this float */
         memcpy(&real, place, sizeof real);
-        for (int digits = 1; digits <= 9; digits++) { /* the shortest text that means this float */
-            snprintf(text, size, "%.*g", digits, (double)real);
-            if (f32(strtod(text, NULL)) == real) break;
-        }
+        do snprintf(text, size, "%.*g", digits, (double)real);
+        while (f32(strtod(text, NULL)) != real && digits++ < 9);
         return;
     }
+    size_t count;
     memcpy(&count, place, sizeof count);
-    if (setting->kind == SETTING_CHOICE) choice_word(setting->choices, count, text, size);
-    else snprintf(text, size, "%.0f", (double)count);
-}
-
-static void add_note(Model *model, const char *key, const char *value) {
-    if (model->n_notes == MAX_NOTES) return;
-    Note *note = &model->notes[model->n_notes++];
-    snprintf(note->key, sizeof note->key, "%s", key);
-    snprintf(note->value, sizeof note->value, "%s", value);
+    for (size_t i = 0; word && i < count; i++) word += strcspn(word, "|") + 1;
+    if (word) snprintf(text, size, "%.*s", (int)strcspn(word, "|"), word);
+    else snprintf(text, size, "%zu", count);
 }
 
 void model_describe(Model *model, const Recipe *recipe) {
     const Settings all = {model->config, *recipe};
-    char value[40];
-    model->n_notes = 0;
-    for (size_t i = 0; i < n_settings; i++) {
-        setting_print(&settings[i], &all, value, sizeof value);
-        add_note(model, settings[i].name, value);
+    for (model->n_notes = 0; model->n_notes < n_settings; model->n_notes++) {
+        const Setting *setting = &settings[model->n_notes];
+        Note *note = &model->notes[model->n_notes];
+        snprintf(note->key, sizeof note->key, "%s", setting->name);
+        setting_print(setting, &all, note->value, sizeof note->value);
     }
 }
 
 /* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
 
-/* The safetensors format: eight bytes, lowest first, with the length of the header; the header, a JSON object that gives
+/* The format safetensors: eight bytes, lowest first, with the length of the header; the header, a JSON object with
  * each tensor's type, shape and place; the tensors' bytes without gaps, each number lowest byte first. */
 
 static void text_word(Text *text, uint32_t word) {
@@ -1063,66 +1058,37 @@ static void text_word(Text *text, uint32_t word) {
     text_bytes(text, bytes, 4);
 }
 
-static uint32_t read_word(const unsigned char *b) {
+static uint32_t read_word(const char *bytes) {
+    const unsigned char *b = (const unsigned char *)bytes;
     return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
 }
 
-/* The header's line for one tensor of 4-byte numbers. */
-static void describe_tensor(Text *header, const char *name, const char *type, const size_t *shape, size_t n_dims,
-                            double *offset) {
-    double size = 4;
-    text_add(header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", name, type);
-    for (size_t i = 0; i < n_dims; i++) {
-        text_add(header, "%s%.0f", i ? "," : "", (double)shape[i]);
-        size *= (double)shape[i];
-    }
-    text_add(header, "],\"data_offsets\":[%.0f,%.0f]}", *offset, *offset + size);
-    *offset += size;
-}
-
-static void text_floats(Text *text, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t word;
-        memcpy(&word, &x[i], 4);
-        text_word(text, word);
-    }
-}
-
-static void text_quoted(Text *text, const char *string) {
-    text_bytes(text, "\"", 1);
-    for (; *string; string++) text_add(text, *string == '"' || *string == '\\' ? "\\%c" : "%c", *string);
-    text_bytes(text, "\"", 1);
-}
-
-/* The file's bytes. `more` are further flat arrays, as a training under way has. */
-void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more) {
-    Text header = {0};
-    double offset = 0;
+void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more) {
+    Text header = {0}, data = {0};
     text_add(&header, "{\"__metadata__\":{");
-    for (size_t i = 0; i < model->n_notes; i++) {
-        if (i) text_bytes(&header, ",", 1);
-        text_quoted(&header, model->notes[i].key);
-        text_bytes(&header, ":", 1);
-        text_quoted(&header, model->notes[i].value);
-    }
+    for (size_t i = 0; i < model->n_notes; i++)
+        text_add(&header, "%s\"%s\":\"%s\"", i ? "," : "", model->notes[i].key, model->notes[i].value);
     text_add(&header, "}");
-    for (size_t i = 0; i < model->n_tensors; i++)
-        describe_tensor(&header, model->tensors[i].name, "F32", model->tensors[i].shape, model->tensors[i].n_dims, &offset);
-    for (size_t i = 0; i < n_more; i++)
-        describe_tensor(&header, more[i].name, more[i].floats ? "F32" : "U32", &more[i].size, 1, &offset);
+    for (size_t i = 0; i < model->n_tensors + n_more; i++) {
+        const Tensor *t = i < model->n_tensors ? &model->tensors[i] : &more[i - model->n_tensors];
+        text_add(&header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%zu", t->name, t->words ? "U32" : "F32", t->shape[0]);
+        for (size_t j = 1; j < t->n_dims; j++) text_add(&header, ",%zu", t->shape[j]);
+        text_add(&header, "],\"data_offsets\":[%zu,%zu]}", data.size, data.size + 4 * t->size);
+        for (size_t j = 0; j < t->size; j++) {
+            uint32_t word;
+            memcpy(&word, t->words ? (const void *)&t->words[j] : (const void *)&t->data[j], 4);
+            text_word(&data, word);
+        }
+    }
     text_add(&header, "}");
     while (header.size % 8 && !header.failed) text_add(&header, " ");
-
     text_word(file, (uint32_t)header.size);
     text_word(file, 0);
     text_bytes(file, header.data, header.size);
-    for (size_t i = 0; i < model->n_tensors; i++) text_floats(file, model->tensors[i].data, model->tensors[i].size);
-    for (size_t i = 0; i < n_more; i++)
-        for (size_t j = 0; j < more[i].size; j++)
-            if (more[i].floats) text_floats(file, more[i].floats + j, 1);
-            else text_word(file, more[i].words[j]);
-    file->failed |= header.failed;
+    text_bytes(file, data.data, data.size);
+    file->failed |= header.failed | data.failed;
     text_free(&header);
+    text_free(&data);
 }
 
 /* A device or a pipe, as far as the platform can tell. */
@@ -1136,339 +1102,254 @@ static int is_special(const char *path) {
 #endif
 }
 
-/* rename; where it does not replace an existing file (Windows), the old one is removed first. */
-static int replace_file(const char *from, const char *to) {
-#ifdef _WIN32
-    remove(to);
-#endif
-    return rename(from, to);
-}
-
 /* Writes beside the target, then renames: whatever goes wrong, the target is either the old file or the whole new one.
  * What is no regular file, a pipe or a device, is written straight. */
 int write_file(const char *path, const Text *text, Error *error) {
-    char beside[4100];
-    if (text->failed) return fail(error, "out of memory while preparing %.200s", path);
-    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
-        return fail(error, "the name %.60s... is too long", path);
+    char place[4100];
     const int straight = is_special(path);
-    FILE *f = fopen(straight ? path : beside, "wb");
+    if (text->failed) return fail(error, "out of memory while preparing %.200s", path);
+    if (snprintf(place, sizeof place, straight ? "%s" : "%s.tmp", path) >= (int)sizeof place)
+        return fail(error, "the name %.60s... is too long", path);
+    FILE *f = fopen(place, "wb");
     if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
-    const int written = (text->size == 0 || fwrite(text->data, 1, text->size, f) == text->size) && fflush(f) == 0;
-    int reason = errno;
-    if (fclose(f) != 0 && written) reason = errno;
-    else if (written) reason = 0;
-    if (reason == 0 && !straight && replace_file(beside, path) != 0) reason = errno ? errno : EIO;
-    if (reason == 0) return 1;
-    if (!straight) remove(beside);
-    return fail(error, "cannot write %.200s: %s", path, strerror(reason));
+    int good = text->size == 0 || fwrite(text->data, 1, text->size, f) == text->size, reason = errno;
+    if (fclose(f) != 0 && good) good = 0, reason = errno;
+#ifdef _WIN32
+    if (good && !straight) remove(path); /* there, rename does not replace a file */
+#endif
+    if (good && !straight && rename(place, path) != 0) good = 0, reason = errno;
+    if (!good && !straight) remove(place);
+    return good || fail(error, "cannot write %.200s: %s", path, strerror(reason));
 }
 
-int model_save(const Model *model, const char *path, Error *error) {
+static int save(const Model *model, const Tensor *more, size_t n_more, const char *path, Error *error) {
     Text file = {0};
-    checkpoint_text(&file, model, NULL, 0);
+    checkpoint_text(&file, model, more, n_more);
     const int done = write_file(path, &file, error);
     text_free(&file);
     return done;
 }
 
-/* Reading trusts nothing. The header is a JSON object of fixed depth, so a few functions that each read one thing are
- * enough; each returns 0 after a fault, and the first fault is the one that is told. */
+int model_save(const Model *model, const char *path, Error *error) { return save(model, NULL, 0, path, error); }
+
+/* -- reading, which trusts nothing -- */
+
+#define MAX_HEADER 4194304.0
+#define MAX_WHOLE 9007199254740992.0 /* 2^53: all that a double counts exactly, and more than any file has */
+
+/* What the header says of a tensor; place: where its bytes begin and end, among those of all. */
 typedef struct {
-    const char *at, *end;
-    const char *path;
-    Error *error;
-} Json;
-
-static int bad(const Json *json, const char *what) {
-    return fail(json->error, "%.200s: bad header: %s", json->path, what);
-}
-
-static int json_skip_space(Json *json) {
-    while (json->at < json->end && strchr(" \t\r\n", *json->at) && *json->at) json->at++;
-    return json->at < json->end;
-}
-
-static int json_is(Json *json, char c) {
-    if (!json_skip_space(json) || *json->at != c) return 0;
-    json->at++;
-    return 1;
-}
-
-static int json_hex4(Json *json, unsigned *value) {
-    *value = 0;
-    for (int i = 0; i < 4; i++, json->at++) {
-        const char *digits = "0123456789abcdefABCDEF", *digit = json->at < json->end && *json->at ? strchr(digits, *json->at) : NULL;
-        if (!digit) return bad(json, "a \\u escape lacks four hexadecimal digits");
-        *value = *value * 16 + (unsigned)(digit - digits < 16 ? digit - digits : digit - digits - 6);
-    }
-    return 1;
-}
-
-/* A string; what lies beyond ASCII or is a control character becomes '?', since no name or value that we use has such. */
-static int json_string(Json *json, char *text, size_t size) {
-    size_t n = 0;
-    if (!json_is(json, '"')) return bad(json, "a string is missing");
-    while (json->at < json->end && *json->at != '"') {
-        unsigned c = (unsigned char)*json->at++;
-        if (c < 32) return bad(json, "a control character in a string");
-        if (c == '\\') {
-            const char *from = "\"\\/bfnrt", *to = "\"\\/?????";
-            const char *escape = json->at < json->end && *json->at ? strchr(from, *json->at) : NULL;
-            if (json->at < json->end && *json->at == 'u') {
-                json->at++;
-                if (!json_hex4(json, &c)) return 0;
-            } else if (escape) {
-                json->at++;
-                c = (unsigned char)to[escape - from];
-            } else
-                return bad(json, "an unknown escape in a string");
-        }
-        if (n + 1 >= size) return bad(json, "a string is too long");
-        text[n++] = c >= 32 && c < 127 ? (char)c : '?';
-    }
-    text[n] = 0;
-    return json_is(json, '"') || bad(json, "a string does not end");
-}
-
-/* A whole number up to 2^53, which is all that a double holds exactly and more than any file has. */
-static int json_number(Json *json, double *value) {
-    *value = 0;
-    if (!json_skip_space(json) || *json->at < '0' || *json->at > '9') return bad(json, "a whole number is missing");
-    if (*json->at == '0' && json->at + 1 < json->end && json->at[1] >= '0' && json->at[1] <= '9')
-        return bad(json, "a number begins with 0");
-    for (; json->at < json->end && *json->at >= '0' && *json->at <= '9'; json->at++) {
-        *value = *value * 10 + (*json->at - '0');
-        if (*value > 9007199254740992.0) return bad(json, "a number is too great");
-    }
-    return 1;
-}
-
-static int json_numbers(Json *json, double *values, size_t max, size_t *n) {
-    *n = 0;
-    if (!json_is(json, '[')) return bad(json, "a list of numbers is missing");
-    if (json_is(json, ']')) return 1;
-    do {
-        if (*n == max) return bad(json, "a list of numbers is too long");
-        if (!json_number(json, &values[(*n)++])) return 0;
-    } while (json_is(json, ','));
-    return json_is(json, ']') || bad(json, "a list of numbers does not end");
-}
-
-#define MAX_DIMS 8
-typedef struct {
-    char name[200], type[8];
+    char name[200], type[16];
     size_t n_dims;
-    double shape[MAX_DIMS], begin, end;
+    double shape[8], place[2];
     int used;
 } Entry;
 
+/* A file under inspection. The first fault is the one that is told: it moves `at` to an end, and no more is read. */
 typedef struct {
-    const char *path;
-    Entry *entries;
-    size_t n_entries, capacity;
-    unsigned char *bytes; /* of the tensors */
+    Error error;
+    int failed;
+    const char *at;   /* how far the header has been read; NULL before and after */
+    Text text, index; /* the file, and a zero; the entries as bytes */
+    Entry *entries;   /* sorted by name in the end */
+    size_t data, n_entries, n_notes; /* data: where in text the tensors begin */
     Note notes[MAX_NOTES];
-    size_t n_notes;
 } Checkpoint;
 
-static void checkpoint_free(Checkpoint *file) {
-    free(file->entries);
-    free(file->bytes);
+TENSOR_PRINTF(2, 3) static int bad(Checkpoint *file, const char *format, ...) {
+    char place[50] = "", what[300];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    if (file->failed) return 0;
+    if (file->at) snprintf(place, sizeof place, " (bad header at byte %zu)", (size_t)(file->at - file->text.data));
+    file->failed = 1;
+    file->at = "";
+    return fail(&file->error, "%s%s", what, place);
 }
 
-static double type_size(const char *type) {
-    static const struct {
-        const char *type;
-        double size;
-    } types[] = {{"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
-                 {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4}, {"F64", 8}, {"I64", 8}, {"U64", 8}};
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        if (strcmp(types[i].type, type) == 0) return types[i].size;
-    return 0;
+static int next_is(Checkpoint *file, char c) {
+    file->at += strspn(file->at, " \t\r\n");
+    if (*file->at != c) return 0;
+    file->at++;
+    return 1;
+}
+
+static void expect(Checkpoint *file, char c) {
+    if (!next_is(file, c)) bad(file, "no %c", c);
+}
+
+/* A string, of which `text` gets what it has room for; returns the whole length. What is not printable ASCII or begins
+ * with a backslash becomes '?': no name or value that we use has such. */
+static size_t read_string(Checkpoint *file, char *text, size_t size) {
+    size_t n = 0;
+    expect(file, '"');
+    for (; !file->failed && *file->at != '"'; n++) {
+        const unsigned char c = (unsigned char)*file->at++;
+        if (n + 1 < size) text[n] = c == '\\' || c > 126 ? '?' : (char)c;
+        if (c < 32) bad(file, "a string does not end");
+        if (c != '\\') continue;
+        const size_t hex = strspn(file->at + (*file->at == 'u'), "0123456789abcdefABCDEF");
+        if (!*file->at || !strchr(hex < 4 ? "\"\\/bfnrt" : "\"\\/bfnrtu", *file->at++)) bad(file, "an unknown escape");
+    }
+    text[n < size ? n : size - 1] = 0;
+    expect(file, '"');
+    return n;
+}
+
+/* Whole numbers in brackets; returns how many. */
+static size_t read_numbers(Checkpoint *file, double *values, size_t max) {
+    size_t n = 0;
+    expect(file, '[');
+    for (; !file->failed && !next_is(file, ']'); n++) {
+        if (n > 0) expect(file, ',');
+        next_is(file, ' '); /* passes over space */
+        const size_t digits = strspn(file->at, "0123456789");
+        const double value = strtod(file->at, NULL); /* if it does not end with the digits, expect() will fail */
+        if (digits == 0 || (digits > 1 && *file->at == '0') || value > MAX_WHOLE) bad(file, "no whole number");
+        else if (n == max) bad(file, "too many numbers");
+        else values[n] = value;
+        file->at += file->failed ? 0 : digits;
+    }
+    return n;
+}
+
+/* The n-th key of an object and its colon; 0 where the object ends. */
+static int read_key(Checkpoint *file, size_t n, char *key, size_t size) {
+    if (n == 0) expect(file, '{');
+    if (next_is(file, '}')) return 0;
+    if (n > 0) expect(file, ',');
+    if (read_string(file, key, size) >= size) bad(file, "too long a name");
+    expect(file, ':');
+    return !file->failed;
 }
 
 /* {"dtype": "F32", "shape": [..], "data_offsets": [a, b]}, in any order. */
-static int read_entry(Json *json, Entry *entry) {
+static void read_entry(Checkpoint *file, const char *name) {
+    static const char types[] = "BOOL|U8|I8|F8_E5M2|F8_E4M3|I16|U16|F16|BF16|I32|U32|F32|I64|U64|F64";
+    static const double sizes[] = {1, 1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 8, 8, 8, 0};
     char key[16];
-    int seen[3] = {0};
-    double offsets[2];
-    size_t n_offsets;
-    if (!json_is(json, '{')) return bad(json, "a tensor is not described by an object");
-    do {
-        if (!json_string(json, key, sizeof key)) return 0;
+    size_t n = 0;
+    Entry entry;
+    memset(&entry, 0, sizeof entry);
+    memcpy(entry.name, name, strlen(name));
+    entry.n_dims = SIZE_MAX; /* not yet known */
+    entry.place[1] = -1;
+    for (; read_key(file, n, key, sizeof key); n++) {
         const size_t which = choice_index("dtype|shape|data_offsets", key);
-        if (which > 2) return bad(json, "a tensor has an unknown key");
-        if (seen[which]++) return bad(json, "a tensor has a key twice");
-        if (!json_is(json, ':')) return bad(json, "a colon is missing");
-        if (which == 0 && !json_string(json, entry->type, sizeof entry->type)) return 0;
-        if (which == 1 && !json_numbers(json, entry->shape, MAX_DIMS, &entry->n_dims)) return 0;
-        if (which == 2) {
-            if (!json_numbers(json, offsets, 2, &n_offsets)) return 0;
-            if (n_offsets != 2) return bad(json, "data_offsets are not two numbers");
-            entry->begin = offsets[0], entry->end = offsets[1];
-        }
-    } while (json_is(json, ','));
-    if (!json_is(json, '}')) return bad(json, "a tensor's description does not end");
-    if (!seen[0] || !seen[1] || !seen[2]) return bad(json, "a tensor lacks dtype, shape or data_offsets");
-    double size = type_size(entry->type);
-    if (size == 0) return fail(json->error, "%.200s: tensor %.100s has the unknown type %s", json->path, entry->name, entry->type);
-    for (size_t i = 0; i < entry->n_dims; i++) size *= entry->shape[i];
-    if (!(size <= 9007199254740992.0) || entry->end - entry->begin != size)
-        return fail(json->error, "%.200s: tensor %.100s: its data_offsets don't fit its shape", json->path, entry->name);
-    return 1;
-}
-
-static int read_metadata(Json *json, Checkpoint *file) {
-    char key[200], value[4000];
-    if (!json_is(json, '{')) return bad(json, "__metadata__ is not an object");
-    if (json_is(json, '}')) return 1;
-    do {
-        if (!json_string(json, key, sizeof key)) return 0;
-        if (!json_is(json, ':')) return bad(json, "a colon is missing");
-        if (!json_string(json, value, sizeof value)) return 0;
-        for (size_t i = 0; i < file->n_notes; i++)
-            if (strcmp(file->notes[i].key, key) == 0) return fail(json->error, "%.200s: bad header: %.100s stands twice in __metadata__", json->path, key);
-        Note *note = &file->notes[file->n_notes];
-        if (file->n_notes < MAX_NOTES && strlen(key) < sizeof note->key && strlen(value) < sizeof note->value) {
-            strcpy(note->key, key);
-            strcpy(note->value, value);
-            file->n_notes++;
-        }
-    } while (json_is(json, ','));
-    return json_is(json, '}') || bad(json, "__metadata__ does not end");
-}
-
-static int by_name(const void *a, const void *b) { return strcmp(((const Entry *)a)->name, ((const Entry *)b)->name); }
-
-static int by_place(const void *a, const void *b) {
-    const Entry *x = (const Entry *)a, *y = (const Entry *)b;
-    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    if (x->end != y->end) return x->end < y->end ? -1 : 1; /* empty tensors stand before what begins at the same place */
-    return by_name(a, b);
-}
-
-/* The header into file->entries; afterwards *size is the number of bytes that the tensors take. */
-static int read_header(Json *json, Checkpoint *file, double *size) {
-    int metadata = 0;
-    *size = 0;
-    if (!json_is(json, '{')) return bad(json, "it is no JSON object");
-    if (!json_is(json, '}')) {
-        do {
-            if (file->n_entries == file->capacity) {
-                const size_t capacity = 2 * file->capacity + 32;
-                Entry *entries = (Entry *)realloc(file->entries, capacity * sizeof *entries);
-                if (!entries) return fail(json->error, "out of memory while reading %.200s", json->path);
-                file->entries = entries, file->capacity = capacity;
-            }
-            Entry *entry = &file->entries[file->n_entries];
-            memset(entry, 0, sizeof *entry);
-            if (!json_string(json, entry->name, sizeof entry->name)) return 0;
-            if (!json_is(json, ':')) return bad(json, "a colon is missing");
-            if (strcmp(entry->name, "__metadata__") == 0) {
-                if (metadata++) return bad(json, "__metadata__ stands twice");
-                if (!read_metadata(json, file)) return 0;
-            } else {
-                if (!read_entry(json, entry)) return 0;
-                file->n_entries++;
-            }
-        } while (json_is(json, ','));
-        if (!json_is(json, '}')) return bad(json, "it does not end");
+        if (which == 0) read_string(file, entry.type, sizeof entry.type);
+        else if (which == 1) entry.n_dims = read_numbers(file, entry.shape, 8);
+        else if (which == 2) read_numbers(file, entry.place, 2);
+        else bad(file, "an unknown key");
     }
-    if (json_skip_space(json)) return bad(json, "something stands behind its end");
-    if (file->n_entries == 0) return fail(json->error, "%.200s: no tensor in it", json->path);
-
-    qsort(file->entries, file->n_entries, sizeof *file->entries, by_name);
-    for (size_t i = 1; i < file->n_entries; i++)
-        if (by_name(&file->entries[i - 1], &file->entries[i]) == 0)
-            return fail(json->error, "%.200s: tensor %.100s stands twice", json->path, file->entries[i].name);
-    qsort(file->entries, file->n_entries, sizeof *file->entries, by_place);
-    for (size_t i = 0; i < file->n_entries; i++) {
-        if (file->entries[i].begin != *size)
-            return fail(json->error, "%.200s: tensor %.100s %s", json->path, file->entries[i].name,
-                        file->entries[i].begin < *size ? "overlaps another" : "begins after a gap");
-        *size = file->entries[i].end;
-    }
-    return 1;
+    double size = sizes[choice_index(types, entry.type)];
+    if (size == 0) bad(file, "tensor %.100s has the unknown type '%s'", name, entry.type);
+    for (size_t i = 0; i < entry.n_dims && i < 8; i++) size *= entry.shape[i];
+    if (n != 3 || entry.n_dims > 8 || !(size <= MAX_WHOLE) || entry.place[1] - entry.place[0] != size)
+        bad(file, "tensor %.100s: its dtype, shape and data_offsets don't fit together", name);
+    text_bytes(&file->index, &entry, sizeof entry);
+    file->n_entries++;
 }
 
-/* n bytes of f into new memory, which grows with what really comes: a file that claims to be huge costs nothing. */
-static unsigned char *read_bytes(FILE *f, double n, const char *path, Error *error) {
-    size_t size = 0, capacity = 0;
-    unsigned char *bytes = NULL;
-    if (n >= max_bytes()) {
-        fail(error, "out of memory: %.200s says that it has %.0f MiB", path, ceil(n / 1048576.0));
-        return NULL;
-    }
-    const size_t want = (size_t)n;
-    do {
-        const size_t next = capacity == 0 ? 65536 : 2 * capacity;
-        unsigned char *grown = (unsigned char *)realloc(bytes, next);
-        if (!grown) {
-            free(bytes);
-            fail(error, "out of memory while reading %.200s", path);
-            return NULL;
-        }
-        bytes = grown, capacity = next;
-        const size_t ask = smaller(want, capacity) - size, got = fread(bytes + size, 1, ask, f);
-        size += got;
-        if (got < ask) {
-            if (ferror(f)) fail(error, "cannot read %.200s: %s", path, strerror(errno));
-            else fail(error, "%.200s: cut off: %.0f bytes are missing", path, n - (double)size);
-            free(bytes);
-            return NULL;
-        }
-    } while (size < want);
-    return bytes;
-}
-
-#define MAX_HEADER 4194304.0
-
-static int read_stream(FILE *f, Checkpoint *file, const char *path, Error *error) {
-    Json json = {NULL, NULL, path, error};
-    unsigned char *length = read_bytes(f, 8, path, error);
-    if (!length) return 0;
-    const double header_size = (double)read_word(length) + 4294967296.0 * (double)read_word(length + 4);
-    free(length);
-    if (header_size < 2 || header_size > MAX_HEADER)
-        return fail(error, "%.200s: not a safetensors file: its header would have %.0f bytes", path, header_size);
-    unsigned char *header = read_bytes(f, header_size, path, error);
-    if (!header) return 0;
-    double size;
-    json.at = (const char *)header, json.end = json.at + (size_t)header_size;
-    const int good = read_header(&json, file, &size);
-    free(header);
-    if (!good || !(file->bytes = read_bytes(f, size, path, error))) return 0;
-    if (fgetc(f) != EOF) return fail(error, "%.200s: something stands behind the last tensor", path);
-    if (ferror(f)) return fail(error, "cannot read %.200s: %s", path, strerror(errno));
-    return 1;
-}
-
-static int checkpoint_read(Checkpoint *file, const char *path, Error *error) {
-    memset(file, 0, sizeof *file);
-    file->path = path;
-    FILE *f = fopen(path, "rb");
-    if (!f) return fail(error, "cannot read %.200s: %s", path, strerror(errno));
-    const int good = read_stream(f, file, path, error);
-    fclose(f);
-    if (!good) checkpoint_free(file);
-    return good;
-}
-
-static Entry *find_entry(const Checkpoint *file, const char *name) {
-    for (size_t i = 0; i < file->n_entries; i++)
-        if (strcmp(file->entries[i].name, name) == 0) return &file->entries[i];
+static const char *find_note(const Checkpoint *file, const char *key) {
+    for (size_t i = 0; i < file->n_notes; i++)
+        if (strcmp(file->notes[i].key, key) == 0) return file->notes[i].value;
     return NULL;
 }
 
-/* One dimension of a tensor; 0 if there is no such tensor. */
-static size_t dimension(const Checkpoint *file, const char *name, size_t i) {
+/* Strings under names; what is longer than anything of ours is passed over. */
+static void read_metadata(Checkpoint *file) {
+    char key[200];
+    for (size_t n = 0; read_key(file, n, key, sizeof key); n++) {
+        Note note;
+        const size_t length = read_string(file, note.value, sizeof note.value);
+        if (find_note(file, key)) bad(file, "%.100s stands twice in __metadata__", key);
+        if (length >= sizeof note.value || strlen(key) >= sizeof note.key || file->n_notes == MAX_NOTES) continue;
+        memcpy(note.key, key, strlen(key) + 1);
+        file->notes[file->n_notes++] = note;
+    }
+}
+
+/* Of two entries, or of a name and an entry, which begins with its name. */
+static int by_name(const void *a, const void *b) { return strcmp((const char *)a, (const char *)b); }
+
+static int by_place(const void *a, const void *b) {
+    const double *x = ((const Entry *)a)->place, *y = ((const Entry *)b)->place;
+    const size_t i = x[0] == y[0]; /* empty tensors stand before what begins at the same place */
+    return x[i] < y[i] ? -1 : x[i] > y[i] ? 1 : by_name(a, b);
+}
+
+static Entry *find_entry(const Checkpoint *file, const char *name) {
+    return (Entry *)bsearch(name, file->entries, file->n_entries, sizeof(Entry), by_name);
+}
+
+/* Returns how many bytes the tensors take, which must lie side by side, each under a name of its own. */
+static double read_header(Checkpoint *file) {
+    char name[200];
+    double size = 0;
+    int metadata = 0;
+    file->at = file->text.data + 8;
+    file->data = file->text.size;
+    for (size_t n = 0; read_key(file, n, name, sizeof name); n++)
+        if (strcmp(name, "__metadata__") != 0) read_entry(file, name);
+        else if (metadata++) bad(file, "__metadata__ stands twice");
+        else read_metadata(file);
+    if (!next_is(file, 0) || file->at - 1 != file->text.data + file->data) bad(file, "something stands behind the end");
+    file->at = NULL;
+    if (file->n_entries == 0) bad(file, "no tensor in it");
+    if (file->index.failed) bad(file, "out of memory");
+    if (file->failed) return 0;
+    Entry *all = file->entries = (Entry *)(void *)file->index.data;
+    qsort(all, file->n_entries, sizeof(Entry), by_place);
+    for (const Entry *e = all; e < all + file->n_entries; size = e++->place[1])
+        if (e->place[0] != size)
+            bad(file, "tensor %.100s %s", e->name, e->place[0] < size ? "overlaps another" : "begins after a gap");
+    qsort(all, file->n_entries, sizeof(Entry), by_name);
+    for (const Entry *e = all + 1; e < all + file->n_entries; e++)
+        if (by_name(e - 1, e) == 0) bad(file, "tensor %.100s stands twice", e->name);
+    return size;
+}
+
+/* The next n bytes of f into file->text, which grows with what really comes: to claim to be huge costs nothing. */
+static int read_bytes(Checkpoint *file, FILE *f, double n) {
+    Text *text = &file->text;
+    if (n >= max_bytes()) bad(file, "out of memory: it claims to have %.0f MiB", ceil(n / 1048576.0));
+    while (n > 0 && !file->failed) {
+        const size_t ask = n < 65536 ? (size_t)n : 65536;
+        if (!text_reserve(text, ask)) return bad(file, "out of memory");
+        const size_t got = fread(text->data + text->size, 1, ask, f);
+        n -= (double)got;
+        text->size += got;
+        text->data[text->size] = 0;
+        if (got < ask && ferror(f)) return bad(file, "%s", strerror(errno));
+        if (got < ask) return bad(file, "cut off: %.0f bytes are missing", n);
+    }
+    return !file->failed;
+}
+
+static int read_file(Checkpoint *file, const char *path) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return bad(file, "%s", strerror(errno));
+    if (read_bytes(file, f, 8)) {
+        const double n = (double)read_word(file->text.data) + 4294967296.0 * (double)read_word(file->text.data + 4);
+        if (n < 2 || n > MAX_HEADER) bad(file, "not a safetensors file: its header would have %.0f bytes", n);
+        else if (read_bytes(file, f, n) && read_bytes(file, f, read_header(file)) && fgetc(f) != EOF)
+            bad(file, "something stands behind the last tensor");
+    }
+    fclose(f);
+    return !file->failed;
+}
+
+/* One dimension of a tensor that the model must have. */
+static size_t dimension(Checkpoint *file, const char *name, size_t i) {
     const Entry *entry = find_entry(file, name);
-    return entry && i < entry->n_dims && entry->shape[i] <= 1e9 ? (size_t)entry->shape[i] : 0;
+    if (!entry) return (size_t)bad(file, "tensor %s is missing", name);
+    return i < entry->n_dims && entry->shape[i] <= 1e9 ? (size_t)entry->shape[i] : 0;
 }
 
 /* The configuration follows from the shapes. */
-static Config checkpoint_config(const Checkpoint *file) {
+static Config read_config(Checkpoint *file) {
     char name[48] = "blocks.0.attn.W_Q";
     Config c = {0};
     c.max_num = dimension(file, "embed.W_E", 0);
@@ -1476,214 +1357,156 @@ static Config checkpoint_config(const Checkpoint *file) {
     c.seq_len = dimension(file, "pos_embed.W_pos", 0);
     c.n_heads = dimension(file, name, 0);
     c.d_head = dimension(file, name, 2);
-    c.d_mlp = dimension(file, "blocks.0.mlp.W_in", 1);
+    c.d_mlp = find_entry(file, "blocks.0.mlp.W_in") ? dimension(file, "blocks.0.mlp.W_in", 1) : 0;
     c.normalization = find_entry(file, "ln_final.w") != NULL;
-    for (; find_entry(file, name); snprintf(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)c.n_layers)) c.n_layers++;
+    while (find_entry(file, name)) snprintf(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)++c.n_layers);
     return c;
 }
 
-static int read_floats(const Checkpoint *file, Entry *entry, float *x, size_t n, Error *error) {
-    const unsigned char *bytes = file->bytes + (size_t)entry->begin;
-    entry->used = 1;
-    if (strcmp(entry->type, "F32") != 0)
-        return fail(error, "%.200s: tensor %.100s has the type %s instead of F32", file->path, entry->name, entry->type);
-    if (entry->end - entry->begin != 4.0 * (double)n)
-        return fail(error, "%.200s: tensor %.100s has another size than it should", file->path, entry->name);
-    for (size_t i = 0; i < n; i++, bytes += 4) {
-        const uint32_t word = read_word(bytes);
-        memcpy(&x[i], &word, 4);
-        if ((word & UINT32_C(0x7f800000)) == UINT32_C(0x7f800000))
-            return fail(error, "%.200s: tensor %.100s holds %s", file->path, entry->name,
-                        word & UINT32_C(0x007fffff) ? "NaN" : "infinity");
-        x[i] = f32((double)x[i]);
-    }
-    return 1;
-}
-
 static int shape_text(char *text, size_t size, const Tensor *t) {
-    const int n = snprintf(text, size, "%zu", t->shape[0]);
-    if (t->n_dims > 1) snprintf(text + n, size - (size_t)n, t->n_dims > 2 ? " x %zu x %zu" : " x %zu", t->shape[1], t->shape[2]);
-    return n;
+    const char *format = t->n_dims == 1 ? "%zu" : t->n_dims == 2 ? "%zu x %zu" : "%zu x %zu x %zu";
+    return snprintf(text, size, format, t->shape[0], t->shape[1], t->shape[2]);
 }
 
-static int read_tensor(const Checkpoint *file, Tensor *tensor, Error *error) {
-    Entry *entry = find_entry(file, tensor->name);
+/* Fills a tensor with what the file has under its name. */
+static int read_tensor(Checkpoint *file, const Tensor *t) {
+    Entry *entry = find_entry(file, t->name);
     char shape[80];
-    if (!entry) return fail(error, "%.200s: tensor %s is missing", file->path, tensor->name);
-    int same = entry->n_dims == tensor->n_dims;
-    for (size_t i = 0; same && i < tensor->n_dims; i++) same = entry->shape[i] == (double)tensor->shape[i];
-    shape_text(shape, sizeof shape, tensor);
-    if (!same) return fail(error, "%.200s: tensor %s has another shape than the %s that the others ask for", file->path, tensor->name, shape);
-    return read_floats(file, entry, tensor->data, tensor->size, error);
-}
-
-/* Tensors that nobody asked for are passed over (masks, buffers), unless they bear a parameter's name: then the file
- * is of a model that ours is not. */
-static int check_unused(const Checkpoint *file, Error *error) {
-    for (size_t i = 0; i < file->n_entries; i++) {
-        const Entry *entry = &file->entries[i];
-        const char *dot = strrchr(entry->name, '.'), *last = dot ? dot + 1 : entry->name;
-        if (!entry->used && (strncmp(last, "W_", 2) == 0 || strncmp(last, "b_", 2) == 0 || strcmp(last, "w") == 0 || strcmp(last, "b") == 0))
-            return fail(error, "%.200s: tensor %.100s has no place in the model that the others make", file->path, entry->name);
+    if (!entry) return bad(file, "tensor %s is missing", t->name);
+    int same = entry->n_dims == t->n_dims;
+    for (size_t i = 0; i < t->n_dims; i++) same = same && entry->shape[i] == (double)t->shape[i];
+    shape_text(shape, sizeof shape, t);
+    if (!same) return bad(file, "tensor %s has another shape than %s, which the rest asks for", t->name, shape);
+    if (strcmp(entry->type, t->words ? "U32" : "F32") != 0)
+        return bad(file, "tensor %s has the type %s instead of %s", t->name, entry->type, t->words ? "U32" : "F32");
+    const char *bytes = file->text.data + file->data + (size_t)entry->place[0];
+    for (size_t i = 0; i < t->size; i++) {
+        const uint32_t word = read_word(bytes + 4 * i);
+        float x;
+        memcpy(&x, &word, sizeof x);
+        if (t->words) t->words[i] = word;
+        else if ((word >> 23 & 255) < 255) t->data[i] = f32((double)x);
+        else return bad(file, "tensor %s holds %s", t->name, word << 9 ? "NaN" : "infinity");
     }
+    entry->used = 1;
     return 1;
 }
 
-/* Where metadata says something about the configuration, it must be what the shapes say. */
-static int check_notes(const Checkpoint *file, const Config *config, Error *error) {
-    const Settings truth = {*config, recipe_default()};
-    char value[40];
-    for (size_t i = 0; i < file->n_notes; i++)
-        for (size_t j = 0; j < n_settings && settings[j].offset < sizeof(Config); j++)
-            if (strcmp(settings[j].name, file->notes[i].key) == 0) {
-                setting_print(&settings[j], &truth, value, sizeof value);
-                if (strcmp(value, file->notes[i].value) != 0)
-                    return fail(error, "%.200s: the metadata says %s %s, the tensors say %s", file->path, settings[j].name,
-                                file->notes[i].value, value);
-            }
-    return 1;
-}
-
-static int checkpoint_model(Checkpoint *file, Model *model, Error *error) {
-    const char *needed[] = {"embed.W_E", "pos_embed.W_pos", "blocks.0.attn.W_Q"};
-    const Config config = checkpoint_config(file);
-    Error reason;
-    for (size_t i = 0; i < 3; i++)
-        if (!find_entry(file, needed[i])) return fail(error, "%.200s: tensor %s is missing", file->path, needed[i]);
-    if (!config_check(&config, &reason)) return fail(error, "%.200s: %.180s", file->path, reason.text);
-    if (!model_create(model, &config, error)) return 0;
+/* A tensor that was not asked for is passed over (masks, buffers), unless it bears a parameter's name: then the file is
+ * of a model that ours is not. */
+static int read_model(Checkpoint *file, Model *model) {
+    const Config config = read_config(file);
+    if (file->failed || !model_create(model, &config, &file->error)) return 0;
     for (size_t i = 0; i < model->n_tensors; i++)
-        if (!read_tensor(file, &model->tensors[i], error)) return 0;
+        if (!read_tensor(file, &model->tensors[i])) return 0;
+    for (const Entry *e = file->entries; e < file->entries + file->n_entries; e++) {
+        const char *dot = strrchr(e->name, '.'), *last = dot ? dot + 1 : e->name;
+        if (!e->used && *last && strchr("Wwb", *last) && (last[1] == '_' || !last[1]))
+            return bad(file, "tensor %.100s has no place in the model that the rest makes", e->name);
+    }
     memcpy(model->notes, file->notes, sizeof file->notes);
     model->n_notes = file->n_notes;
-    return check_unused(file, error) && check_notes(file, &config, error);
+    return 1;
 }
 
-int model_load(Model *model, const char *path, Error *error) {
-    Checkpoint file;
-    memset(model, 0, sizeof *model);
-    if (!checkpoint_read(&file, path, error)) return 0;
-    const int good = checkpoint_model(&file, model, error);
-    checkpoint_free(&file);
-    if (!good) model_free(model);
-    return good;
+/* What the metadata says about the configuration must be what the shapes say, all->config. With `recipe`, the other
+ * settings are read too, and none may be missing. */
+static int read_settings(Checkpoint *file, Settings *all, int recipe) {
+    char value[40];
+    for (size_t i = 0; i < n_settings; i++) {
+        const Setting *setting = &settings[i];
+        const char *note = find_note(file, setting->name);
+        setting_print(setting, all, value, sizeof value);
+        if (note && setting->offset < sizeof(Config) && strcmp(note, value) != 0)
+            return bad(file, "the metadata says %s %s, the tensors say %s", setting->name, note, value);
+        if (recipe && !note) return bad(file, "not a training's state: the metadata lacks %s", setting->name);
+        if (recipe && !setting_parse(setting, all, note, &file->error)) return 0;
+    }
+    return !recipe || find_entry(file, "state.m") || bad(file, "not a training's state: tensor state.m is missing");
 }
 
 /* -- the state of a training under way -- */
 
-/* Everything that trainer_create does not make again from the recipe, as flat tensors of a checkpoint: such a file is also
- * an ordinary checkpoint of the current weights. `words`: step, and how many were right at the best validation + 1. */
-#define STATE_TENSORS 7
-enum { MT_WORDS = 625 };
+enum { STATE_TENSORS = 8, COUNTERS = 6 };
 
-static void state_tensors(const Trainer *t, FlatTensor *flat, uint32_t *mts, uint32_t *words) {
-    const size_t n = t->model.n_params;
-    const FlatTensor all[STATE_TENSORS] = {
-        {"state.m", t->m.params, NULL, n},         {"state.v", t->v.params, NULL, n},
-        {"state.best", t->best.params, NULL, n},
-        {"state.data_mt", NULL, mts, MT_WORDS},    {"state.order_mt", NULL, mts + MT_WORDS, MT_WORDS},
-        {"state.words", NULL, words, 2},           {"state.order", NULL, t->order, t->recipe.trainset_size}};
-    const Mt19937 *from[2] = {&t->data, &t->order_mt};
-    for (size_t i = 0; i < 2; i++) {
-        memcpy(mts + i * MT_WORDS, from[i]->state, sizeof from[i]->state);
-        mts[i * MT_WORDS + 624] = from[i]->next;
-    }
-    words[0] = (uint32_t)t->step, words[1] = t->validated ? (uint32_t)t->best_right + 1 : 0;
-    memcpy(flat, all, sizeof all);
+/* All that trainer_create does not make again from the recipe, as further tensors of a checkpoint: such a file is also
+ * an ordinary checkpoint of the current weights. This one list serves for writing and for reading. */
+static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
+    const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size, n_hard = t->hard_room * t->model.config.seq_len;
+    const Tensor all[STATE_TENSORS] = {{"state.m", 1, {n, 0, 0}, n, t->m.params, NULL},
+                                       {"state.v", 1, {n, 0, 0}, n, t->v.params, NULL},
+                                       {"state.best", 1, {n, 0, 0}, n, t->best.params, NULL},
+                                       {"state.data_mt", 1, {624, 0, 0}, 624, NULL, t->data.state},
+                                       {"state.order_mt", 1, {624, 0, 0}, 624, NULL, t->order_mt.state},
+                                       {"state.words", 1, {COUNTERS, 0, 0}, COUNTERS, NULL, counters},
+                                       {"state.order", 1, {n_lists, 0, 0}, n_lists, NULL, t->order},
+                                       {"state.hard", 1, {n_hard, 0, 0}, n_hard, NULL, t->hard}};
+    memcpy(tensors, all, sizeof all);
 }
 
 int trainer_save(Trainer *t, const char *path, Error *error) {
-    FlatTensor flat[STATE_TENSORS];
-    uint32_t mts[2 * MT_WORDS], words[2];
-    Text file = {0};
+    Tensor tensors[STATE_TENSORS];
+    const size_t step = t->step, best = t->best_right;
+    uint32_t c[COUNTERS] = {(uint32_t)step, (uint32_t)t->validated, (uint32_t)best, t->data.next, t->order_mt.next,
+                            (uint32_t)t->n_hard};
     if (!is_finite(&t->model) || !is_finite(&t->m) || !is_finite(&t->v))
         return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
     model_describe(&t->model, &t->recipe);
-    state_tensors(t, flat, mts, words);
-    checkpoint_text(&file, &t->model, flat, STATE_TENSORS);
-    const int done = write_file(path, &file, error);
-    text_free(&file);
-    return done;
+    state_tensors(t, c, tensors);
+    return save(&t->model, tensors, STATE_TENSORS, path, error);
 }
 
-static int read_words(const Checkpoint *file, const char *name, uint32_t *words, size_t n, Error *error) {
-    Entry *entry = find_entry(file, name);
-    if (!entry) return fail(error, "%.200s: not a training's state: tensor %s is missing", file->path, name);
-    if (strcmp(entry->type, "U32") != 0 || entry->end - entry->begin != 4.0 * (double)n)
-        return fail(error, "%.200s: tensor %s has another type or size than it should", file->path, name);
-    for (size_t i = 0; i < n; i++) words[i] = read_word(file->bytes + (size_t)entry->begin + 4 * i);
+static int read_state(Checkpoint *file, Trainer *t) {
+    const size_t T = t->model.config.seq_len;
+    Tensor tensors[STATE_TENSORS];
+    uint32_t c[COUNTERS];
+    state_tensors(t, c, tensors);
+    for (size_t i = 0; i < STATE_TENSORS; i++)
+        if (!read_tensor(file, &tensors[i])) return 0;
+    for (size_t i = 0; i < t->v.n_params; i++)
+        if (t->v.params[i] < 0) return bad(file, "tensor state.v holds a negative number");
+    for (size_t i = 0; i < t->recipe.trainset_size; i++)
+        if (t->order[i] >= t->recipe.trainset_size) return bad(file, "tensor state.order is damaged");
+    for (size_t i = 0; i < t->hard_room * T; i++)
+        if (t->hard[i] >= t->model.config.max_num) return bad(file, "tensor state.hard is damaged");
+    for (size_t i = 0; i < t->hard_room; i++) t->hard_medians[i] = median_of(t->hard + i * T, T);
+    if (c[0] > t->total_steps || c[1] > 1 || c[2] > t->recipe.valset_size || c[3] > 624 || c[4] > 624 || c[5] > t->hard_room)
+        return bad(file, "tensor state.words is damaged");
+    t->step = c[0];
+    t->validated = (int)c[1];
+    t->best_right = c[2];
+    t->data.next = c[3];
+    t->order_mt.next = c[4];
+    t->n_hard = c[5];
     return 1;
 }
 
-static int read_recipe(const Checkpoint *file, Settings *all, Error *error) {
-    Error reason;
-    for (size_t i = 0; i < n_settings; i++) {
-        size_t j = 0;
-        while (j < file->n_notes && strcmp(file->notes[j].key, settings[i].name) != 0) j++;
-        if (j == file->n_notes) return fail(error, "%.200s: not a training's state: the metadata lacks %s", file->path, settings[i].name);
-        if (!setting_parse(&settings[i], all, file->notes[j].value, &reason))
-            return fail(error, "%.200s: metadata: %.150s", file->path, reason.text);
+/* A file as a model and, if t is not NULL, as a training that goes on. */
+static int load(const char *path, Model *model, Trainer *t, Error *error) {
+    Checkpoint file;
+    memset(model, 0, sizeof *model);
+    memset(&file, 0, sizeof file);
+    int good = read_file(&file, path) && read_model(&file, model);
+    Settings all = {model->config, recipe_default()};
+    good = good && read_settings(&file, &all, t != NULL) &&
+           (!t || (trainer_create(t, &all.recipe, NULL, model, &file.error) && read_state(&file, t)));
+    if (!good) {
+        fail(error, "%.200s: %s", path, file.error.text);
+        model_free(model);
     }
-    return 1;
-}
-
-/* Each entry of order must be a number below n that no other is; seen has room for n. */
-static int is_permutation(const uint32_t *order, uint32_t *seen, size_t n) {
-    memset(seen, 0, n * sizeof *seen);
-    for (size_t i = 0; i < n; i++)
-        if (order[i] >= n || seen[order[i]]++) return 0;
-    return 1;
-}
-
-static int read_state(const Checkpoint *file, Trainer *t, Error *error) {
-    const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
-    const struct {
-        const char *name;
-        Model *to;
-    } floats[] = {{"state.m", &t->m}, {"state.v", &t->v}, {"state.best", &t->best}};
-    uint32_t mt[MT_WORDS], words[2];
-    Mt19937 *mts[2] = {&t->data, &t->order_mt};
-    for (size_t i = 0; i < 3; i++) {
-        Entry *entry = find_entry(file, floats[i].name);
-        if (!entry) return fail(error, "%.200s: not a training's state: tensor %s is missing", file->path, floats[i].name);
-        if (!read_floats(file, entry, floats[i].to->params, n, error)) return 0;
-    }
-    for (size_t i = 0; i < n; i++)
-        if (t->v.params[i] < 0) return fail(error, "%.200s: tensor state.v holds a negative number", file->path);
-    for (size_t i = 0; i < 2; i++) {
-        if (!read_words(file, i ? "state.order_mt" : "state.data_mt", mt, MT_WORDS, error)) return 0;
-        if (mt[624] > 624) return fail(error, "%.200s: a random generator's state is damaged", file->path);
-        memcpy(mts[i]->state, mt, sizeof mts[i]->state);
-        mts[i]->next = mt[624];
-    }
-    if (!read_words(file, "state.words", words, 2, error) || !read_words(file, "state.order", t->order, n_lists, error)) return 0;
-    if (words[0] > t->total_steps || words[1] > t->recipe.valset_size + 1)
-        return fail(error, "%.200s: tensor state.words is damaged", file->path);
-    uint32_t *seen = (uint32_t *)allocate((double)n_lists * 4.0, "the order of the lists", error);
-    const int good = seen && (is_permutation(t->order, seen, n_lists) || fail(error, "%.200s: tensor state.order is damaged", file->path));
-    free(seen);
-    t->step = words[0];
-    t->validated = words[1] > 0;
-    t->best_right = words[1] > 0 ? words[1] - 1 : 0;
+    text_free(&file.text);
+    text_free(&file.index);
     return good;
 }
 
+int model_load(Model *model, const char *path, Error *error) { return load(path, model, NULL, error); }
+
 int trainer_resume(Trainer *t, const char *path, Error *error) {
-    Checkpoint file;
     Model model;
-    Settings all;
     memset(t, 0, sizeof *t);
-    memset(&model, 0, sizeof model);
-    memset(&all, 0, sizeof all);
-    if (!checkpoint_read(&file, path, error)) return 0;
-    int good = checkpoint_model(&file, &model, error) && read_recipe(&file, &all, error) &&
-               trainer_create(t, &all.recipe, NULL, &model, error);
-    if (good && !read_state(&file, t, error)) {
-        trainer_free(t);
-        good = 0;
-    }
+    const int good = load(path, &model, t, error);
+    if (!good) trainer_free(t);
     model_free(&model);
-    checkpoint_free(&file);
     return good;
 }
 

@@ -77,6 +77,7 @@ typedef struct {
     char name[48];
     size_t n_dims, shape[3], size; /* size: the product of the shape */
     float *data;
+    uint32_t *words; /* in place of data, where a training's state has whole numbers */
 } Tensor;
 
 #define MAX_NOTES 32
@@ -285,16 +286,8 @@ void setting_print(const Setting *setting, const void *base, char *text, size_t 
 /* Notes configuration and recipe in the model, to be saved with it. */
 void model_describe(Model *model, const Recipe *recipe);
 
-/* A one-dimensional tensor, of floats or of words. */
-typedef struct {
-    const char *name;
-    const float *floats;
-    const uint32_t *words;
-    size_t size;
-} FlatTensor;
-
 /* The bytes of a safetensors file with the model, and more. */
-void checkpoint_text(Text *file, const Model *model, const FlatTensor *more, size_t n_more);
+void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more);
 
 /* Replaces the file as a whole or, when something goes wrong, not at all. */
 int write_file(const char *path, const Text *text, Error *error);
