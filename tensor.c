@@ -322,40 +322,59 @@ uint64_t hash_floats(uint64_t hash, const float *x, size_t n) {
 
 /* ---- Embedding and gathering ---- */
 
+/* out[r] = a[a_row[r]] + b[b_row[r]] (or a[r], b[0] where the index is NULL). */
+KERNEL static void add_rows(float *out, const float *a, const uint32_t *a_row, const float *b, const uint32_t *b_row,
+                            size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++) {
+        const float *from = a + (a_row ? a_row[r] : r) * d, *more = b + (b_row ? b_row[r] * d : 0);
+        for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)from[j] + more[j]);
+    }
+}
+
+/* to[row[r]] += x[r], in the order of the rows, in columns first to first + n - 1. */
+KERNEL static void scatter_rows(float *to, const float *x, const uint32_t *row, size_t rows, size_t d, size_t first,
+                                size_t n) {
+    for (size_t r = 0; r < rows; r++) {
+        float *sum = to + row[r] * d + first;
+        const float *more = x + r * d + first;
+        for (size_t j = 0; j < n; j++) sum[j] = f32((double)sum[j] + more[j]);
+    }
+}
+
+static void scatter(float *to, const float *x, const uint32_t *row, size_t rows, size_t d) {
+    const size_t step = smaller(slice(d), d);
+    PARALLEL_FOR
+    for (size_t j = 0; j < d; j += step) scatter_rows(to, x, row, rows, d, j, smaller(step, d - j));
+}
+
 void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
                    size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++) {
-        const float *e = W_E + token[r] * d, *p = W_pos + position[r] * d;
-        for (size_t j = 0; j < d; j++) x[r * d + j] = f32((double)e[j] + p[j]);
-    }
+    add_rows(x, W_E, token, W_pos, position, rows, d);
 }
 
 void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
                     size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++) {
-        float *e = dW_E + token[r] * d, *p = dW_pos + position[r] * d;
-        for (size_t j = 0; j < d; j++) {
-            e[j] = f32((double)e[j] + dx[r * d + j]);
-            p[j] = f32((double)p[j] + dx[r * d + j]);
-        }
-    }
+    scatter(dW_E, dx, token, rows, d);
+    scatter(dW_pos, dx, position, rows, d);
 }
 
-KERNEL void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++) {
-        const float *from = x + (index ? index[r] : r) * d;
+void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
+    const size_t step = slice(rows);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += step) {
+        const size_t n = smaller(step, rows - r);
+        const uint32_t *row = index ? index + r : NULL;
         if (b)
-            for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)from[j] + b[j]);
+            add_rows(out + r * d, index ? x : x + r * d, row, b, NULL, n, d);
         else
-            memcpy(out + r * d, from, d * sizeof *out);
+            for (size_t i = r; i < r + n; i++) memcpy(out + i * d, x + (index ? index[i] : i) * d, d * sizeof *out);
     }
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d);
 
 void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < d; j++) dx[index[r] * d + j] = f32((double)dx[index[r] * d + j] + dout[r * d + j]);
+    scatter(dx, dout, index, rows, d);
     if (db) column_sums(db, dout, NULL, rows, d);
 }
 
@@ -823,7 +842,10 @@ KERNEL static void attention_dq(const Attention *a, Group g, double *dq, const f
 }
 
 static void add_rounded(float *x, const double *change, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
+    const size_t step = slice(n);
+    PARALLEL_FOR
+    for (size_t begin = 0; begin < n; begin += step)
+        for (size_t i = begin; i < smaller(n, begin + step); i++) x[i] = f32((double)x[i] + change[i]);
 }
 
 size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) * a->d_key + a->kv_rows * a->d_value; }
