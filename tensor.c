@@ -313,9 +313,7 @@ uint64_t hash_floats(uint64_t hash, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         uint32_t u;
         memcpy(&u, &x[i], 4);
-        const unsigned char bytes[4] = {(unsigned char)(u & 255), (unsigned char)(u >> 8 & 255),
-                                        (unsigned char)(u >> 16 & 255), (unsigned char)(u >> 24)};
-        hash = hash_bytes(hash, bytes, 4);
+        for (int shift = 0; shift < 32; shift += 8) hash = (hash ^ (u >> shift & 255)) * UINT64_C(1099511628211);
     }
     return hash;
 }
@@ -512,19 +510,19 @@ TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, 
     for (size_t j = 0; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
 }
 
-KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t first) {
-    x += first, sums += first;
-    if (times && d - first >= COLUMNS)
-        add_columns(sums, x, times + first, rows, d, COLUMNS);
-    else if (d - first >= COLUMNS)
+KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
+    if (times && n == COLUMNS)
+        add_columns(sums, x, times, rows, d, COLUMNS);
+    else if (n == COLUMNS)
         add_columns(sums, x, NULL, rows, d, COLUMNS);
     else
-        add_columns(sums, x, times ? times + first : NULL, rows, d, d - first);
+        add_columns(sums, x, times, rows, d, n);
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
     PARALLEL_FOR
-    for (size_t j = 0; j < d; j += COLUMNS) column_slice(sums, x, times, rows, d, j);
+    for (size_t j = 0; j < d; j += COLUMNS)
+        column_slice(sums + j, x + j, times ? times + j : NULL, rows, d, smaller(COLUMNS, d - j));
 }
 
 void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
@@ -649,17 +647,16 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
     for (size_t r = 0; loss && r < rows; r++) loss[r] = f32((double)log_f32(f32(sum[r])) - (double)loss[r]);
 }
 
-static void softmax(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
+void softmax_forward(float *p, const float *x, size_t rows, size_t n) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        softmax_group(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, smaller(GROUP, rows - r),
-                      n);
+        softmax_group(p + r * n, x + r * n, NULL, NULL, smaller(GROUP, rows - r), n);
 }
 
-void softmax_forward(float *p, const float *x, size_t rows, size_t n) { softmax(p, x, NULL, NULL, rows, n); }
-
 void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n) {
-    softmax(p, logits, loss, label, rows, n);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += GROUP)
+        softmax_group(p + r * n, logits + r * n, loss + r, label + r, smaller(GROUP, rows - r), n);
 }
 
 /* loss = log(sum_j e^x[j]) - x[label], and d log(sum_j e^x[j]) / dx[i] = e^x[i] / sum = p[i]:
@@ -891,6 +888,12 @@ static int rotate_columns(float *x, float *y, size_t n) {
     return 1;
 }
 
+static void swap(float *a, float *b) {
+    const float was = *a;
+    *a = *b;
+    *b = was;
+}
+
 void singular_values(float *values, float *columns, size_t n_columns, size_t n) {
     int rotated = 1;
     for (int sweep = 0; sweep < 60 && rotated; sweep++) {
@@ -903,14 +906,8 @@ void singular_values(float *values, float *columns, size_t n_columns, size_t n) 
         size_t best = i;
         for (size_t j = i + 1; j < n_columns; j++)
             if (values[j] > values[best]) best = j;
-        for (size_t k = 0; best != i && k < n; k++) {
-            const float swap = columns[i * n + k];
-            columns[i * n + k] = columns[best * n + k];
-            columns[best * n + k] = swap;
-        }
-        const float swap = values[i];
-        values[i] = values[best];
-        values[best] = swap;
+        for (size_t k = 0; k < n; k++) swap(columns + i * n + k, columns + best * n + k);
+        swap(values + i, values + best);
     }
 }
 
