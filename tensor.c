@@ -388,27 +388,29 @@ typedef struct {
 /* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
  * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result in
  * registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
-enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 64, BLOCK_K = 64, WIDTH = 16 };
+enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 64, BLOCK_K = 64 };
 
-/* sums[m][n] = from[m * from_row + n] + sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances
- * in a. All eight rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
+/* sums[m][n] = from[m * from_row + n] + sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant
+ * distances. All eight rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
 TENSOR_INLINE void tile_product(double (*sums)[BLOCK_N], const double *from, size_t from_row, const double *restrict a,
                                 size_t a_row, size_t a_col, const double (*restrict b)[TILE], size_t K) {
     double c[TILE][TILE];
-#define EACH_ROW(DO) DO(0); DO(1); DO(2); DO(3); DO(4); DO(5); DO(6); DO(7)
-#define LOAD(m) c[m][n] = from[m * from_row + n]
-#define STEP(m) c[m][n] += a[m * a_row] * b[k][n]
-#define STORE(m) sums[m][n] = c[m][n]
-    for (size_t n = 0; n < TILE; n++) {
-        EACH_ROW(LOAD);
-    }
+    for (size_t m = 0; m < TILE; m++)
+        for (size_t n = 0; n < TILE; n++) c[m][n] = from[m * from_row + n];
     for (size_t k = 0; k < K; k++, a += a_col)
         for (size_t n = 0; n < TILE; n++) {
-            EACH_ROW(STEP);
+            const double y = b[k][n];
+            c[0][n] += a[0 * a_row] * y;
+            c[1][n] += a[1 * a_row] * y;
+            c[2][n] += a[2 * a_row] * y;
+            c[3][n] += a[3 * a_row] * y;
+            c[4][n] += a[4 * a_row] * y;
+            c[5][n] += a[5 * a_row] * y;
+            c[6][n] += a[6 * a_row] * y;
+            c[7][n] += a[7 * a_row] * y;
         }
-    for (size_t n = 0; n < TILE; n++) {
-        EACH_ROW(STORE);
-    }
+    for (size_t m = 0; m < TILE; m++)
+        for (size_t n = 0; n < TILE; n++) sums[m][n] = c[m][n];
 }
 
 /* What the sums of a strip of M <= TILE rows start from. */
@@ -444,14 +446,16 @@ TENSOR_INLINE Matrix part(Matrix a, size_t row, size_t col) {
     return a;
 }
 
-/* The part of a product that lies in M <= BLOCK_M rows and N <= BLOCK_N columns. a_columns: whether neighbours in a stand
+/* The part of a product that lies in N <= BLOCK_N columns and M rows, at most BLOCK_M of them if the sums of one stretch of K
+ * have to wait for the next; what one stretch completes needs only a strip of them, which stays in the cache. a_columns: whether neighbours in a stand
  * in a column, and so are copied column by column. Inlined for either case. */
 TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, const float *bias, Matrix a, Matrix b,
                          size_t M, size_t K, size_t N, int a_columns) {
     double sums[BLOCK_M / TILE][TILE][BLOCK_N] = {{{0}}}, b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
     double a_copy[BLOCK_K * TILE], first[BLOCK_N];
     for (size_t n = 0; n < BLOCK_N; n++) first[n] = bias && n < N ? (double)bias[n] : 0.0;
-    const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2;
+    const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2; /* whose copies of b stay in the cache, too */
+    const size_t a_row = a_columns ? 1 : BLOCK_K, a_col = a_columns ? TILE : 1;
     for (size_t k0 = 0; k0 < K; k0 += stretch) {
         const size_t depth = smaller(K - k0, stretch);
         for (size_t n = 0; n < N; n += TILE)
@@ -464,15 +468,14 @@ TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, cons
                 copy_columns((double(*)[TILE])a_copy, transposed, depth, height);
             else
                 copy_rows(a_copy, strip, height, depth);
-            const int from_bias = k0 == 0 && !residual;
             if (k0 == 0 && residual) strip_start(strip_sums, residual + m * out_row, out_row, first, height, N);
             for (size_t n = 0; n < N; n += TILE) {
                 double(*tile)[BLOCK_N] = (double(*)[BLOCK_N])&strip_sums[0][n];
                 const double(*b_tile)[TILE] = (const double(*)[TILE])b_copy[n / TILE];
-                if (from_bias)
-                    tile_product(tile, first + n, 0, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+                if (k0 == 0 && !residual)
+                    tile_product(tile, first + n, 0, a_copy, a_row, a_col, b_tile, depth);
                 else
-                    tile_product(tile, *tile, BLOCK_N, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+                    tile_product(tile, *tile, BLOCK_N, a_copy, a_row, a_col, b_tile, depth);
             }
             if (k0 + depth == K) strip_finish(out + m * out_row, out_row, strip_sums, height, N);
         }
