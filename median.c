@@ -711,9 +711,9 @@ static void lay_out_trainer(Layout *m, Trainer *t) {
     t->drawn = lay_words(m, r->batch_size, 1);
 }
 
-/* A large batch is worked off in shares of so many lists, whose gradients add up: what a share computes stays in the
- * caches, and memory doesn't grow with the batch. From the second layer on, every position of every list has a row. */
-static size_t share_of_batch(const Config *c) { return c->n_layers == 1 ? 1024 : 128; }
+/* A large batch is worked off in shares of so many lists, whose gradients add up: memory doesn't grow with the batch, and
+ * what a share computes stays in the caches. */
+enum { SHARE = 1024 };
 
 int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const Model *start, Error *error) {
     memset(t, 0, sizeof *t);
@@ -726,7 +726,7 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
         !model_create(&t->best, config, error) ||
-        !run_create(&t->run, config, smaller(r->batch_size, share_of_batch(config)), RUN_GRADIENTS, error)) {
+        !run_create(&t->run, config, smaller(r->batch_size, SHARE), RUN_GRADIENTS, error)) {
         trainer_free(t);
         return 0;
     }

@@ -313,49 +313,66 @@ uint64_t hash_floats(uint64_t hash, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         uint32_t u;
         memcpy(&u, &x[i], 4);
-        const unsigned char bytes[4] = {(unsigned char)(u & 255), (unsigned char)(u >> 8 & 255),
-                                        (unsigned char)(u >> 16 & 255), (unsigned char)(u >> 24)};
-        hash = hash_bytes(hash, bytes, 4);
+        for (int shift = 0; shift < 32; shift += 8) hash = (hash ^ (u >> shift & 255)) * UINT64_C(1099511628211);
     }
     return hash;
 }
 
 /* ---- Embedding and gathering ---- */
 
+/* out[r] = a[a_row[r]] + b[b_row[r]] (or a[r], b[0] where the index is NULL). */
+KERNEL static void add_rows(float *out, const float *a, const uint32_t *a_row, const float *b, const uint32_t *b_row,
+                            size_t rows, size_t d) {
+    for (size_t r = 0; r < rows; r++) {
+        const float *from = a + (a_row ? a_row[r] : r) * d, *more = b + (b_row ? b_row[r] * d : 0);
+        for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)from[j] + more[j]);
+    }
+}
+
+/* to[row[r]] += x[r], in the order of the rows, in columns first to first + n - 1. */
+KERNEL static void scatter_rows(float *to, const float *x, const uint32_t *row, size_t rows, size_t d, size_t first,
+                                size_t n) {
+    for (size_t r = 0; r < rows; r++) {
+        float *sum = to + row[r] * d + first;
+        const float *more = x + r * d + first;
+        for (size_t j = 0; j < n; j++) sum[j] = f32((double)sum[j] + more[j]);
+    }
+}
+
+static void scatter(float *to, const float *x, const uint32_t *row, size_t rows, size_t d) {
+    const size_t step = smaller(slice(d), d);
+    PARALLEL_FOR
+    for (size_t j = 0; j < d; j += step) scatter_rows(to, x, row, rows, d, j, smaller(step, d - j));
+}
+
 void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
                    size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++) {
-        const float *e = W_E + token[r] * d, *p = W_pos + position[r] * d;
-        for (size_t j = 0; j < d; j++) x[r * d + j] = f32((double)e[j] + p[j]);
-    }
+    add_rows(x, W_E, token, W_pos, position, rows, d);
 }
 
 void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
                     size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++) {
-        float *e = dW_E + token[r] * d, *p = dW_pos + position[r] * d;
-        for (size_t j = 0; j < d; j++) {
-            e[j] = f32((double)e[j] + dx[r * d + j]);
-            p[j] = f32((double)p[j] + dx[r * d + j]);
-        }
-    }
+    scatter(dW_E, dx, token, rows, d);
+    scatter(dW_pos, dx, position, rows, d);
 }
 
-KERNEL void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++) {
-        const float *from = x + (index ? index[r] : r) * d;
+void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
+    const size_t step = slice(rows);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += step) {
+        const size_t n = smaller(step, rows - r);
+        const uint32_t *row = index ? index + r : NULL;
         if (b)
-            for (size_t j = 0; j < d; j++) out[r * d + j] = f32((double)from[j] + b[j]);
+            add_rows(out + r * d, index ? x : x + r * d, row, b, NULL, n, d);
         else
-            memcpy(out + r * d, from, d * sizeof *out);
+            for (size_t i = r; i < r + n; i++) memcpy(out + i * d, x + (index ? index[i] : i) * d, d * sizeof *out);
     }
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d);
 
 void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < d; j++) dx[index[r] * d + j] = f32((double)dx[index[r] * d + j] + dout[r * d + j]);
+    scatter(dx, dout, index, rows, d);
     if (db) column_sums(db, dout, NULL, rows, d);
 }
 
@@ -371,27 +388,29 @@ typedef struct {
 /* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
  * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result in
  * registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
-enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 64, BLOCK_K = 64, WIDTH = 16 };
+enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 64, BLOCK_K = 64 };
 
-/* sums[m][n] = from[m * from_row + n] + sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant distances
- * in a. All eight rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
+/* sums[m][n] = from[m * from_row + n] + sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant
+ * distances. All eight rows in one loop body: compilers then vectorise along n and keep the 64 sums in registers. */
 TENSOR_INLINE void tile_product(double (*sums)[BLOCK_N], const double *from, size_t from_row, const double *restrict a,
                                 size_t a_row, size_t a_col, const double (*restrict b)[TILE], size_t K) {
     double c[TILE][TILE];
-#define EACH_ROW(DO) DO(0); DO(1); DO(2); DO(3); DO(4); DO(5); DO(6); DO(7)
-#define LOAD(m) c[m][n] = from[m * from_row + n]
-#define STEP(m) c[m][n] += a[m * a_row] * b[k][n]
-#define STORE(m) sums[m][n] = c[m][n]
-    for (size_t n = 0; n < TILE; n++) {
-        EACH_ROW(LOAD);
-    }
+    for (size_t m = 0; m < TILE; m++)
+        for (size_t n = 0; n < TILE; n++) c[m][n] = from[m * from_row + n];
     for (size_t k = 0; k < K; k++, a += a_col)
         for (size_t n = 0; n < TILE; n++) {
-            EACH_ROW(STEP);
+            const double y = b[k][n];
+            c[0][n] += a[0 * a_row] * y;
+            c[1][n] += a[1 * a_row] * y;
+            c[2][n] += a[2 * a_row] * y;
+            c[3][n] += a[3 * a_row] * y;
+            c[4][n] += a[4 * a_row] * y;
+            c[5][n] += a[5 * a_row] * y;
+            c[6][n] += a[6 * a_row] * y;
+            c[7][n] += a[7 * a_row] * y;
         }
-    for (size_t n = 0; n < TILE; n++) {
-        EACH_ROW(STORE);
-    }
+    for (size_t m = 0; m < TILE; m++)
+        for (size_t n = 0; n < TILE; n++) sums[m][n] = c[m][n];
 }
 
 /* What the sums of a strip of M <= TILE rows start from. */
@@ -427,14 +446,16 @@ TENSOR_INLINE Matrix part(Matrix a, size_t row, size_t col) {
     return a;
 }
 
-/* The part of a product that lies in M <= BLOCK_M rows and N <= BLOCK_N columns. a_columns: whether neighbours in a stand
+/* The part of a product that lies in N <= BLOCK_N columns and M rows, at most BLOCK_M of them if the sums of one stretch of K
+ * have to wait for the next; what one stretch completes needs only a strip of them, which stays in the cache. a_columns: whether neighbours in a stand
  * in a column, and so are copied column by column. Inlined for either case. */
 TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, const float *bias, Matrix a, Matrix b,
                          size_t M, size_t K, size_t N, int a_columns) {
     double sums[BLOCK_M / TILE][TILE][BLOCK_N] = {{{0}}}, b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
     double a_copy[BLOCK_K * TILE], first[BLOCK_N];
     for (size_t n = 0; n < BLOCK_N; n++) first[n] = bias && n < N ? (double)bias[n] : 0.0;
-    const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2;
+    const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2; /* whose copies of b stay in the cache, too */
+    const size_t a_row = a_columns ? 1 : BLOCK_K, a_col = a_columns ? TILE : 1;
     for (size_t k0 = 0; k0 < K; k0 += stretch) {
         const size_t depth = smaller(K - k0, stretch);
         for (size_t n = 0; n < N; n += TILE)
@@ -447,15 +468,14 @@ TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, cons
                 copy_columns((double(*)[TILE])a_copy, transposed, depth, height);
             else
                 copy_rows(a_copy, strip, height, depth);
-            const int from_bias = k0 == 0 && !residual;
             if (k0 == 0 && residual) strip_start(strip_sums, residual + m * out_row, out_row, first, height, N);
             for (size_t n = 0; n < N; n += TILE) {
                 double(*tile)[BLOCK_N] = (double(*)[BLOCK_N])&strip_sums[0][n];
                 const double(*b_tile)[TILE] = (const double(*)[TILE])b_copy[n / TILE];
-                if (from_bias)
-                    tile_product(tile, first + n, 0, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+                if (k0 == 0 && !residual)
+                    tile_product(tile, first + n, 0, a_copy, a_row, a_col, b_tile, depth);
                 else
-                    tile_product(tile, *tile, BLOCK_N, a_copy, a_columns ? 1 : BLOCK_K, a_columns ? TILE : 1, b_tile, depth);
+                    tile_product(tile, *tile, BLOCK_N, a_copy, a_row, a_col, b_tile, depth);
             }
             if (k0 + depth == K) strip_finish(out + m * out_row, out_row, strip_sums, height, N);
         }
@@ -493,19 +513,19 @@ TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, 
     for (size_t j = 0; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
 }
 
-KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t first) {
-    x += first, sums += first;
-    if (times && d - first >= COLUMNS)
-        add_columns(sums, x, times + first, rows, d, COLUMNS);
-    else if (d - first >= COLUMNS)
+KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
+    if (times && n == COLUMNS)
+        add_columns(sums, x, times, rows, d, COLUMNS);
+    else if (n == COLUMNS)
         add_columns(sums, x, NULL, rows, d, COLUMNS);
     else
-        add_columns(sums, x, times ? times + first : NULL, rows, d, d - first);
+        add_columns(sums, x, times, rows, d, n);
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
     PARALLEL_FOR
-    for (size_t j = 0; j < d; j += COLUMNS) column_slice(sums, x, times, rows, d, j);
+    for (size_t j = 0; j < d; j += COLUMNS)
+        column_slice(sums + j, x + j, times ? times + j : NULL, rows, d, smaller(COLUMNS, d - j));
 }
 
 void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
@@ -630,17 +650,16 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
     for (size_t r = 0; loss && r < rows; r++) loss[r] = f32((double)log_f32(f32(sum[r])) - (double)loss[r]);
 }
 
-static void softmax(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
+void softmax_forward(float *p, const float *x, size_t rows, size_t n) {
     PARALLEL_FOR
     for (size_t r = 0; r < rows; r += GROUP)
-        softmax_group(p + r * n, x + r * n, loss ? loss + r : NULL, loss ? label + r : NULL, smaller(GROUP, rows - r),
-                      n);
+        softmax_group(p + r * n, x + r * n, NULL, NULL, smaller(GROUP, rows - r), n);
 }
 
-void softmax_forward(float *p, const float *x, size_t rows, size_t n) { softmax(p, x, NULL, NULL, rows, n); }
-
 void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n) {
-    softmax(p, logits, loss, label, rows, n);
+    PARALLEL_FOR
+    for (size_t r = 0; r < rows; r += GROUP)
+        softmax_group(p + r * n, logits + r * n, loss + r, label + r, smaller(GROUP, rows - r), n);
 }
 
 /* loss = log(sum_j e^x[j]) - x[label], and d log(sum_j e^x[j]) / dx[i] = e^x[i] / sum = p[i]:
@@ -823,7 +842,10 @@ KERNEL static void attention_dq(const Attention *a, Group g, double *dq, const f
 }
 
 static void add_rounded(float *x, const double *change, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
+    const size_t step = slice(n);
+    PARALLEL_FOR
+    for (size_t begin = 0; begin < n; begin += step)
+        for (size_t i = begin; i < smaller(n, begin + step); i++) x[i] = f32((double)x[i] + change[i]);
 }
 
 size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) * a->d_key + a->kv_rows * a->d_value; }
@@ -869,6 +891,12 @@ static int rotate_columns(float *x, float *y, size_t n) {
     return 1;
 }
 
+static void swap(float *a, float *b) {
+    const float was = *a;
+    *a = *b;
+    *b = was;
+}
+
 void singular_values(float *values, float *columns, size_t n_columns, size_t n) {
     int rotated = 1;
     for (int sweep = 0; sweep < 60 && rotated; sweep++) {
@@ -881,14 +909,8 @@ void singular_values(float *values, float *columns, size_t n_columns, size_t n) 
         size_t best = i;
         for (size_t j = i + 1; j < n_columns; j++)
             if (values[j] > values[best]) best = j;
-        for (size_t k = 0; best != i && k < n; k++) {
-            const float swap = columns[i * n + k];
-            columns[i * n + k] = columns[best * n + k];
-            columns[best * n + k] = swap;
-        }
-        const float swap = values[i];
-        values[i] = values[best];
-        values[best] = swap;
+        for (size_t k = 0; k < n; k++) swap(columns + i * n + k, columns + best * n + k);
+        swap(values + i, values + best);
     }
 }
 
