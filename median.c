@@ -854,8 +854,8 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
     text->data[text->size] = 0;
 }
 
-/* printf says nan, -nan or -nan(ind), as the machine and its C library like. Of such a word's sign and padding, a space is
- * left, if there was one. Returns the new length of text, which has n characters. */
+/* printf says nan, -nan or -nan(ind), as machine and C library like: of sign and padding, a space is left, if there was
+ * one. Returns the new length of text, which has n characters. */
 static size_t tidy_nan(char *text, size_t n) {
     for (char *at = text; (at = strstr(at, "nan")) != NULL; at += 3) {
         char *begin = at;
@@ -1077,7 +1077,6 @@ int model_save(const Model *model, const char *path, Error *error) { return save
 
 /* -- reading, which trusts nothing -- */
 
-#define MAX_HEADER 4194304.0
 #define MAX_WHOLE 9007199254740992.0 /* 2^53: all that a double counts exactly, and more than any file has */
 
 /* What the header says of a tensor; place: where its bytes begin and end, among those of all. */
@@ -1112,22 +1111,19 @@ TENSOR_PRINTF(2, 3) static int bad(Checkpoint *file, const char *format, ...) {
     return fail(&file->error, "%s%s", what, place);
 }
 
-static int next_is(Checkpoint *file, char c) {
+/* Passes over space, and over c if it stands there; if it must and does not, that is a fault. */
+static int take(Checkpoint *file, char c, int must) {
     file->at += strspn(file->at, " \t\r\n");
-    if (*file->at != c) return 0;
+    if (*file->at != c) return must ? bad(file, "no %c", c) : 0;
     file->at++;
     return 1;
-}
-
-static void expect(Checkpoint *file, char c) {
-    if (!next_is(file, c)) bad(file, "no %c", c);
 }
 
 /* A string, of which `text` gets what it has room for; returns the whole length. What is not printable ASCII or begins
  * with a backslash becomes '?': no name or value that we use has such. */
 static size_t read_string(Checkpoint *file, char *text, size_t size) {
     size_t n = 0;
-    expect(file, '"');
+    take(file, '"', 1);
     for (; !file->failed && *file->at != '"'; n++) {
         const unsigned char c = (unsigned char)*file->at++;
         if (n + 1 < size) text[n] = c == '\\' || c > 126 ? '?' : (char)c;
@@ -1137,19 +1133,19 @@ static size_t read_string(Checkpoint *file, char *text, size_t size) {
         if (!*file->at || !strchr(hex < 4 ? "\"\\/bfnrt" : "\"\\/bfnrtu", *file->at++)) bad(file, "an unknown escape");
     }
     text[n < size ? n : size - 1] = 0;
-    expect(file, '"');
+    take(file, '"', 1);
     return n;
 }
 
 /* Whole numbers in brackets; returns how many. */
 static size_t read_numbers(Checkpoint *file, double *values, size_t max) {
     size_t n = 0;
-    expect(file, '[');
-    for (; !file->failed && !next_is(file, ']'); n++) {
-        if (n > 0) expect(file, ',');
-        next_is(file, ' '); /* passes over space */
+    take(file, '[', 1);
+    for (; !file->failed && !take(file, ']', 0); n++) {
+        if (n > 0) take(file, ',', 1);
+        take(file, ' ', 0); /* passes over space */
         const size_t digits = strspn(file->at, "0123456789");
-        const double value = strtod(file->at, NULL); /* if it does not end with the digits, expect() will fail */
+        const double value = strtod(file->at, NULL); /* if it does not end with the digits, that is seen next */
         if (digits == 0 || (digits > 1 && *file->at == '0') || value > MAX_WHOLE) bad(file, "no whole number");
         else if (n == max) bad(file, "too many numbers");
         else values[n] = value;
@@ -1160,11 +1156,11 @@ static size_t read_numbers(Checkpoint *file, double *values, size_t max) {
 
 /* The n-th key of an object and its colon; 0 where the object ends. */
 static int read_key(Checkpoint *file, size_t n, char *key, size_t size) {
-    if (n == 0) expect(file, '{');
-    if (next_is(file, '}')) return 0;
-    if (n > 0) expect(file, ',');
+    if (n == 0) take(file, '{', 1);
+    if (take(file, '}', 0)) return 0;
+    if (n > 0) take(file, ',', 1);
     if (read_string(file, key, size) >= size) bad(file, "too long a name");
-    expect(file, ':');
+    take(file, ':', 1);
     return !file->failed;
 }
 
@@ -1238,7 +1234,7 @@ static double read_header(Checkpoint *file) {
         if (strcmp(name, "__metadata__") != 0) read_entry(file, name);
         else if (metadata++) bad(file, "__metadata__ stands twice");
         else read_metadata(file);
-    if (!next_is(file, 0) || file->at - 1 != file->text.data + file->data) bad(file, "something stands behind the end");
+    if (!take(file, 0, 0) || file->at - 1 != file->text.data + file->data) bad(file, "something stands behind the end");
     file->at = NULL;
     if (file->n_entries == 0) bad(file, "no tensor in it");
     if (file->index.failed) bad(file, "out of memory");
@@ -1276,7 +1272,7 @@ static int read_file(Checkpoint *file, const char *path) {
     if (!f) return bad(file, "%s", strerror(errno));
     if (read_bytes(file, f, 8)) {
         const double n = (double)read_word(file->text.data) + 4294967296.0 * (double)read_word(file->text.data + 4);
-        if (n < 2 || n > MAX_HEADER) bad(file, "not a safetensors file: its header would have %.0f bytes", n);
+        if (n < 2 || n > 4194304) bad(file, "not a safetensors file: its header would have %.0f bytes", n);
         else if (read_bytes(file, f, n) && read_bytes(file, f, read_header(file)) && fgetc(f) != EOF)
             bad(file, "something stands behind the last tensor");
     }
@@ -1388,8 +1384,8 @@ static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
 
 int trainer_save(Trainer *t, const char *path, Error *error) {
     Tensor tensors[STATE_TENSORS];
-    const size_t step = t->step, best = t->best_right;
-    uint32_t c[COUNTERS] = {(uint32_t)step, (uint32_t)t->validated, (uint32_t)best, t->data.next, t->order_mt.next};
+    uint32_t c[COUNTERS] = {(uint32_t)t->step, (uint32_t)t->validated, (uint32_t)t->best_right, t->data.next,
+                            t->order_mt.next};
     if (!is_finite(&t->model) || !is_finite(&t->m) || !is_finite(&t->v))
         return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
     model_describe(&t->model, &t->recipe);
@@ -1403,8 +1399,6 @@ static int read_state(Checkpoint *file, Trainer *t) {
     state_tensors(t, c, tensors);
     for (size_t i = 0; i < STATE_TENSORS; i++)
         if (!read_tensor(file, &tensors[i])) return 0;
-    for (size_t i = 0; i < t->v.n_params; i++)
-        if (t->v.params[i] < 0) return bad(file, "tensor state.v holds a negative number");
     for (size_t i = 0; i < t->recipe.trainset_size; i++)
         if (t->order[i] >= t->recipe.trainset_size) return bad(file, "tensor state.order is damaged");
     if (c[0] > t->total_steps || c[1] > 1 || c[2] > t->recipe.valset_size || c[3] > 624 || c[4] > 624)
