@@ -862,7 +862,7 @@ static size_t tidy_nan(char *text, size_t n) {
         const char *end = at + (strncmp(at, "nan(ind)", 8) == 0 ? 8 : 3);
         while (begin > text && strchr(" +-", begin[-1])) begin--;
         if (*begin == ' ') begin++;
-        memmove(begin, "nan", 3);
+        memmove(begin, at, 3);
         memmove(begin + 3, end, (size_t)(text + n - end) + 1);
         n -= (size_t)(end - begin) - 3;
         at = begin;
@@ -1126,7 +1126,7 @@ static size_t read_string(Checkpoint *file, char *text, size_t size) {
     take(file, '"', 1);
     for (; !file->failed && *file->at != '"'; n++) {
         const unsigned char c = (unsigned char)*file->at++;
-        if (n + 1 < size) text[n] = c == '\\' || c > 126 ? '?' : (char)c;
+        if (n + 1 < size) text[n] = (char)(c == '\\' || c > 126 ? '?' : c);
         if (c < 32) bad(file, "a string does not end");
         if (c != '\\') continue;
         const size_t hex = strspn(file->at + (*file->at == 'u'), "0123456789abcdefABCDEF");
@@ -1241,37 +1241,42 @@ static double read_header(Checkpoint *file) {
     if (file->failed) return 0;
     Entry *all = file->entries = (Entry *)(void *)file->index.data;
     qsort(all, file->n_entries, sizeof(Entry), by_place);
-    for (const Entry *e = all; e < all + file->n_entries; size = e++->place[1])
-        if (e->place[0] != size)
-            bad(file, "tensor %.100s %s", e->name, e->place[0] < size ? "overlaps another" : "begins after a gap");
+    for (const Entry *e = all; e < all + file->n_entries; e++) {
+        if (e->place[0] < size) bad(file, "tensor %.100s overlaps another", e->name);
+        if (e->place[0] > size) bad(file, "tensor %.100s begins after a gap", e->name);
+        size = e->place[1];
+    }
     qsort(all, file->n_entries, sizeof(Entry), by_name);
     for (const Entry *e = all + 1; e < all + file->n_entries; e++)
         if (by_name(e - 1, e) == 0) bad(file, "tensor %.100s stands twice", e->name);
     return size;
 }
 
-/* The next n bytes of f into file->text, which grows with what really comes: to claim to be huge costs nothing. */
-static int read_bytes(Checkpoint *file, FILE *f, double n) {
+/* The next n bytes of f into file->text, which grows with what really comes: to claim to be huge costs nothing. Returns
+ * them, or NULL. */
+static const char *read_bytes(Checkpoint *file, FILE *f, double n) {
     Text *text = &file->text;
+    const size_t begin = text->size;
     if (n >= max_bytes()) bad(file, "out of memory: it claims to have %.0f MiB", ceil(n / 1048576.0));
     while (n > 0 && !file->failed) {
         const size_t ask = n < 65536 ? (size_t)n : 65536;
-        if (!text_reserve(text, ask)) return bad(file, "out of memory");
-        const size_t got = fread(text->data + text->size, 1, ask, f);
+        const size_t got = text_reserve(text, ask) ? fread(text->data + text->size, 1, ask, f) : 0;
         n -= (double)got;
         text->size += got;
-        text->data[text->size] = 0;
-        if (got < ask && ferror(f)) return bad(file, "%s", strerror(errno));
-        if (got < ask) return bad(file, "cut off: %.0f bytes are missing", n);
+        if (text->failed) bad(file, "out of memory");
+        else if (got < ask && ferror(f)) bad(file, "%s", strerror(errno));
+        else if (got < ask) bad(file, "cut off: %.0f bytes are missing", n);
+        else text->data[text->size] = 0;
     }
-    return !file->failed;
+    return file->failed ? NULL : text->data + begin;
 }
 
 static int read_file(Checkpoint *file, const char *path) {
     FILE *f = fopen(path, "rb");
     if (!f) return bad(file, "%s", strerror(errno));
-    if (read_bytes(file, f, 8)) {
-        const double n = (double)read_word(file->text.data) + 4294967296.0 * (double)read_word(file->text.data + 4);
+    const char *length = read_bytes(file, f, 8);
+    if (length) {
+        const double n = (double)read_word(length) + 4294967296.0 * (double)read_word(length + 4);
         if (n < 2 || n > 4194304) bad(file, "not a safetensors file: its header would have %.0f bytes", n);
         else if (read_bytes(file, f, n) && read_bytes(file, f, read_header(file)) && fgetc(f) != EOF)
             bad(file, "something stands behind the last tensor");
