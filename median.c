@@ -2315,7 +2315,7 @@ static int command_data(Options *o, Subject *s, Report *r, Error *error) {
 /* Wall-clock seconds where C offers them, else processor time. */
 static double seconds(void) {
 #ifdef TIME_UTC
-    struct timespec now;
+    struct timespec now = {0, 0};
     timespec_get(&now, TIME_UTC);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 #else
