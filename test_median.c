@@ -844,14 +844,14 @@ static void start_training(Trainer *t, int fresh) {
     Recipe r = recipe_original();
     Error error = {{0}, 0};
     r.trainset_size = fresh ? 0 : 70, r.valset_size = 10, r.batch_size = 16, r.steps = 13;
-    r.keep_best = !fresh, r.cosine = (size_t)fresh, r.balanced = 0.5f;
+    r.keep_best = !fresh, r.cosine = (size_t)fresh, r.balanced = 0.5f, r.hard = 0.5f;
     CHECK(trainer_create(t, &r, &SMALL, NULL, &error), "%s", error.text);
 }
 
-static void make_state(void) {
+static void make_state(int fresh) {
     Trainer t;
     Error error = {{0}, 0};
-    start_training(&t, 0);
+    start_training(&t, fresh);
     FOR(i, 6) trainer_step(&t);
     CHECK(trainer_save(&t, STATE_NAME, &error), "%s", error.text);
     trainer_free(&t);
@@ -974,12 +974,17 @@ static void expect_fault(Text *file, const Text *sound, const char *message) {
     text_bytes(file, sound->data, sound->size);
 }
 
-static void test_faults(void) {
-    Text sound = {0}, file = {0};
-    make_state();
+static void read_state(Text *state, int fresh) {
+    char piece[1000];
+    make_state(fresh);
     FILE *f = fopen(STATE_NAME, "rb");
-    for (int c; f && (c = fgetc(f)) != EOF;) text_add(&sound, "%c", c);
+    for (size_t n; f && (n = fread(piece, 1, sizeof piece, f)) > 0;) text_bytes(state, piece, n);
     if (f) fclose(f);
+}
+
+static void test_faults(void) {
+    Text sound = {0}, fresh = {0}, file = {0};
+    read_state(&sound, 0), read_state(&fresh, 1);
     expect_fault(&file, &sound, "cut off: 8 bytes are missing");
     FOR(i, LENGTH(FAULTS)) {
         at("%s -> %s", FAULTS[i].from, FAULTS[i].to);
@@ -994,7 +999,8 @@ static void test_faults(void) {
     file.size--, expect_fault(&file, &sound, "cut off: 1 bytes are missing");
     file.data[3] = 1, expect_fault(&file, &sound, "its header would have");
     text_bytes(&file, "", 1), expect_fault(&file, &sound, "something stands behind the last tensor");
-    text_free(&sound), text_free(&file);
+    spoil_word(&fresh, "state.hard", 3, 10), expect_fault(&fresh, &sound, "state.hard is damaged");
+    text_free(&sound), text_free(&fresh), text_free(&file);
 }
 
 /* ---- The command line -------------------------------------------------------------------------------------------- */
@@ -1138,7 +1144,7 @@ static void make_files(void) {
     zero.notes[0] = note, zero.n_notes = 1;
     CHECK(model_save(&zero, C, &error), "%s", error.text);
     model_free(&zero);
-    make_state();
+    make_state(0);
 }
 
 /* Output that is lost is an error. */
