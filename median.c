@@ -15,6 +15,13 @@
 #include <string.h>
 #include <time.h>
 
+/* A directive for threads, where they are compiled in. */
+#ifdef _OPENMP
+#define OMP(directive) _Pragma(#directive)
+#else
+#define OMP(directive)
+#endif
+
 /* What a platform adds; without it only comfort is lost. (WASI is C without signals.) */
 #ifndef __wasi__
 #include <signal.h>
@@ -2233,6 +2240,457 @@ void explanation_free(Explanation *e) {
     memset(e, 0, sizeof *e);
 }
 
+/* ---- 13. The certificate ---------------------------------------------------------------------------------------- */
+
+/* For every one of the max_num^seq_len lists: does `predict` name its median? Proven, not sampled: by bounds of the
+ * logits in real arithmetic, for a whole set of lists at once; by a bound of model_forward's rounding errors; and
+ * where these leave a single list open, by model_forward itself. (Compare Gross et al. 2024, arXiv 2406.11779.)
+ *
+ * The model: one layer, no MLP. Let q be the last number, and let a head give row r, a number at a position, the
+ * weight w_r = exp(score(q, r)) and the vector v_r (LayerRun's vo). With base = embedding of q + b_O, the last
+ * residual is
+ *     R = base + sum over heads of (sum_i w_i v_i) / (sum_i w_i) = sum over heads of (sum_i w_i t_i) / (sum_i w_i),
+ * t_r = v_r + base / n_heads, the sums over the list's rows. R less its mean is all that matters, so t_r is centred.
+ * With s = sqrt(mean(R^2) + 1e-5), the margin of median m over number v is (R . u_v) / s + c_v, where
+ *     u_v = ln_final.w (W_U[m] - W_U[v]),   c_v = ln_final.b (W_U[m] - W_U[v]) + b_U[m] - b_U[v].
+ * Times s, all is linear but c_v s. (Without normalization nothing is centred, and w = 1, b = 0, s = 1.)
+ *
+ * Boxes. A box says how many numbers of a list lie in which range, at positions left open. The table has, for each
+ * range, the least and greatest of w, w t . u_v and each coordinate of w t, over its numbers and all positions.
+ * Counted and added up, they bound the sums; a quotient is bounded with the greatest or the least sum of weights,
+ * whichever is safe; the coordinates of R bound s. If all margins are above 0, the box is right; if one is below 0,
+ * wrong; else it is cut: a range into halves, or if all are single numbers, by what stands at the next position. What
+ * distinguishes positions on the average is taken out before: a list has each of them once, so its sums don't change.
+ *
+ * Rounding, to first order in u = 2^-24. UNIT, a little more, has room for the 2^-53 of sums in double and for
+ * products of errors; the 1e-30 in norms, for what is flushed to 0. D is the greatest difference of scores, S the
+ * greatest score.
+ *   - A score is off by S u; less the greatest, by D u more; exp adds u; normalizing doubles that, and adds u. The
+ *     table's weights are off as much (S twice), and z is rounded: by e Z in all, e <= (6 S + 4 D + 11) u, Z = max
+ *     |v_r|.
+ *   - Adding z rounds by u size, size = |base| + sum over heads of Z. R is off by `shift`, the sum of all that.
+ *   - Centred, it is off by no more, and u size; a norm by no more than its argument. As |R / s| <= Y = sqrt(d_model),
+ *     R / s is off by 2 (shift + u size) / s, and by 4 u Y for roundings of its own. A margin is off by |u_v| times
+ *     that, and
+ *   - by 2 u reach for rounding out = ln_final's result, and the logits; reach = |b_U[m]| + |b_U[v]| + |out| (|W_U[m]|
+ *     + |W_U[v]|), |out| <= Y |ln_final.w| + |ln_final.b|. (Twice that, as c_v is rounded too.)
+ * The table's own roundings are below 20 u size |u_v| an entry. As no list is left open in the end, the counts don't
+ * depend on how tight a bound is. */
+#define UNIT 0x1.02p-24
+
+typedef struct { float low, high; } Bounds;
+typedef struct { double low, high; } Sums;
+
+/* What a row of the table is about: one number at one position, or further on, numbers at any position. */
+typedef struct {
+    uint32_t first, last, halves; /* halves: row of the first, 0 if there is but one number; the second follows */
+} Range;
+
+typedef struct { uint32_t row, count; } Part;
+
+/* Lists with the same last number and median, given by parts; positions 0 .. placed-1 are taken. */
+typedef struct {
+    uint32_t n_parts, placed;
+    Part parts[CERTIFIED_SEQ_LEN + 1];
+} Box;
+
+/* The work on the lists with one last number. */
+typedef struct {
+    const Model *model;
+    const CertifyOptions *options;
+    Certificate *result;
+    size_t T, V, d, heads, last, median;
+    size_t pairs, rows, columns; /* of the table: T V rows of one number at one position; all; weight, V products, t */
+    double size, shift;
+    float *weights, *t, *u, *products; /* (heads, pairs), (heads, pairs, d), (d, V), (pairs, V) */
+    Bounds *table, *c;                 /* (heads, rows, columns); (V) */
+    float *constant, *error;           /* (V): ln_final.b W_U + b_U; error of a margin, times s */
+    Sums *sums, *R;                    /* (columns): of the latest box */
+    size_t rival;                      /* ... the number most in its way */
+    Range *ranges;                     /* (rows) */
+    Box *stack;
+    uint32_t *lists; /* (batch, T): to be run, each for so many that are decided alike */
+    uint64_t *alike;
+    size_t n_stack, stack_size, n_lists, batch;
+    Run run;
+    uint64_t boxes, lists_run;
+} Prover;
+
+static void lay_out_prover(Layout *m, Prover *p) {
+    p->weights = lay_floats(m, p->heads, p->pairs, 1), p->t = lay_floats(m, p->heads, p->pairs, p->d);
+    p->u = lay_floats(m, p->d, p->V, 1), p->products = lay_floats(m, p->pairs, p->V > p->d ? p->V : p->d, 1);
+    p->table = (Bounds *)lay_floats(m, 2 * p->heads, p->rows, p->columns), p->c = (Bounds *)lay_floats(m, 2, p->V, 1);
+    p->constant = lay_floats(m, p->V, 1, 1), p->error = lay_floats(m, p->V, 1, 1);
+    p->sums = (Sums *)lay_out(m, (double)p->columns, sizeof(Sums));
+    p->R = (Sums *)lay_out(m, (double)p->columns, sizeof(Sums));
+    p->ranges = (Range *)lay_out(m, (double)p->rows, sizeof(Range));
+    p->stack = (Box *)lay_out(m, (double)p->stack_size, sizeof(Box));
+    p->lists = lay_words(m, p->batch, p->T), p->alike = (uint64_t *)lay_out(m, (double)p->batch, sizeof(uint64_t));
+}
+
+/* n roundings of x, itself a float, so that sums of them don't depend on whether products are fused with additions. */
+static double roundings(double n, double x) { return (double)f32(n * UNIT * x); }
+
+/* Euclid's norm of n floats, each `step` after the one before: not too small. */
+static double norm(const float *x, size_t n, size_t step) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i * step] * x[i * step];
+    return (double)f32(sqrt(sum) * (1 + UNIT)) + (double)n * 1e-30;
+}
+
+/* One head's weights, over the greatest. Returns e, or infinity if that is not small or weights vanish. */
+static double weigh(const Prover *p, const float *query, const float *keys, float scale, float *weights) {
+    double least = INFINITY, greatest = -INFINITY, size = 0;
+    linear_forward(weights, NULL, keys, query, NULL, p->pairs, p->d, 1);
+    for (size_t r = 0; r < p->pairs; r++) {
+        const double score = (double)(weights[r] = f32((double)weights[r] * scale));
+        least = score < least ? score : least, greatest = max_double(greatest, score);
+        size = max_double(size, norm(query, p->d, 1) * norm(keys + r * p->d, p->d, 1) * scale);
+    }
+    for (size_t r = 0; r < p->pairs; r++) weights[r] = exp_f32(f32((double)weights[r] - greatest));
+    const double D = greatest - least, S = max_double(greatest, -least), dot_error = (double)p->d * 0x1p-50 * size;
+    const double e = roundings(1, 6 * S + 4 * D + 11) + (double)f32(dot_error);
+    return D < 80 && e < 0x1p-8 ? e : INFINITY;
+}
+
+/* All that depends on the last number: weights, t, size, shift. */
+static void take_last(Prover *p) {
+    const Config *c = &p->model->config;
+    const LayerRun *layer = &p->run.layers[0];
+    const size_t d = p->d;
+    for (size_t i = 0; i < p->V * p->T; i++) p->lists[i] = (uint32_t)(i / p->T);
+    model_forward(p->model, &p->run, p->lists, p->V, NULL); /* leaves h, qk and vo of every pair */
+    float *base = p->products;
+    gather_forward(base, layer->x + (p->pairs - p->V + p->last) * d, p->model->weights.layers[0].b_O, NULL, 1, d);
+    p->size = norm(base, d, 1), p->shift = 0;
+    for (size_t head = 0; head < p->heads; head++) {
+        const Head a = head_of(c, &p->model->weights.layers[0], layer, head);
+        const float scale = layer_attention(c, layer).scale;
+        const double e = weigh(p, a.qk + p->last * d, layer->h, scale, p->weights + head * p->pairs);
+        double Z = 0;
+        for (size_t r = 0; r < p->pairs; r++) {
+            float *t = p->t + (head * p->pairs + r) * d;
+            double mean = 0;
+            for (size_t j = 0; j < d; j++) t[j] = f32((double)a.vo[r * d + j] + (double)base[j] / (double)p->heads);
+            for (size_t j = 0; c->normalization && j < d; j++) mean += (double)t[j];
+            for (size_t j = 0; j < d; j++) t[j] = f32((double)t[j] - mean / (double)d);
+            Z = max_double(Z, norm(a.vo + r * d, d, 1));
+        }
+        p->size += Z, p->shift += e * Z;
+    }
+    p->shift += roundings((double)p->heads, p->size);
+}
+
+/* The table's rows of pairs: weight, products with each u_v, coordinates of t; positions made alike on the average. */
+static void fill_pairs(const Prover *p, size_t head) {
+    const size_t V = p->V, K = p->columns, places = p->T - 1;
+    const float *t = p->t + head * p->pairs * p->d, *weights = p->weights + head * p->pairs;
+    Bounds *table = p->table + head * p->rows * K;
+    linear_forward(p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
+    for (size_t r = 0; r < p->pairs; r++)
+        for (size_t k = 0; k < K; k++) {
+            const float factor = k == 0 ? 1 : k <= V ? p->products[r * V + k - 1] : t[r * p->d + k - 1 - V];
+            table[r * K + k].low = f32((double)weights[r] * factor);
+        }
+    for (size_t k = 0; k < K; k++) {
+        const double size = k == 0 ? 1 : k <= V ? p->size * norm(p->u + k - 1, p->d, V) : p->size;
+        const double slack = roundings(20, size) + 1e-36;
+        double all = 0;
+        for (size_t r = 0; r < places * V; r++) all += (double)table[r * K + k].low;
+        for (size_t i = 0; i <= places; i++) {
+            double own = 0;
+            for (size_t r = i * V; r < (i + 1) * V; r++) own += (double)table[r * K + k].low;
+            const double change = i < places ? (double)f32((own - all / (double)places) / (double)V) : 0;
+            for (size_t r = i * V; r < (i + 1) * V; r++) {
+                const double value = (double)table[r * K + k].low - change;
+                table[r * K + k].low = f32(value - slack), table[r * K + k].high = f32(value + slack);
+            }
+        }
+    }
+}
+
+/* Those of ranges, from the last one back: over a number's positions, or a range's halves. */
+static void fill_ranges(const Prover *p, size_t head) {
+    const size_t K = p->columns;
+    Bounds *table = p->table + head * p->rows * K;
+    for (size_t row = p->rows; row-- > p->pairs;) {
+        const size_t halves = p->ranges[row].halves, step = halves ? 1 : p->V, n = halves ? 2 : p->T - 1;
+        const Bounds *from = table + (halves ? halves : p->ranges[row].first) * K;
+        for (size_t k = 0; k < K; k++) {
+            Bounds b = from[k];
+            for (size_t i = 1; i < n; i++) {
+                const Bounds other = from[i * step * K + k];
+                b.low = other.low < b.low ? other.low : b.low, b.high = other.high > b.high ? other.high : b.high;
+            }
+            table[row * K + k] = b;
+        }
+    }
+}
+
+static uint32_t add_range(Prover *p, size_t first, size_t end) {
+    const Range range = {(uint32_t)first, (uint32_t)end - 1, 0};
+    if (first < end) p->ranges[p->rows++] = range;
+    return (uint32_t)(first < end ? p->rows - 1 : p->pairs);
+}
+
+/* Rows of the numbers below, equal to and above the median, and of their halves, and theirs. */
+static void make_ranges(Prover *p, uint32_t roots[3]) {
+    p->rows = p->pairs;
+    roots[0] = add_range(p, 0, p->median);
+    roots[1] = add_range(p, p->median, p->median + 1);
+    roots[2] = add_range(p, p->median + 1, p->V);
+    for (size_t row = p->pairs; row < p->rows; row++) {
+        const size_t first = p->ranges[row].first, end = p->ranges[row].last + 1u;
+        if (end - first < 2) continue;
+        p->ranges[row].halves = add_range(p, first, (first + end) / 2);
+        add_range(p, (first + end) / 2, end);
+    }
+}
+
+/* All that depends on the median: u_v, c_v, errors, the table. */
+static void take_median(Prover *p) {
+    const Weights *w = &p->model->weights;
+    const size_t V = p->V, m = p->median, d = p->d;
+    const double Y = sqrt((double)d);
+    const double out = w->ln_final_w ? Y * norm(w->ln_final_w, d, 1) + norm(w->ln_final_b, d, 1) : p->size;
+    if (w->ln_final_b) linear_forward(p->constant, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
+    else memcpy(p->constant, w->b_U, V * sizeof(float));
+    for (size_t i = 0; i < d * V; i++) {
+        const float difference = f32((double)w->W_U[i - i % V + m] - w->W_U[i]);
+        p->u[i] = w->ln_final_w ? f32((double)w->ln_final_w[i / V] * difference) : difference;
+    }
+    for (size_t v = 0; v < V; v++) {
+        const double c = (double)p->constant[m] - p->constant[v], u = norm(p->u + v, d, V);
+        const double reach = fabs((double)w->b_U[m]) + fabs((double)w->b_U[v]) + 1e-30;
+        const double free = roundings(4, reach + out * (norm(w->W_U + m, d, V) + norm(w->W_U + v, d, V)) + Y * u);
+        p->c[v].low = f32(c - free - p->options->least), p->c[v].high = f32(c + free + p->options->least);
+        p->error[v] = f32(2 * (p->shift + roundings(1, p->size)) * u);
+    }
+    for (size_t head = 0; head < p->heads; head++) fill_pairs(p, head), fill_ranges(p, head);
+}
+
+/* Bounds of R for all of a box's lists, and of s. */
+static void bound_box(const Prover *p, const Box *box, float s[2]) {
+    const size_t K = p->columns;
+    double squares[2] = {0, 0};
+    for (size_t k = 0; k < K; k++) p->R[k].low = p->R[k].high = 0;
+    for (size_t head = 0; head < p->heads; head++) {
+        Sums *sum = p->sums;
+        for (size_t k = 0; k < K; k++) sum[k].low = sum[k].high = 0;
+        for (const Part *part = box->parts; part < box->parts + box->n_parts; part++) {
+            const double count = (double)part->count;
+            const Bounds *row = p->table + (head * p->rows + part->row) * K;
+            for (size_t k = 0; k < K; k++) {
+                sum[k].low += count * (double)row[k].low;
+                sum[k].high += count * (double)row[k].high;
+            }
+        }
+        const double least = max_double(sum[0].low, 0), greatest = sum[0].high;
+        for (size_t k = 1; k < K; k++) {
+            p->R[k].low += sum[k].low / (sum[k].low < 0 ? least : greatest);
+            p->R[k].high += sum[k].high / (sum[k].high < 0 ? greatest : least);
+        }
+    }
+    s[0] = s[1] = 1;
+    if (!p->model->config.normalization) return;
+    for (size_t k = 1 + p->V; k < K; k++) {
+        const float near = f32(max_double(max_double(p->R[k].low, -p->R[k].high), 0));
+        const float far = f32(max_double(-p->R[k].low, p->R[k].high));
+        squares[0] += (double)near * near, squares[1] += (double)far * far;
+    }
+    for (int i = 0; i < 2; i++) s[i] = f32(sqrt(squares[i] / (double)p->d + 1e-5) * (i ? 1 + 4 * UNIT : 1 - 4 * UNIT));
+}
+
+/* Are all of a box's lists answered right, or all wrong? Written so that what is not a number decides nothing. */
+static Verdict judge(Prover *p, const Box *box) {
+    int right = 1, wrong = 0;
+    double smallest = INFINITY;
+    float s[2];
+    bound_box(p, box, s);
+    for (size_t v = 0; v < p->V; v++) {
+        if (v == p->median) continue;
+        const Bounds c = p->c[v];
+        const double low = p->R[1 + v].low - p->error[v] + (double)c.low * s[c.low < 0];
+        const double high = p->R[1 + v].high + p->error[v] + (double)c.high * s[c.high > 0];
+        right &= low > 0, wrong |= high < 0;
+        if (!(low > smallest)) smallest = low, p->rival = v;
+    }
+    return right ? CERTIFIED_RIGHT : wrong ? CERTIFIED_WRONG : CERTIFIED_OPEN;
+}
+
+/* How many lists there are in a box, and one of them, with the middles of the ranges. */
+static uint64_t lists_of(const Prover *p, const Box *box, uint32_t *list) {
+    uint64_t lists = 1, places = 0;
+    for (size_t i = 0; i < box->n_parts; i++) {
+        const size_t row = box->parts[i].row;
+        const Range range = p->ranges[row];
+        uint64_t choices = 1; /* of this part's places, among them and those of the parts before; 62 C(61, 30) < 2^64 */
+        if (row < p->pairs) list[row / p->V] = (uint32_t)(row % p->V);
+        for (uint64_t n = 1; row >= p->pairs && n <= box->parts[i].count; n++) {
+            list[box->placed + places++] = (range.first + range.last) / 2;
+            choices = choices * places / n;
+            lists *= range.last - range.first + UINT64_C(1);
+        }
+        lists *= choices;
+    }
+    return lists;
+}
+
+/* Keeps the SIGHTINGS lists with the least key, in order. */
+static void sight(Sighting *all, const Sighting *s, double key) {
+    size_t at = SIGHTINGS;
+    for (; at > 0 && (all[at - 1].count == 0 || key < all[at - 1].key); at--)
+        if (at < SIGHTINGS) all[at] = all[at - 1];
+    if (at < SIGHTINGS && s->count) all[at] = *s, all[at].key = key;
+}
+
+static void run_lists(Prover *p) {
+    const size_t m = p->median, first = p->last * SIGHTINGS;
+    if (p->n_lists) model_forward(p->model, &p->run, p->lists, p->n_lists, NULL);
+    for (size_t i = 0; i < p->n_lists; i++) {
+        float *logits = p->run.logits + i * p->V;
+        const float own = logits[m];
+        Sighting s = {p->alike[i], 0, 0, m, argmax(logits, p->V), {0}};
+        memcpy(s.list, p->lists + i * p->T, p->T * sizeof *s.list);
+        logits[m] = -INFINITY;
+        s.margin = (double)own - logits[argmax(logits, p->V)];
+        p->result->cells[p->last * p->V + m][s.answer == m ? CERTIFIED_RIGHT : CERTIFIED_WRONG] += s.count;
+        sight(p->result->closest + first, &s, fabs(s.margin));
+        if (s.answer != m) sight(p->result->worst + first, &s, s.margin);
+    }
+    p->n_lists = 0;
+}
+
+/* A copy of a box on the stack, with n numbers of part i moved to a new part. */
+static Box *push_moved(Prover *p, const Box *box, size_t i, uint32_t n, size_t row) {
+    Box *copy = &p->stack[p->n_stack++];
+    const Part part = {(uint32_t)row, n};
+    *copy = *box;
+    if (n) copy->parts[copy->n_parts++] = part;
+    if ((copy->parts[i].count -= n) == 0) copy->parts[i] = copy->parts[--copy->n_parts];
+    return copy;
+}
+
+/* Cuts a box into smaller ones: its range that leaves most open into halves; or by the number at the next position. */
+static void cut(Prover *p, Box *box) {
+    size_t best = box->n_parts;
+    double most = -1;
+    for (size_t i = 0; i < box->n_parts; i++) {
+        double width = 0;
+        for (size_t head = 0; head < p->heads; head++) {
+            const Bounds b = p->table[(head * p->rows + box->parts[i].row) * p->columns + 1 + p->rival];
+            width += (double)box->parts[i].count * ((double)b.high - b.low);
+        }
+        if (p->ranges[box->parts[i].row].halves && box->parts[i].count && !(width <= most)) most = width, best = i;
+    }
+    if (best < box->n_parts) {
+        const uint32_t halves = p->ranges[box->parts[best].row].halves;
+        box->parts[best].row = halves;
+        for (uint32_t n = 0; n <= box->parts[best].count; n++) push_moved(p, box, best, n, halves + 1);
+    } else
+        for (size_t i = 0; i < box->n_parts; i++)
+            if (box->parts[i].row >= p->pairs && box->parts[i].count)
+                push_moved(p, box, i, 1, box->placed * p->V + p->ranges[box->parts[i].row].first)->placed++;
+}
+
+/* The boxes of all lists with this last number and median: `below` smaller numbers, and `above` greater ones. */
+static void push_all(Prover *p, const uint32_t roots[3]) {
+    const uint32_t others = (uint32_t)p->T - 1, last_row = (uint32_t)(others * p->V + p->last);
+    const uint32_t last_below = p->last < p->median, last_above = p->last > p->median;
+    for (uint32_t below = 0; below + last_below <= others / 2 && (below == 0 || p->median > 0); below++)
+        for (uint32_t above = 0; above + last_above <= others / 2 && (above == 0 || p->median + 1 < p->V); above++) {
+            const uint32_t equal = others - below - above;
+            const Box box = {4, 0, {{last_row, 1}, {roots[0], below}, {roots[1], equal}, {roots[2], above}}};
+            p->stack[p->n_stack++] = box;
+        }
+}
+
+/* Decides about all lists with this last number and median. */
+static void certify_cell(Prover *p) {
+    uint32_t roots[3];
+    uint64_t looked = 0, *cell = p->result->cells[p->last * p->V + p->median];
+    make_ranges(p, roots);
+    take_median(p);
+    push_all(p, roots);
+    while (p->n_stack) {
+        Box box = p->stack[--p->n_stack];
+        const uint64_t lists = lists_of(p, &box, p->lists + p->n_lists * p->T);
+        const Verdict verdict = looked++ < p->options->effort ? judge(p, &box) : CERTIFIED_OPEN;
+        if (verdict == CERTIFIED_RIGHT || looked > p->options->effort) cell[verdict] += lists;
+        else if (verdict == CERTIFIED_OPEN && box.placed + 1 < p->T) cut(p, &box);
+        else p->lists_run += verdict == CERTIFIED_OPEN, p->alike[p->n_lists++] = lists; /* a wrong box: one for all */
+        if (p->n_lists == p->batch) run_lists(p);
+    }
+    run_lists(p);
+    p->boxes += looked;
+}
+
+/* Decides about all lists with this last number. */
+static int certify_last(const Model *model, const CertifyOptions *options, size_t last, Certificate *result,
+                        Error *error) {
+    const Config *c = &model->config;
+    Prover p = {0};
+    Layout layout = {0};
+    p.model = model, p.options = options, p.result = result, p.last = last;
+    p.T = c->seq_len, p.V = c->max_num, p.d = c->d_model, p.heads = c->n_heads, p.batch = p.V > 256 ? p.V : 256;
+    p.pairs = p.T * p.V, p.rows = p.pairs + 2 * p.V, p.columns = 1 + p.V + (c->normalization ? p.d : 0);
+    for (size_t n = 4 * p.V; n > 0; n /= 2) p.stack_size += p.T * p.T; /* up to T log2(2 V) cuts, each into up to T */
+    lay_out_prover(&layout, &p);
+    void *memory = layout.base = (char *)allocate(layout.used, "the certificate", error);
+    if (!memory || !run_create(&p.run, c, p.batch, RUN_FORWARD, error)) return free(memory), 0;
+    layout.used = 0;
+    lay_out_prover(&layout, &p);
+    take_last(&p);
+    for (p.median = 0; p.median < p.V; p.median++) {
+        certify_cell(&p);
+        OMP(omp critical) {
+            for (size_t i = 0; i < 3; i++) result->decided += result->cells[last * p.V + p.median][i];
+            if (options->progress) options->progress(options->context, (double)result->decided / (double)result->lists);
+        }
+    }
+    OMP(omp critical) result->boxes += p.boxes, result->lists_run += p.lists_run;
+    run_free(&p.run);
+    free(memory);
+    return 1;
+}
+
+int certify(const Model *model, const CertifyOptions *options, Certificate *r, Error *error) {
+    const Config *c = &model->config;
+    const size_t V = c->max_num;
+    int done = 1;
+    memset(r, 0, sizeof *r);
+    if (c->n_layers != 1 || c->d_mlp)
+        return fail(error, "a proof needs one layer without MLP: n_layers is %zu, d_mlp %zu", c->n_layers, c->d_mlp);
+    r->lists = 1;
+    for (size_t i = 0; i < c->seq_len; i++, r->lists *= V)
+        if (r->lists > UINT64_MAX / V) return fail(error, "%zu^%zu lists are more than 64 bits count", V, c->seq_len);
+    const size_t bytes = 2 * SIGHTINGS * sizeof(Sighting) + V * sizeof *r->cells;
+    if (!(r->memory = allocate((double)V * (double)bytes, "the certificate", error))) return 0;
+    r->closest = (Sighting *)r->memory, r->worst = r->closest + V * SIGHTINGS;
+    r->cells = (uint64_t(*)[3])(r->worst + V * SIGHTINGS);
+    OMP(omp parallel for schedule(dynamic))
+    for (size_t last = 0; last < V; last++) {
+        Error reason = {{0}, 0};
+        if (!certify_last(model, options, last, r, &reason)) OMP(omp critical) *error = reason, done = 0;
+    }
+    for (size_t i = 0; i < V * V; i++) {
+        r->right += r->cells[i][CERTIFIED_RIGHT];
+        r->wrong += r->cells[i][CERTIFIED_WRONG];
+    }
+    r->undecided = r->lists - r->right - r->wrong;
+    for (size_t i = SIGHTINGS; i < V * SIGHTINGS; i++) { /* those of the first last number become those of all */
+        sight(r->closest, &r->closest[i], r->closest[i].key);
+        sight(r->worst, &r->worst[i], r->worst[i].key);
+    }
+    if (!done) certificate_free(r);
+    return done;
+}
+
+void certificate_free(Certificate *r) {
+    free(r->memory);
+    memset(r, 0, sizeof *r);
+}
+
 /* ---- 14. The command line ----------------------------------------------------------------------------------------- */
 
 #ifndef MEDIAN_NO_MAIN
@@ -3463,6 +3921,56 @@ static int command_bench(Options *o, Subject *s, Report *r, Error *error) {
     return 1;
 }
 
+/* -- certify -- */
+
+static void show_certified(void *context, double done) {
+    char text[40];
+    snprintf(text, sizeof text, "%.2f %% of all lists", 100 * done);
+    show_progress((Progress *)context, done, text);
+}
+
+static void show_sightings(Report *r, const Sighting *s, size_t n, const char *title) {
+    say(r, "\n%s\n", title);
+    for (size_t i = 0; i < SIGHTINGS && s[i].count; i++) {
+        say(r, "%12.6f  median %zu, answer %zu: ", s[i].margin, s[i].median, s[i].answer);
+        for (size_t t = 0; t < n; t++) say(r, " %u", (unsigned)s[i].list[t]);
+        say(r, "\n");
+    }
+}
+
+static void show_certified_row(Report *r, const char *name, const uint64_t n[3]) {
+    char text[3][24];
+    const double all = (double)(n[0] + n[1] + n[2]);
+    for (size_t i = 0; i < 3; i++) snprintf(text[i], sizeof text[i], "%" PRIu64, n[i]);
+    table_row(r, "%6s  %20s %20s %20s  %12.7f %% %12.7f %%\n", name, text[0], text[1], text[2], (double)n[0] / all,
+              (double)(n[0] + n[2]) / all);
+}
+
+static int command_certify(Options *o, Subject *s, Report *r, Error *error) {
+    const Config *c = &s->model.config;
+    Certificate all;
+    Progress progress = progress_start(o->streams.progress, 0);
+    const CertifyOptions options = {1e-3, UINT64_C(1) << 26, show_certified, &progress};
+    if (!certify(&s->model, &options, &all, error)) return 0;
+    say(r, "All %" PRIu64 " lists of %zu numbers below %zu, proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.lists,
+        c->seq_len, c->max_num, all.boxes, all.lists_run);
+    table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to",
+                "median                 right                wrong            undecided  accuracy from             to\n");
+    for (size_t m = 0; m < c->max_num; m++) {
+        uint64_t n[3] = {0};
+        char name[24];
+        for (size_t i = 0; i < 3 * c->max_num; i++) n[i % 3] += all.cells[i / 3 * c->max_num + m][i % 3];
+        snprintf(name, sizeof name, "%zu", m);
+        show_certified_row(r, name, n);
+    }
+    const uint64_t n[3] = {all.right, all.wrong, all.undecided};
+    show_certified_row(r, "all", n);
+    show_sightings(r, all.closest, c->seq_len, "The smallest margins: the median's logit less the greatest other");
+    show_sightings(r, all.worst, c->seq_len, "The worst among the wrong lists that were run, at least one of each set");
+    certificate_free(&all);
+    return 1;
+}
+
 static int command_test(Options *o, Subject *s, Report *r, Error *error) {
     (void)s, (void)r;
     return run_tests(o->n_numbers, o->numbers) == 0 || fail(error, "a test failed");
@@ -3511,6 +4019,8 @@ static const Command commands[] = {
     {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 1, 23, 1, 1, RUN_FORWARD,
      "which value carries the answer from one list to another"},
     {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, "the explanation, tested"},
+    {"certify", command_certify, " model threads csv ", NULL, 1, 1, 1, 1, RUN_FORWARD,
+     "the accuracy over all possible lists: counted, by proof"},
     {"check", command_check, " ", NULL, 1, 1, 0, 0, RUN_FORWARD, "golden values: does this build compute the same bits?"},
     {"bench", command_bench, SHAPE "size ", NULL, 500, 23, 0, 0, RUN_FORWARD,
      "speed of training and inference; --size is the number of steps"},

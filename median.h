@@ -485,6 +485,40 @@ typedef struct {
 int explain(const Model *model, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error);
 void explanation_free(Explanation *e);
 
+/* ---- 13. The certificate ---------------------------------------------------------------------------------------- */
+
+typedef enum { CERTIFIED_RIGHT, CERTIFIED_WRONG, CERTIFIED_OPEN } Verdict;
+
+typedef struct {
+    double least;    /* a set of lists is not proven as long as a margin in it may be that small */
+    uint64_t effort; /* sets to look at, for each last number and median; what is left then stays undecided */
+    void (*progress)(void *context, double done); /* may be NULL */
+    void *context;
+} CertifyOptions;
+
+#define SIGHTINGS 8
+#define CERTIFIED_SEQ_LEN 63 /* no longer list has less than 2^64 cases */
+
+/* A list that was run, for `count` lists that are decided alike. */
+typedef struct {
+    uint64_t count; /* 0: none */
+    double key, margin; /* margin: the median's logit minus the greatest of the others */
+    size_t median, answer;
+    uint32_t list[CERTIFIED_SEQ_LEN];
+} Sighting;
+
+typedef struct {
+    uint64_t lists, right, wrong, undecided, decided; /* lists: max_num^seq_len, the sum of the next three */
+    uint64_t (*cells)[3];      /* (max_num, max_num): by last number and median, how many have which Verdict */
+    uint64_t boxes, lists_run; /* sets looked at; lists run */
+    Sighting *closest, *worst; /* (SIGHTINGS) each: least |margin|; wrong ones, least margin */
+    void *memory;
+} Certificate;
+
+/* Decides for every possible list whether the model answers right: see median.c. */
+int certify(const Model *model, const CertifyOptions *options, Certificate *certificate, Error *error);
+void certificate_free(Certificate *certificate);
+
 /* ---- 14. The command line: not there with MEDIAN_NO_MAIN --------------------------------------------------------- */
 
 typedef struct {

@@ -831,6 +831,74 @@ static void test_interventions(World *w) {
     }
 }
 
+/* ---- The certificate --------------------------------------------------------------------------------------------- */
+
+/* Runs all lists; expected (max_num, max_num, 2): by last number and median, how many lists there are, and right ones. */
+static void run_all_lists(const Model *model, uint64_t *expected) {
+    const size_t V = model->config.max_num, T = model->config.seq_len, all = (size_t)pow((double)V, (double)T);
+    uint32_t *lists = indices(1024 * T, 1);
+    Run run;
+    Error error = {{0}, 0};
+    if (!CHECK(run_create(&run, &model->config, 1024, RUN_FORWARD, &error), "%s", error.text)) return;
+    for (size_t first = 0; first < all; first += 1024) {
+        const size_t n = all - first < 1024 ? all - first : 1024;
+        FOR(j, n)
+            for (size_t t = 0, rest = first + j; t < T; t++, rest /= V) lists[j * T + t] = (uint32_t)(rest % V);
+        model_forward(model, &run, lists, n, NULL);
+        FOR(j, n) {
+            const uint32_t median = naive_median(lists + j * T, T);
+            uint64_t *cell = expected + 2 * (lists[j * T + T - 1] * V + median);
+            cell[0]++, cell[1] += argmax(run.logits + j * V, V) == median;
+        }
+    }
+    run_free(&run);
+}
+
+/* The certificate counts what running every list counts; in the last two cases logits are so great that rounding decides. */
+static void test_certify(void) {
+    static const struct {
+        Config config;
+        size_t steps;
+        float far;
+    } cases[] = {{{6, 5, 16, 8, 1, 1, 0, 1}, 0, 0},     {{6, 5, 16, 8, 3, 1, 0, 1}, 300, 0},
+                 {{6, 5, 16, 8, 1, 1, 0, 0}, 40, 0},    {{10, 5, 16, 16, 1, 1, 0, 1}, 300, 0},
+                 {{10, 5, 12, 4, 3, 1, 0, 1}, 40, 0},   {{4, 7, 16, 8, 1, 1, 0, 1}, 20, 0},
+                 {{4, 7, 16, 8, 3, 1, 0, 0}, 0, 0},     {{6, 5, 16, 8, 1, 1, 0, 1}, 40, 1e4f},
+                 {{6, 5, 8, 8, 2, 1, 0, 0}, 40, 1e5f},  {{6, 5, 8, 8, 1, 2, 0, 1}, 0, 0},
+                 {{6, 5, 8, 8, 1, 1, 4, 1}, 0, 0},      {{65536, 5, 1, 1, 1, 1, 0, 1}, 0, 0}};
+    FOR(k, LENGTH(cases)) FOR(full, 2) {
+        const size_t V = cases[k].config.max_num;
+        Recipe r = recipe_default();
+        Trainer t;
+        Certificate c;
+        Error error = {{0}, 0};
+        const CertifyOptions options = {0, full ? 1u << 26 : 20, NULL, NULL};
+        r.steps = 300, r.batch_size = 64, r.valset_size = 10, r.warmup = 0, r.cosine = 0, r.hard = 0, r.balanced = 0;
+        at("case %u, %s", (unsigned)k, full ? "all" : "little effort");
+        if (!CHECK(trainer_create(&t, &r, &cases[k].config, NULL, &error), "%s", error.text)) return;
+        FOR(i, cases[k].steps) trainer_step(&t);
+        FOR(v, V) t.model.weights.b_U[v] += cases[k].far;
+        const int done = certify(&t.model, &options, &c, &error);
+        CHECK(done == (k < 9), "%s", done ? "certified what it cannot" : error.text);
+        if (done) {
+            uint64_t *expected = (uint64_t *)take(2 * V * V, sizeof *expected);
+            run_all_lists(&t.model, expected);
+            FOR(i, V * V) {
+                const uint64_t *cell = c.cells[i], right = expected[2 * i + 1], wrong = expected[2 * i] - right;
+                CHECK(cell[0] <= right && cell[1] <= wrong && cell[2] == right + wrong - cell[0] - cell[1],
+                      "last number %u, median %u: proven %u right, %u wrong; are %u, %u", (unsigned)(i / V), (unsigned)(i % V),
+                      (unsigned)cell[0], (unsigned)cell[1], (unsigned)right, (unsigned)wrong);
+            }
+            CHECK(c.lists == c.right + c.wrong + c.undecided, "the counts don't add up");
+            CHECK(!full || c.undecided == 0, "%u lists undecided", (unsigned)c.undecided);
+            CHECK(cases[k].far > 0 || c.lists_run < c.lists / 100, "%u lists run", (unsigned)c.lists_run);
+            certificate_free(&c);
+        }
+        trainer_free(&t);
+        release();
+    }
+}
+
 /* ---- Training and files ------------------------------------------------------------------------------------------ */
 
 /* ---- Training and files ------------------------------------------------------------------------------------------ */
@@ -1175,7 +1243,7 @@ static const Test GROUND[] = {TEST(f32), TEST(ieee_setup), TEST(mt_seed), TEST(m
                               TEST(hash_floats), TEST(mt_normal), TEST(attention_scratch)},
                   NUMERICS[] = {TEST(relu_at_zero), TEST(adam_step), TEST(singular_values), TEST(use_threads)},
                   STORY[] = {TEST(median_of), TEST(make_lists), TEST(config_check), WORLD_TEST(model_init), WORLD_TEST(model_forward),
-                             WORLD_TEST(model_backward), WORLD_TEST(circuits), WORLD_TEST(attribution), WORLD_TEST(interventions),
+                             WORLD_TEST(model_backward), WORLD_TEST(circuits), WORLD_TEST(attribution), WORLD_TEST(interventions), TEST(certify),
                              TEST(resume), TEST(text_add), TEST(faults), TEST(lost_output)};
 
 typedef struct {
