@@ -1597,7 +1597,7 @@ static void draw_cell(Report *r, double value, double limit, int with_number) {
     static const int red[] = {231, 231, 230, 223, 216, 209, 203, 197, 160, 124};
     static const int blue[] = {231, 231, 195, 159, 117, 75, 39, 33, 27, 21};
     const size_t s = strength(value, limit);
-    const char c = r->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
+    const int c = r->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
     if (r->color) say(r, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
     if (with_number) text_add(&r->text, "%6.3f", value);
     say(r, "%c%c%s", c, c, r->color ? "\033[0m" : "");
@@ -2106,8 +2106,11 @@ static void frozen_scale_logits(const Model *m, Run *run, float scale) {
     if (!m->config.normalization) return;
     memcpy(run->final_h, run->final, n * d * sizeof(float));
     center_rows(run->final_h, n, d);
-    for (size_t i = 0; i < n * d; i++)
-        run->final_h[i] = f32((double)f32((double)run->final_h[i] * scale) * m->weights.ln_final_w[i % d] + (double)m->weights.ln_final_b[i % d]);
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < d; j++) {
+            float *x = &run->final_h[i * d + j];
+            *x = f32((double)f32((double)*x * scale) * m->weights.ln_final_w[j] + (double)m->weights.ln_final_b[j]);
+        }
     linear_forward(run->logits, NULL, run->final_h, m->weights.W_U, m->weights.b_U, n, d, m->config.max_num);
 }
 
@@ -2708,6 +2711,7 @@ typedef struct {
     const char *setting_given; /* the first that is no matter of how, but of what is trained */
     const char **numbers;
     size_t n_numbers;
+    int help;
     Streams streams;
 } Options;
 
@@ -2969,7 +2973,7 @@ static int read_line(FILE *in, char *line, size_t size, int *cut) {
     size_t n = 0;
     int c, any = 0;
     for (*cut = 0; (c = fgetc(in)) != EOF && c != '\n'; any = 1) {
-        if (n + 1 < size) line[n++] = c ? (char)c : '?';
+        if (n + 1 < size) line[n++] = (char)(c ? c : '?');
         else *cut = 1;
     }
     line[n] = 0;
@@ -3396,7 +3400,6 @@ static int parse_targets(const Options *o, const Config *c, Targets *all, Error 
     char word[40];
     double value;
     Target t = {HOOK_HEAD, 0, ALL_HEADS, 0};
-    all->n = 0;
     for (const char *at = o->heads; next_word(&at, word, sizeof word);)
         if (!parse_head(c, word, &t.layer, &t.head, error) || !add_target(all, o, c, t, error)) return 0;
     t.head = ALL_HEADS;
@@ -3466,7 +3469,7 @@ static int command_ablate(Options *o, Subject *s, Report *r, Error *error) {
     const Ablation a = {r, s, (ReplaceKind)o->kind};
     const size_t n = smaller(s->n, s->run.capacity);
     char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
-    Targets all;
+    Targets all = {0};
     if (!parse_targets(o, &s->model.config, &all, error) || !need_other_run(s, error)) return 0;
     model_forward(&s->model, &s->run, s->lists, n, NULL);
     say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[o->kind], n, s->seed);
@@ -4142,9 +4145,9 @@ static int parse_option(const Command *command, Options *o, int argc, char **arg
     return 1;
 }
 
-/* Options in any order; a preset is taken first, so that the others override it. help: --help was among them. */
-static int parse_options(const Command *command, Options *o, int argc, char **argv, int *help, Error *error) {
-    const char *preset = "default", **numbers = o->numbers;
+/* Options in any order; a preset is taken first, so that the others override it. numbers: room for all arguments. */
+static int parse_options(const Command *command, Options *o, const char **numbers, int argc, char **argv, Error *error) {
+    const char *preset = "default";
     for (int pass = 0; pass < 2; pass++) {
         const size_t which = choice_index("default|original", preset);
         if (which > 1) return usage(error, "--preset is '%.60s', must be one of default|original", preset);
@@ -4153,7 +4156,7 @@ static int parse_options(const Command *command, Options *o, int argc, char **ar
         o->settings.recipe.seed = command->seed;
         o->numbers = numbers;
         for (int i = *command->name ? 2 : 1; i < argc; i++) {
-            if (strcmp(argv[i], "--help") == 0) *help = 1;
+            if (strcmp(argv[i], "--help") == 0) o->help = 1;
             else if (strncmp(argv[i], "--", 2) == 0) {
                 if (!parse_option(command, o, argc, argv, &i, error)) return 0;
             } else if (command->numbers) o->numbers[o->n_numbers++] = argv[i];
@@ -4294,8 +4297,7 @@ static int check_arithmetic(Checker *c, Error *error) {
     mt_seed(&mt, 23);
     make_lists(&mt, words, medians, 1000, 50, 7);
     check_stage(c, "", "1000 lists and medians of seed 23", hash_words(HASH_START, words, 8000), UINT64_C(0xe5474b92f166965c));
-    double scale = 0x1p-140;
-    for (int i = 0; i < 100; i++, scale *= 2) samples[i] = f32((1.0 + i) / 3.0 * scale);
+    for (int i = 0; i < 100; i++) samples[i] = f32(ldexp((1.0 + i) / 3.0, i - 140));
     check_stage(c, "f32: ", "rounding and flushing", hash_floats(HASH_START, samples, 100), UINT64_C(0x2c8aa2da52a410bf));
     for (int i = 0; i < 100; i++) samples[i] = f32(1.0 / (i + 3.0) - (double)f32(1.0 / (i + 3.0)));
     check_stage(c, "f32: ", "the error of rounding", hash_floats(HASH_START, samples, 100), UINT64_C(0x948a8941c863be5f));
@@ -4393,19 +4395,19 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
     const char *name = argc > 1 ? argv[1] : "";
     Options o;
     Report r;
-    int help = 0, done = 1;
-    memset(&r, 0, sizeof r);
+    int done = 1;
+    memset(&o, 0, sizeof o), memset(&r, 0, sizeof r);
     r.out = streams->out;
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) general_help(&r);
     else if (strcmp(name, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");
     else {
         const Command *command = find_command(strncmp(name, "--", 2) != 0 ? name : "", error);
-        o.numbers = command ? (const char **)allocate((double)argc * (double)sizeof *o.numbers, "the arguments", error) : NULL;
-        done = o.numbers && parse_options(command, &o, argc, argv, &help, error);
+        const char **numbers = command ? (const char **)allocate((double)argc * (double)sizeof name, "the arguments", error) : NULL;
+        done = numbers && parse_options(command, &o, numbers, argc, argv, error);
         o.streams = *streams;
-        if (done && help) command_help(command, &r);
+        if (done && o.help) command_help(command, &r);
         else if (done) done = run_command(command, &o, &r, error);
-        free(o.numbers);
+        free(numbers);
     }
     report_flush(&r);
     if (done && r.text.failed) done = fail(error, "out of memory");
