@@ -3082,7 +3082,7 @@ static int command_eval(Options *o, Subject *s, Report *r, Error *error) {
 static size_t next_best(const float *logits, size_t n, size_t before) {
     size_t best = n;
     for (size_t i = 0; i < n; i++) {
-        const int after = before == n || logits[i] < logits[before] || (logits[i] == logits[before] && i > before);
+        const int after = before == n || logits[i] < logits[before] || (i > before && logits[i] == logits[before]);
         if (after && (best == n || logits[i] > logits[best])) best = i;
     }
     return best;
