@@ -1114,11 +1114,11 @@ static int is_special(const char *path) {
 int write_file(const char *path, const Text *text, Error *error) {
     char place[4100];
     const int straight = is_special(path);
-    if (text->failed) return fail(error, "out of memory while preparing %.200s", path);
+    if (text->failed) return fail(error, "out of memory while preparing %.400s", path);
     if (snprintf(place, sizeof place, straight ? "%s" : "%s.tmp", path) >= (int)sizeof place)
         return fail(error, "the name %.60s... is too long", path);
     FILE *f = fopen(place, "wb");
-    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
+    if (!f) return fail(error, "cannot write %.400s: %s", path, strerror(errno));
     int good = text->size == 0 || fwrite(text->data, 1, text->size, f) == text->size, reason = errno;
     if (fclose(f) != 0 && good) good = 0, reason = errno;
 #ifdef _WIN32
@@ -1126,7 +1126,7 @@ int write_file(const char *path, const Text *text, Error *error) {
 #endif
     if (good && !straight && rename(place, path) != 0) good = 0, reason = errno;
     if (!good && !straight) remove(place);
-    return good || fail(error, "cannot write %.200s: %s", path, strerror(reason));
+    return good || fail(error, "cannot write %.400s: %s", path, strerror(reason));
 }
 
 static int save(const Model *model, const Tensor *more, size_t n_more, const char *path, Error *error) {
@@ -1496,7 +1496,7 @@ static int load(const char *path, Model *model, Trainer *t, Error *error) {
     good = good && read_settings(&file, &all, t != NULL) &&
            (!t || (trainer_create(t, &all.recipe, NULL, model, &file.error) && read_state(&file, t)));
     if (!good) {
-        fail(error, "%.200s: %s", path, file.error.text);
+        fail(error, "%.400s: %s", path, file.error.text);
         model_free(model);
     }
     text_free(&file.text);
@@ -2919,7 +2919,7 @@ static int run_training(Trainer *t, const Options *o, FILE *log, const char *sta
     if (!done || t->step == t->total_steps) return done;
     if (!state) return fail(error, "interrupted after step %zu", t->step);
     return trainer_save(t, state, error) &&
-           fail(error, "interrupted after step %zu; it goes on with: median train --resume %.150s --out %.150s", t->step,
+           fail(error, "interrupted after step %zu; it goes on with: median train --resume %.400s --out %.400s", t->step,
                 state, o->out);
 }
 
@@ -2956,13 +2956,13 @@ static int check_output(const char *path, Error *error) {
 #ifdef HAVE_STAT
     struct stat about;
     if (stat(path, &about) == 0 && S_ISDIR(about.st_mode))
-        return fail(error, "cannot write %.200s: %s", path, strerror(EISDIR));
+        return fail(error, "cannot write %.400s: %s", path, strerror(EISDIR));
 #endif
     if (is_special(path)) return 1;
     if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
         return fail(error, "the name %.60s... is too long", path);
     FILE *f = fopen(beside, "wb");
-    if (!f) return fail(error, "cannot write %.200s: %s", path, strerror(errno));
+    if (!f) return fail(error, "cannot write %.400s: %s", path, strerror(errno));
     fclose(f);
     remove(beside);
     return 1;
@@ -2992,7 +2992,7 @@ static FILE *open_log(const Options *o, const Trainer *t, Error *error) {
     if (old) fclose(old);
     FILE *log = kept.failed ? NULL : fopen(o->log, "w");
     if (log && fwrite(kept.data, 1, kept.size, log) != kept.size) fclose(log), log = NULL;
-    if (!log) fail(error, "cannot write %.200s: %s", o->log, strerror(kept.failed ? ENOMEM : errno));
+    if (!log) fail(error, "cannot write %.400s: %s", o->log, strerror(kept.failed ? ENOMEM : errno));
     text_free(&kept);
     return log;
 }
@@ -3011,7 +3011,7 @@ static int command_train(Options *o, Subject *s, Report *r, Error *error) {
     signal(SIGTERM, note_interrupt);
 #endif
     if (done) done = run_training(&t, o, log, keeps_state ? state : NULL, error);
-    if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.200s: %s", o->log, strerror(errno));
+    if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.400s: %s", o->log, strerror(errno));
     if (done) {
         done = save_result(&t, o, r, error);
         if (done && keeps_state) remove(state);

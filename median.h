@@ -20,7 +20,7 @@ extern "C" {
 #define MEDIAN_VERSION "1.0"
 
 typedef struct {
-    char text[400];
+    char text[1000];
     int usage; /* 1: the caller asked for something impossible */
 } Error;
 
