@@ -289,7 +289,9 @@ void model_describe(Model *model, const Recipe *recipe);
 /* The bytes of a safetensors file with the model, and more. */
 void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more);
 
-/* Replaces the file as a whole or, when something goes wrong, not at all. */
+/* Replaces the file as a whole or, when something goes wrong, not at all, whenever the program may end: the text goes to
+ * PATH.tmp, which then takes the name. What a crash of the whole system leaves is up to the file system: C has no way to
+ * wait for the disk. On Windows the old file goes a moment before. Devices and pipes are written straight. */
 int write_file(const char *path, const Text *text, Error *error);
 int model_save(const Model *model, const char *path, Error *error);
 
