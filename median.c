@@ -972,7 +972,7 @@ const Setting settings[] = {
     {"valset-size", SETTING_COUNT, RECIPE(valset_size), 0, 1e9, NULL, "validation lists"},
     {"epochs", SETTING_COUNT, RECIPE(epochs), 0, 1e9, NULL, "passes over the training lists"},
     {"steps", SETTING_COUNT, RECIPE(steps), 0, 4e9, NULL, "training steps, in place of epochs"},
-    {"batch-size", SETTING_COUNT, RECIPE(batch_size), 1, 1e8, NULL, "lists in a step"},
+    {"batch-size", SETTING_COUNT, RECIPE(batch_size), 1, 1e6, NULL, "lists in a step"},
     {"lr", SETTING_REAL, RECIPE(adam.lr), 0, 1000, NULL, "Adam's learning rate"},
     {"schedule", SETTING_CHOICE, RECIPE(cosine), 0, 1, "constant|cosine", "of the learning rate after the warm-up"},
     {"warmup", SETTING_COUNT, RECIPE(warmup), 0, 4e9, NULL, "steps of linear warm-up"},
