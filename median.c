@@ -917,8 +917,16 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
     text->data[text->size] = 0;
 }
 
+static int takes_string(const char *format) {
+    while ((format = strchr(format, '%')) != NULL) {
+        format += 1 + strspn(format + 1, "-+ .*0123456789");
+        if (*format == 's') return 1;
+    }
+    return 0;
+}
+
 /* printf says nan, -nan or -nan(ind), as machine and C library like: of sign and padding, a space is left, if there was
- * one. Returns the new length of text, which has n characters. */
+ * one. Returns the new length of text, which has n characters, and no names. */
 static size_t tidy_nan(char *text, size_t n) {
     for (char *at = text; (at = strstr(at, "nan")) != NULL; at += 3) {
         char *begin = at;
@@ -943,7 +951,7 @@ void text_add_args(Text *text, const char *format, va_list args) {
         n = (size_t)vsnprintf(text->data + text->size, room, format, copy);
         va_end(copy);
     } while (n >= room);
-    text->size += tidy_nan(text->data + text->size, n);
+    text->size += takes_string(format) ? n : tidy_nan(text->data + text->size, n);
 }
 
 void text_add(Text *text, const char *format, ...) {
@@ -3102,8 +3110,8 @@ static void show_prediction(Report *r, Subject *s) {
     rank_order(s->list, T, order);
     say(r, "list       %s\nsorted    ", list_text(text, s->list, T));
     for (size_t i = 0; i < T; i++) say(r, i == T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
-    say(r, "\nprediction %zu, %s (the median is %u), loss %.5g\n\n", guess, guess == s->median[0] ? "right" : "wrong",
-        (unsigned)s->median[0], (double)s->run.loss[0]);
+    say(r, "\nprediction %zu, %s (the median is %u)", guess, guess == s->median[0] ? "right" : "wrong", (unsigned)s->median[0]);
+    say(r, ", loss %.5g\n\n", (double)s->run.loss[0]);
     say(r, "number     logit  probability\n");
     for (size_t i = 0, v = guess; i < smaller(5, V); i++, v = next_best(s->run.logits, V, v)) {
         say(r, "%6zu %9.3f  %8.5f  ", v, (double)s->run.logits[v], (double)s->run.probs[v]);
@@ -3512,8 +3520,8 @@ static int command_attribute(Options *o, Subject *s, Report *r, Error *error) {
                   (size_t)s->list[t->position], t->logit[0], t->logit[1], margin);
         bar(r, fabs(margin), limit, 30);
     }
-    say(r, "%-41s %10.4f %10.4f %+10.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
-    say(r, "%-41s %10.4f %10.4f %+10.4f\n", "logits of the forward pass", (double)logits[a.numbers[0]],
+    say(r, "sum                                       %10.4f %10.4f %+10.4f\n", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
+    say(r, "logits of the forward pass                %10.4f %10.4f %+10.4f\n", (double)logits[a.numbers[0]],
         (double)logits[a.numbers[1]], (double)logits[a.numbers[0]] - (double)logits[a.numbers[1]]);
     free(a.terms);
     return 1;
@@ -4382,11 +4390,13 @@ static int run_command(const Command *command, Options *o, Report *r, Error *err
     r->color = o->color || (is_terminal(r->out) && !getenv("NO_COLOR"));
     r->width = o->width;
     use_threads((int)o->threads);
-    const int done =
-        (!command->batch || (model_load(&s.model, o->model, error) &&
-                             subject_prepare(&s, smaller(o->size, command->max_lists), o->settings.recipe.seed,
-                                             command->batch, command->kind, error))) &&
-        command->run(o, &s, r, error);
+    int done = (!command->batch || (model_load(&s.model, o->model, error) &&
+                                    subject_prepare(&s, smaller(o->size, command->max_lists), o->settings.recipe.seed,
+                                                    command->batch, command->kind, error))) &&
+               command->run(o, &s, r, error);
+    for (size_t i = 0; done && i < s.run.n_lists * s.model.config.max_num; i++) /* infinity and NaN minus themselves: NaN */
+        if (s.run.logits[i] - s.run.logits[i] != 0.0f)
+            done = fail(error, "%.400s: its weights are so great that the logits are no numbers", o->model);
     subject_free(&s);
     return done;
 }
