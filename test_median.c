@@ -951,12 +951,12 @@ static void test_resume(void) {
     }
 }
 
-static void test_text_add(void) { /* pieces longer than any buffer; NaN, as every machine says it */
+static void test_text_add(void) { /* pieces longer than any buffer */
     Text text = {0};
     for (int i = 0; i < 5; i++) text_add(&text, "%*d", 700 * i + 1, i);
     EQUAL(text.size, 7005);
-    text_add(&text, "%8.3f,%.2f;%+.1f %8.3f", (double)NAN, -(double)NAN, (double)NAN, 2.5);
-    CHECK(text.data[701] == '1' && text.data[2102] == '2' && !strcmp(text.data + 7004, "4 nan,nan;nan    2.500"), "got %s", text.data + 7004);
+    text_add(&text, "%8.3f", 2.5);
+    CHECK(text.data[701] == '1' && text.data[2102] == '2' && !strcmp(text.data + 7004, "4   2.500"), "got %s", text.data + 7004);
     text_free(&text);
 }
 
