@@ -2358,16 +2358,16 @@ static void take_last(Prover *p) {
     p->size = norm(base, d, 1), p->shift = 0;
     for (size_t head = 0; head < p->heads; head++) {
         const Head a = head_of(c, &p->model->weights.layers[0], layer, head);
-        const float scale = layer_attention(c, layer).scale;
+        const float scale = layer_attention(c, layer).scale, *vo = layer->vo + head * p->pairs * d; /* layer 0 is folded */
         const double e = weigh(p, a.qk + p->last * d, layer->h, scale, p->weights + head * p->pairs);
         double Z = 0;
         for (size_t r = 0; r < p->pairs; r++) {
             float *t = p->t + (head * p->pairs + r) * d;
             double mean = 0;
-            for (size_t j = 0; j < d; j++) t[j] = f32((double)a.vo[r * d + j] + (double)base[j] / (double)p->heads);
+            for (size_t j = 0; j < d; j++) t[j] = f32((double)vo[r * d + j] + (double)base[j] / (double)p->heads);
             for (size_t j = 0; c->normalization && j < d; j++) mean += (double)t[j];
             for (size_t j = 0; j < d; j++) t[j] = f32((double)t[j] - mean / (double)d);
-            Z = max_double(Z, norm(a.vo + r * d, d, 1));
+            Z = max_double(Z, norm(vo + r * d, d, 1));
         }
         p->size += Z, p->shift += e * Z;
     }
