@@ -917,30 +917,6 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
     text->data[text->size] = 0;
 }
 
-static int takes_string(const char *format) {
-    while ((format = strchr(format, '%')) != NULL) {
-        format += 1 + strspn(format + 1, "-+ .*0123456789");
-        if (*format == 's') return 1;
-    }
-    return 0;
-}
-
-/* printf says nan, -nan or -nan(ind), as machine and C library like: of sign and padding, a space is left, if there was
- * one. Returns the new length of text, which has n characters, and no names. */
-static size_t tidy_nan(char *text, size_t n) {
-    for (char *at = text; (at = strstr(at, "nan")) != NULL; at += 3) {
-        char *begin = at;
-        const char *end = at + (strncmp(at, "nan(ind)", 8) == 0 ? 8 : 3);
-        while (begin > text && strchr(" +-", begin[-1])) begin--;
-        if (*begin == ' ') begin++;
-        memmove(begin, at, 3);
-        memmove(begin + 3, end, (size_t)(text + n - end) + 1);
-        n -= (size_t)(end - begin) - 3;
-        at = begin;
-    }
-    return n;
-}
-
 void text_add_args(Text *text, const char *format, va_list args) {
     size_t n = 200, room; /* a guess, which is right but for long strings */
     do {
@@ -951,7 +927,7 @@ void text_add_args(Text *text, const char *format, va_list args) {
         n = (size_t)vsnprintf(text->data + text->size, room, format, copy);
         va_end(copy);
     } while (n >= room);
-    text->size += takes_string(format) ? n : tidy_nan(text->data + text->size, n);
+    text->size += n;
 }
 
 void text_add(Text *text, const char *format, ...) {
@@ -1541,6 +1517,12 @@ void say(Report *r, const char *format, ...) {
     va_end(args);
 }
 
+/* x, which is told. Weights can be so great that what follows from them is infinite or NaN: then the command has failed. */
+static double checked(Report *r, double x) {
+    if (!(fabs(x) < HUGE_VAL)) r->overflow = 1;
+    return x;
+}
+
 void table_begin(Report *r, const char *name, const char *columns, const char *heading) {
     r->table = name, r->columns = columns, r->row = 0;
     if (r->kind == REPORT_CSV) text_add(&r->text, "%s\n", columns);
@@ -1574,7 +1556,7 @@ void table_row(Report *r, const char *format, ...) {
         if (end[-1] == 's') text_add(&r->text, text ? cell : "%s", va_arg(args, const char *));
         else if (end[-1] == 'u') text_add(&r->text, text ? cell : "%zu", va_arg(args, size_t));
         else {
-            const double x = va_arg(args, double), percent = strncmp(end, " %%", 3) == 0 ? 100.0 : 1.0;
+            const double x = checked(r, va_arg(args, double)), percent = strncmp(end, " %%", 3) == 0 ? 100.0 : 1.0;
             text_add(&r->text, text ? cell : "%.9g", text ? percent * x : x);
         }
         if (r->kind == REPORT_LONG) text_add(&r->text, "\n");
@@ -1604,7 +1586,7 @@ static size_t strength(double value, double limit) {
 static void draw_cell(Report *r, double value, double limit, int with_number) {
     static const int red[] = {231, 231, 230, 223, 216, 209, 203, 197, 160, 124};
     static const int blue[] = {231, 231, 195, 159, 117, 75, 39, 33, 27, 21};
-    const size_t s = strength(value, limit);
+    const size_t s = strength(checked(r, value), limit);
     const int c = r->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
     if (r->color) say(r, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
     if (with_number) text_add(&r->text, "%6.3f", value);
@@ -2376,16 +2358,16 @@ static void take_last(Prover *p) {
     p->size = norm(base, d, 1), p->shift = 0;
     for (size_t head = 0; head < p->heads; head++) {
         const Head a = head_of(c, &p->model->weights.layers[0], layer, head);
-        const float scale = layer_attention(c, layer).scale;
+        const float scale = layer_attention(c, layer).scale, *vo = layer->vo + head * p->pairs * d; /* layer 0 is folded */
         const double e = weigh(p, a.qk + p->last * d, layer->h, scale, p->weights + head * p->pairs);
         double Z = 0;
         for (size_t r = 0; r < p->pairs; r++) {
             float *t = p->t + (head * p->pairs + r) * d;
             double mean = 0;
-            for (size_t j = 0; j < d; j++) t[j] = f32((double)a.vo[r * d + j] + (double)base[j] / (double)p->heads);
+            for (size_t j = 0; j < d; j++) t[j] = f32((double)vo[r * d + j] + (double)base[j] / (double)p->heads);
             for (size_t j = 0; c->normalization && j < d; j++) mean += (double)t[j];
             for (size_t j = 0; j < d; j++) t[j] = f32((double)t[j] - mean / (double)d);
-            Z = max_double(Z, norm(a.vo + r * d, d, 1));
+            Z = max_double(Z, norm(vo + r * d, d, 1));
         }
         p->size += Z, p->shift += e * Z;
     }
@@ -3060,7 +3042,7 @@ static int command_info(Options *o, Subject *s, Report *r, Error *error) {
 
 static void show_evaluation(Report *r, const Evaluation *e) {
     say(r, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e->accuracy, e->right, e->lists, e->lists - e->right);
-    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", e->loss, e->alerts);
+    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", checked(r, e->loss), e->alerts);
     say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", e->by_distance[0], e->by_distance[1],
         e->by_distance[2], e->by_distance[3]);
 }
@@ -3110,8 +3092,8 @@ static void show_prediction(Report *r, Subject *s) {
     rank_order(s->list, T, order);
     say(r, "list       %s\nsorted    ", list_text(text, s->list, T));
     for (size_t i = 0; i < T; i++) say(r, i == T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
-    say(r, "\nprediction %zu, %s (the median is %u)", guess, guess == s->median[0] ? "right" : "wrong", (unsigned)s->median[0]);
-    say(r, ", loss %.5g\n\n", (double)s->run.loss[0]);
+    say(r, "\nprediction %zu, %s (the median is %u), loss %.5g\n\n", guess, guess == s->median[0] ? "right" : "wrong",
+        (unsigned)s->median[0], checked(r, (double)s->run.loss[0]));
     say(r, "number     logit  probability\n");
     for (size_t i = 0, v = guess; i < smaller(5, V); i++, v = next_best(s->run.logits, V, v)) {
         say(r, "%6zu %9.3f  %8.5f  ", v, (double)s->run.logits[v], (double)s->run.probs[v]);
@@ -3139,9 +3121,11 @@ static void add_answers(Report *r, Subject *s, const uint32_t *lists, size_t n, 
     model_forward(&s->model, &s->run, lists, n, NULL);
     for (size_t i = 0; i < n; i++) {
         const float *row = s->run.logits + i * V;
-        if (!logits) say(r, "%zu\n", argmax(row, V));
+        const size_t guess = argmax(row, V);
+        checked(r, (double)row[guess]);
+        if (!logits) say(r, "%zu\n", guess);
         for (size_t v = 0; logits && v < V; v++) {
-            text_add(&r->text, "%.9g", (double)row[v]);
+            text_add(&r->text, "%.9g", checked(r, (double)row[v]));
             say(r, v + 1 < V ? " " : "\n");
         }
     }
@@ -3272,7 +3256,7 @@ static void show_circuit(Report *r, const Circuit *which, const float *table, si
     const int qk = which->kind == CIRCUIT_QK;
     const Map map = {table, V, V, 0, NULL, NULL, qk ? "query" : "number", qk ? "key" : "logit of"};
     for (size_t i = 0; r->kind != REPORT_TEXT && i < V * V; i++) {
-        text_add(&r->text, "%.9g", (double)table[i]);
+        text_add(&r->text, "%.9g", checked(r, (double)table[i]));
         text_add(&r->text, (i + 1) % V ? "," : "\n");
         if (r->text.size > 60000) report_flush(r);
     }
@@ -3315,7 +3299,7 @@ static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, E
     singular_values(columns + few * many, columns, few, many);
     say(r, "  singular values");
     for (size_t i = 0; i < smaller(few, 10); i++)
-        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g", (double)columns[few * many + i]);
+        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g", checked(r, (double)columns[few * many + i]));
     say(r, "\n");
     draw_map(r, &map);
     free(columns);
@@ -4394,9 +4378,8 @@ static int run_command(const Command *command, Options *o, Report *r, Error *err
                                     subject_prepare(&s, smaller(o->size, command->max_lists), o->settings.recipe.seed,
                                                     command->batch, command->kind, error))) &&
                command->run(o, &s, r, error);
-    for (size_t i = 0; done && i < s.run.n_lists * s.model.config.max_num; i++) /* infinity and NaN minus themselves: NaN */
-        if (s.run.logits[i] - s.run.logits[i] != 0.0f)
-            done = fail(error, "%.400s: its weights are so great that the logits are no numbers", o->model);
+    if (done && command->batch && r->overflow)
+        done = fail(error, "%.400s: its weights are so great that numbers overflow", o->model);
     subject_free(&s);
     return done;
 }

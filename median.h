@@ -319,6 +319,7 @@ typedef struct {
     size_t width;                /* of the terminal, in characters */
     const char *table, *columns; /* of the table under way, and the row that is next */
     size_t row;
+    int overflow; /* a number that was told is infinite or NaN */
 } Report;
 
 void report_flush(Report *r);
