@@ -1631,20 +1631,6 @@ void draw_map(Report *r, const Map *map) {
     report_flush(r);
 }
 
-/* A curve as text, `height` lines high; the zero line is dotted. */
-static void draw_curve(Report *r, const float *y, size_t n, size_t height) {
-    double limit = 0;
-    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
-    for (size_t line = 0; line < height; line++) {
-        say(r, "  %8.2f |", limit * (1.0 - 2.0 * (double)line / (double)(height - 1)));
-        for (size_t x = 0; x < smaller(n, r->width - 12); x++) {
-            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
-            say(r, floor(level + 0.5) == (double)line ? "*" : line == height / 2 ? "." : " ");
-        }
-        say(r, "\n");
-    }
-}
-
 /* ---- 9. Looking at attention -------------------------------------------------------------------------------------- */
 
 void rank_order(const uint32_t *list, size_t n, size_t *order) {
@@ -3627,6 +3613,20 @@ static void show_ov(Report *r, const Explanation *e, const Config *c) {
     for (size_t k = 0; k < smaller(8, V); k++)
         table_row(r, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0,
                   (double)e->ideal_values[k] / (double)e->ideal_values[0], (double)e->overlap[k]);
+}
+
+/* A curve as text, `height` lines high; the zero line is dotted. */
+static void draw_curve(Report *r, const float *y, size_t n, size_t height) {
+    double limit = 0;
+    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
+    for (size_t line = 0; line < height; line++) {
+        say(r, "  %8.2f |", limit * (1.0 - 2.0 * (double)line / (double)(height - 1)));
+        for (size_t x = 0; x < smaller(n, r->width - 12); x++) {
+            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
+            say(r, floor(level + 0.5) == (double)line ? "*" : line == height / 2 ? "." : " ");
+        }
+        say(r, "\n");
+    }
 }
 
 static void show_votes(Report *r, const Explanation *e, const Config *c) {
