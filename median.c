@@ -2533,6 +2533,7 @@ static void run_lists(Prover *p) {
         memcpy(s.list, p->lists + i * p->T, p->T * sizeof *s.list);
         logits[m] = -INFINITY;
         s.margin = (double)own - logits[argmax(logits, p->V)];
+        if (p->options->found) p->options->found(p->options->context, s.list, s.margin);
         p->result->cells[p->last * p->V + m][s.answer == m ? CERTIFIED_RIGHT : CERTIFIED_WRONG] += s.count;
         sight(p->result->closest + first, &s, fabs(s.margin));
         if (s.answer != m) sight(p->result->worst + first, &s, s.margin);
@@ -2681,7 +2682,7 @@ void certificate_free(Certificate *r) {
 typedef struct {
     Settings settings; /* first, so that the table `settings` fits */
     const char *preset, *model, *init, *resume, *out, *log;
-    size_t size, threads, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
+    size_t size, threads, effort, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
     char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
     int epochs_given, steps_given;
     const char *setting_given; /* the first that is no matter of how, but of what is trained */
@@ -2702,6 +2703,7 @@ static const Setting cli_settings[] = {
     {"save-every", SETTING_COUNT, offsetof(Options, save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
     {"size", SETTING_COUNT, offsetof(Options, size), 1, 1e9, NULL, "how many lists (bench: steps)"},
     {"threads", SETTING_COUNT, offsetof(Options, threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
+    {"effort", SETTING_COUNT, offsetof(Options, effort), 1, 4e9, NULL, "sets of lists tried for a last number and median (262144)"},
     {"csv", SETTING_FLAG, offsetof(Options, csv), 0, 1, NULL, "print for machines"},
     {"color", SETTING_FLAG, offsetof(Options, color), 0, 1, NULL, "draw in colour"},
     {"raw", SETTING_FLAG, offsetof(Options, raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
@@ -3842,7 +3844,7 @@ static int command_journey(Options *o, Subject *s, Report *r, Error *error) {
            "the lists and is told the medians; nobody tells it how to sort.\n");
     underlined(r, "Training");
     if (!trainer_create(&t, &recipe, &config, NULL, error)) return 0;
-    say(r, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu fresh lists each.\n", t.model.n_params,
+    say(r, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu lists each.\n", t.model.n_params,
         t.total_steps, recipe.batch_size);
     report_flush(r);
     if (r->out) fflush(r->out);
@@ -3945,7 +3947,7 @@ static int command_certify(Options *o, Subject *s, Report *r, Error *error) {
     const Config *c = &s->model.config;
     Certificate all;
     Progress progress = progress_start(o->streams.progress, 0);
-    const CertifyOptions options = {1e-3, UINT64_C(1) << 26, show_certified, &progress};
+    const CertifyOptions options = {1e-3, (uint64_t)o->effort, show_certified, NULL, &progress};
     if (!certify(&s->model, &options, &all, error)) return 0;
     say(r, "All %" PRIu64 " lists of %zu numbers below %zu, proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.lists,
         c->seq_len, c->max_num, all.boxes, all.lists_run);
@@ -4014,7 +4016,7 @@ static const Command commands[] = {
     {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 1, 23, 1, 1, RUN_FORWARD,
      "which value carries the answer from one list to another"},
     {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, "the explanation, tested"},
-    {"certify", command_certify, " model threads csv ", NULL, 1, 1, 1, 1, RUN_FORWARD,
+    {"certify", command_certify, " model threads effort csv ", NULL, 1, 1, 1, 1, RUN_FORWARD,
      "the accuracy over all possible lists: counted, by proof"},
     {"check", command_check, " ", NULL, 1, 1, 0, 0, RUN_FORWARD, "golden values: does this build compute the same bits?"},
     {"bench", command_bench, SHAPE "size ", NULL, 500, 23, 0, 0, RUN_FORWARD,
@@ -4050,7 +4052,7 @@ static void options_default(Options *o, const Command *command) {
     o->settings.recipe = recipe_default();
     o->settings.recipe.seed = command->seed;
     o->preset = "default", o->model = MEDIAN_MODEL, o->out = "trained.safetensors";
-    o->size = command->size, o->threads = 1, o->width = 120, o->save_every = 2000;
+    o->size = command->size, o->threads = 1, o->width = 120, o->save_every = 2000, o->effort = 262144;
     o->query_pos = o->key_pos = NO_POSITION;
 }
 

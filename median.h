@@ -495,7 +495,8 @@ typedef enum { CERTIFIED_RIGHT, CERTIFIED_WRONG, CERTIFIED_OPEN } Verdict;
 typedef struct {
     double least;    /* a set of lists is not proven as long as a margin in it may be that small */
     uint64_t effort; /* sets to look at, for each last number and median; what is left then stays undecided */
-    void (*progress)(void *context, double done); /* may be NULL */
+    void (*progress)(void *context, double done);                     /* may be NULL */
+    void (*found)(void *context, const uint32_t *list, double margin); /* a list that was run; may be NULL; one thread then */
     void *context;
 } CertifyOptions;
 

@@ -872,7 +872,7 @@ static void test_certify(void) {
         Trainer t;
         Certificate c;
         Error error = {{0}, 0};
-        const CertifyOptions options = {0, full ? 1u << 26 : 20, NULL, NULL};
+        const CertifyOptions options = {0, full ? 1u << 26 : 20, NULL, NULL, NULL};
         r.steps = 300, r.batch_size = 64, r.valset_size = 10, r.warmup = 0, r.cosine = 0, r.hard = 0, r.balanced = 0;
         at("case %u, %s", (unsigned)k, full ? "all" : "little effort");
         if (!CHECK(trainer_create(&t, &r, &cases[k].config, NULL, &error), "%s", error.text)) return;
