@@ -3727,6 +3727,7 @@ static void show_verdict(Report *r, const Explanation *e) {
         say(r, "\nMuch of the mechanism is there, but not all: the lines with NO say what this network does otherwise.\n");
     else
         say(r, "\nThe mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
+    say(r, "(Measured on a sample of lists. How many of all there are come out right, `median certify` counts, with proof.)\n");
 }
 
 static int command_explain(Options *o, Subject *s, Report *r, Error *error) {
@@ -3800,8 +3801,7 @@ static const struct {
      "Restored 1: this value alone brings the clean answer back. 0: it carries nothing of the difference. Two of your own:",
      "median patch LIST OTHER-LIST"},
     {"7. How it works", command_explain,
-     "All of this is measured on a sample of lists. What holds for every list there is, `median certify` proves. The\n"
-     "circuits as tables: median circuits ov --csv. All weights: median weights. A network that knows nothing yet:",
+     "The circuits as tables: median circuits ov --csv. All weights: median weights. A network that knows nothing yet:",
      "median train --steps 1 --out untrained.safetensors && median explain --model untrained.safetensors"},
 };
 
@@ -4353,9 +4353,9 @@ static int check_training(Checker *c, const char *of, const Config *config, cons
 static int command_check(Options *o, Subject *s, Report *r, Error *error) {
     static const Config deep = {20, 5, 16, 8, 2, 2, 24, 1}, plain = {12, 7, 10, 6, 3, 1, 0, 0};
     static const uint64_t of_deep[] = {UINT64_C(0x13e96ee9a5725947), UINT64_C(0xcd981d381a5cbdb3), UINT64_C(0x4804496b6be9cee3),
-                                       UINT64_C(0x3929a007ea0fcad4), UINT64_C(0x5a73e095fca54035), UINT64_C(0x28b2298810b01ce7)};
+                                       UINT64_C(0x3929a007ea0fcad4), UINT64_C(0x5a73e095fca54035), UINT64_C(0x25ec0b2920235afa)};
     static const uint64_t of_plain[] = {UINT64_C(0x29fdc057c4414906), UINT64_C(0x11d06e77eed8903f), UINT64_C(0x9bc86692d5dc7ef0),
-                                        UINT64_C(0x6342486daf4767dd), UINT64_C(0xce3493eadfe0837d), UINT64_C(0x2af9b4507a15e4df)};
+                                        UINT64_C(0x6342486daf4767dd), UINT64_C(0xce3493eadfe0837d), UINT64_C(0xafefdde04a64a466)};
     Checker c = {r, ""};
     Recipe fresh = recipe_default(), fixed = recipe_original();
     (void)o, (void)s;
