@@ -42,36 +42,20 @@ static void check_within(int line, const char *what, double got, double low, dou
 #define WITHIN(got, low, high) check_within(__LINE__, #got, (double)(got), low, high)
 #define EQUAL(got, expected) check_within(__LINE__, #got, (double)(got), (double)(expected), (double)(expected))
 
-/* Arrays live until the next release(). Around each stand 64 bytes of ones: as floats NaN, which spoils whatever is
- * computed from it, and release() sees whether they were written over. */
-enum { GUARD = 64 };
-static struct {
-    unsigned char *memory;
-    size_t bytes;
-} blocks[64];
+static void *blocks[64]; /* arrays live until the next release() */
 static size_t n_blocks;
 
 static void *take(size_t n, size_t size) {
-    const size_t bytes = n * size;
-    unsigned char *memory = n_blocks < LENGTH(blocks) ? (unsigned char *)malloc(bytes + 2 * GUARD) : NULL;
+    void *memory = n_blocks < LENGTH(blocks) ? calloc(n + 1, size) : NULL;
     if (!memory) {
-        printf("FAIL array %u, of %.0f bytes: out of memory\n", (unsigned)n_blocks, (double)bytes);
+        printf("FAIL array %u, of %.0f times %u bytes: out of memory\n", (unsigned)n_blocks, (double)n, (unsigned)size);
         exit(1);
     }
-    memset(memory, 0xff, bytes + 2 * GUARD);
-    memset(memory + GUARD, 0, bytes);
-    blocks[n_blocks].memory = memory, blocks[n_blocks++].bytes = bytes;
-    return memory + GUARD;
+    return blocks[n_blocks++] = memory;
 }
 
 static void release(void) {
-    for (; n_blocks > 0; n_blocks--) {
-        const unsigned char *memory = blocks[n_blocks - 1].memory, *end = memory + GUARD + blocks[n_blocks - 1].bytes;
-        int whole = 1;
-        FOR(j, GUARD) whole &= memory[j] == 0xff && end[j] == 0xff;
-        CHECK(whole, "written beyond the bounds of array %u of this case", (unsigned)n_blocks);
-        free(blocks[n_blocks - 1].memory);
-    }
+    while (n_blocks > 0) free(blocks[--n_blocks]);
 }
 
 static uint64_t noise; /* the tests' own random numbers; every test starts from 1 */
@@ -901,8 +885,6 @@ static void test_certify(void) {
 
 /* ---- Training and files ------------------------------------------------------------------------------------------ */
 
-/* ---- Training and files ------------------------------------------------------------------------------------------ */
-
 #define FILE_NAME "median-test.tmp"
 #define STATE_NAME "median-test-state.tmp"
 
@@ -934,11 +916,13 @@ static void test_resume(void) {
             Error error = {{0}, 0};
             start_training(&t, (int)fresh);
             while (t.step < t.total_steps) {
+                const int validated = t.validated;
                 if (interrupted) {
                     CHECK(trainer_save(&t, FILE_NAME, &error), "%s", error.text);
                     trainer_free(&t);
                     if (!CHECK(trainer_resume(&t, FILE_NAME, &error), "%s", error.text)) return;
                 }
+                EQUAL(t.validated, validated);
                 trainer_step(&t);
             }
             const Model *result = trainer_result(&t);
@@ -948,6 +932,39 @@ static void test_resume(void) {
             trainer_free(&t);
         }
         CHECK(hash[0] == hash[1], "resumed with %s lists: other weights", fresh ? "fresh" : "fixed");
+    }
+}
+
+/* Every number's bounds are taken, and printed as they were given; what lies beyond them is not. */
+static void test_setting_parse(void) {
+    static const struct {
+        const char *name, *below, *least, *most, *above;
+    } bounds[] = {{"max-num", "1", "2", "65536", "65537"},     {"seq-len", "0", "1", "255", "256"},
+                  {"d-model", "0", "1", "65536", "65537"},     {"d-head", "0", "1", "65536", "65537"},
+                  {"n-layers", "0", "1", "256", "257"},        {"n-heads", "0", "1", "4096", "4097"},
+                  {"d-mlp", "-1", "0", "1048576", "1048577"},  {"trainset-size", "-1", "0", "1000000000", "1000000001"},
+                  {"balanced", "-1", "0", "1", "1.1"},         {"hard", "-1", "0", "1", "1.1"},
+                  {"epochs", "-1", "0", "1000000000", "1000000001"}, {"valset-size", "-1", "0", "1000000000", "1000000001"},
+                  {"steps", "-1", "0", "4000000000", "4000000001"},  {"warmup", "-1", "0", "4000000000", "4000000001"},
+                  {"batch-size", "0", "1", "1000000", "1000001"},    {"seed", "-1", "0", "4294967295", "4294967296"},
+                  {"lr", "-1", "0", "1e+03", "1001"},          {"weight-decay", "-1", "0", "1e+03", "1001"},
+                  {"beta1", "-1", "0", "0.999999", "1"},       {"beta2", "-1", "0", "0.999999", "1"},
+                  {"eps", "1e-31", "1e-30", "1", "1.1"},       {"normalization", "LM", "none", "LN", "LNN"},
+                  {"schedule", "c", "constant", "cosine", ""}, {"keep", "las", "last", "best", "best|"}};
+    FOR(i, n_settings) FOR(k, LENGTH(bounds)) {
+        Settings all = {config_default(), recipe_default()};
+        Error error = {{0}, 0};
+        char text[40];
+        if (strcmp(settings[i].name, bounds[k].name) != 0) continue;
+        at("%s", settings[i].name);
+        EQUAL(setting_parse(&settings[i], &all, bounds[k].below, &error), 0);
+        EQUAL(setting_parse(&settings[i], &all, bounds[k].above, &error), 0);
+        FOR(most, 2) {
+            const char *given = most ? bounds[k].most : bounds[k].least;
+            CHECK(setting_parse(&settings[i], &all, given, &error), "%s", error.text);
+            setting_print(&settings[i], &all, text, sizeof text);
+            CHECK(strcmp(text, given) == 0, "%s is printed as %s", given, text);
+        }
     }
 }
 
@@ -1005,8 +1022,9 @@ static const struct {
     const char *message;
 } WORDS[] = {{"embed.W_E", 9, 0x7fc00000, "embed.W_E holds NaN"}, {"embed.W_E", 159, 0xff800000, "embed.W_E holds infinity"},
              {"state.m", 0, 0x7f800000, "state.m holds infinity"}, {"state.words", 0, 14, "state.words is damaged"},
-             {"state.words", 2, 11, "state.words is damaged"},
-             {"state.words", 3, 625, "state.words is damaged"}, {"'state.order'", 0, 70, "state.order is damaged"}};
+             {"state.words", 1, 2, "state.words is damaged"}, {"state.words", 2, 11, "state.words is damaged"},
+             {"state.words", 3, 625, "state.words is damaged"}, {"state.words", 4, 625, "state.words is damaged"},
+             {"state.words", 5, 1, "state.words is damaged"}, {"'state.order'", 0, 70, "state.order is damaged"}};
 
 static size_t header_size(const Text *file) { return (unsigned char)file->data[0] + 256u * (unsigned char)file->data[1]; }
 
@@ -1050,6 +1068,21 @@ static void read_state(Text *state, int fresh) {
     if (f) fclose(f);
 }
 
+/* Tensors of every type that the format has are passed over. */
+static void expect_types(Text *file, const Text *sound) {
+    static const struct {
+        unsigned bytes;
+        const char *names[5];
+    } types[] = {{1, {"BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"}}, {2, {"I16", "U16", "F16", "BF16"}}, {4, {"I32", "U32", "F32"}},
+                 {8, {"I64", "U64", "F64"}}};
+    FOR(i, 4) FOR(k, 5) if (types[i].names[k]) {
+        char header[100];
+        snprintf(header, sizeof header, "{'a':{'dtype':'%s','shape':[3],'data_offsets':[0,%u]}}", types[i].names[k], 3 * types[i].bytes);
+        spoil_header(file, NULL, header);
+        expect_fault(file, sound, "something stands behind the last tensor");
+    }
+}
+
 static void test_faults(void) {
     Text sound = {0}, fresh = {0}, file = {0};
     read_state(&sound, 0), read_state(&fresh, 1);
@@ -1064,6 +1097,7 @@ static void test_faults(void) {
         spoil_word(&file, WORDS[i].tensor, WORDS[i].at, WORDS[i].word);
         expect_fault(&file, &sound, WORDS[i].message);
     }
+    expect_types(&file, &sound);
     file.size--, expect_fault(&file, &sound, "cut off: 1 bytes are missing");
     file.data[3] = 1, expect_fault(&file, &sound, "its header would have");
     text_bytes(&file, "", 1), expect_fault(&file, &sound, "something stands behind the last tensor");
@@ -1143,7 +1177,6 @@ static const struct {
     {"train --preset fast", 2, "--preset is 'fast'"}, {"train --keep worst", 2, "--keep is 'worst'"},
     {"train --steps=", 2, "--steps is empty"}, {"train --steps=3.5", 2, "--steps is '3.5'"},
     {"train --lr=nan", 2, "--lr is 'nan'"}, {"train --lr 1e", 2, "--lr is '1e'"},
-    {"train --lr 1001", 2, "--lr is '1001'"}, {"data --max-num 1", 2, "--max-num is '1'"},
     {"data --seq-len 4", 2, "Length must be odd"}, {"train --seq-len 1", 2, "Length must be at least 3"},
     {"bench --seq-len 2", 2, "Length must be odd"}, {"train --steps 0", 2, "--steps"},
     {"train --max-num 65536 --d-model 65536", 1, "MiB"}, {"attention --size 1000000000" ON_A, 1, "MiB"},
@@ -1215,6 +1248,56 @@ static void make_files(void) {
     make_state(0);
 }
 
+/* The options that a command's --help lists, each between spaces; it fits a screen. */
+static void list_options(const char *command, Text *listed) {
+    char line[80], hash[20];
+    Text help = {0};
+    size_t lines = 0;
+    snprintf(line, sizeof line, "%.20s --help", command);
+    EQUAL(run_line(line, "", NULL, hash, &help), 0);
+    FOR(i, help.size) lines += help.data[i] == '\n';
+    WITHIN(lines, 3, 40);
+    text_add(listed, " ");
+    for (const char *word = help.data; (word = strstr(word, "\n  --")) != NULL; word += 5)
+        text_add(listed, "%.*s ", (int)strcspn(word + 5, " \n"), word + 5);
+    text_free(&help);
+}
+
+static int takes_option(char *command, const char *option) {
+    char program[] = "median", words[40];
+    char *argv[] = {program, command, words};
+    const Streams streams = {NULL, NULL, NULL};
+    Error error = {{0}, 0};
+    Text text = {0};
+    snprintf(words, sizeof words, "--%s=", option);
+    CHECK(!median_command(3, argv, &streams, &text, &error), "%s %s is not refused", command, words);
+    text_free(&text);
+    return strstr(error.text, "unknown option") == NULL;
+}
+
+/* Every command takes the options that its --help lists, and of all others none. */
+static void test_help(void) {
+    char names[32][20] = {"--color"}, hash[20]; /* an option in a command's place: the journey */
+    Text general = {0}, listed[32] = {{0}}, all = {0};
+    size_t n = 1;
+    EQUAL(run_line("--help", "", NULL, hash, &general), 0);
+    for (const char *row = general.data; n < 32 && (row = strstr(row, "\n  ")) != NULL; row += 3)
+        if (row[3] != '(') snprintf(names[n++], 20, "%.*s", (int)strcspn(row + 3, " "), row + 3);
+    WITHIN(n, 18, 31);
+    FOR(c, n) list_options(names[c], &listed[c]), text_add(&all, "%s", listed[c].data);
+    FOR(i, n_settings) CHECK(strstr(all.data, settings[i].name) != NULL, "no command takes --%s", settings[i].name);
+    for (const char *word = all.data; *word; word += strcspn(word, " "), word += strspn(word, " ")) {
+        char option[30], spaced[32];
+        snprintf(option, sizeof option, "%.*s", (int)strcspn(word, " "), word);
+        snprintf(spaced, sizeof spaced, " %s ", option);
+        FOR(c, *option && !strstr(word + 1, spaced) ? n : 0) /* where it stands for the last time */
+            CHECK(takes_option(names[c], option) == (strstr(listed[c].data, spaced) != NULL),
+                  "%s --%s: the parser and the help disagree", names[c], option);
+    }
+    FOR(c, n) text_free(&listed[c]);
+    text_free(&general), text_free(&all);
+}
+
 /* Output that is lost is an error. */
 static void test_lost_output(void) {
     char hash[20];
@@ -1243,8 +1326,8 @@ static const Test GROUND[] = {TEST(f32), TEST(ieee_setup), TEST(mt_seed), TEST(m
                               TEST(hash_floats), TEST(mt_normal), TEST(attention_scratch)},
                   NUMERICS[] = {TEST(relu_at_zero), TEST(adam_step), TEST(singular_values), TEST(use_threads)},
                   STORY[] = {TEST(median_of), TEST(make_lists), TEST(config_check), WORLD_TEST(model_init), WORLD_TEST(model_forward),
-                             WORLD_TEST(model_backward), WORLD_TEST(circuits), WORLD_TEST(attribution), WORLD_TEST(interventions), TEST(certify),
-                             TEST(resume), TEST(text_add), TEST(faults), TEST(lost_output)};
+                             WORLD_TEST(model_backward), WORLD_TEST(circuits), WORLD_TEST(attribution), WORLD_TEST(interventions),                              TEST(resume), TEST(setting_parse), TEST(text_add), TEST(faults),
+                             TEST(certify), TEST(help), TEST(lost_output)};
 
 typedef struct {
     size_t n_names;
