@@ -888,14 +888,15 @@ static void test_certify(void) {
 #define FILE_NAME "median-test.tmp"
 #define STATE_NAME "median-test-state.tmp"
 
-static const Config SMALL = {10, 5, 16, 16, 1, 1, 0, 1};
+static const Config SMALL = {10, 5, 16, 16, 1, 1, 0, 1}, NARROW = {10, 3, 4, 4, 1, 1, 0, 1};
 
+/* With fixed lists, validated; or with fresh ones, and so many that the collection of hard lists is full in the end. */
 static void start_training(Trainer *t, int fresh) {
     Recipe r = recipe_original();
     Error error = {{0}, 0};
-    r.trainset_size = fresh ? 0 : 70, r.valset_size = 10, r.batch_size = 16, r.steps = 13;
+    r.trainset_size = fresh ? 0 : 70, r.valset_size = 10, r.batch_size = fresh ? 1000 : 16, r.steps = 13;
     r.keep_best = !fresh, r.cosine = (size_t)fresh, r.balanced = 0.5f, r.hard = 0.5f;
-    CHECK(trainer_create(t, &r, &SMALL, NULL, &error), "%s", error.text);
+    CHECK(trainer_create(t, &r, fresh ? &NARROW : &SMALL, NULL, &error), "%s", error.text);
 }
 
 static void make_state(int fresh) {
