@@ -1110,10 +1110,12 @@ static void test_faults(void) {
 
 #ifndef MEDIAN_NO_MAIN
 
-/* Three models: the usual kind, trained well; one with everything that a model can have; one of zeros. And a training's state. */
+/* Models: the usual kind, trained well; one with everything that a model can have; one of zeros; one of numbers that are too
+ * great. And a training's state. */
 #define A "median-test-a.tmp"
 #define B "median-test-b.tmp"
 #define C "median-test-c.tmp"
+#define D "median-test-d.tmp"
 #define ON_A " --model " A
 #define LOG_NAME "median-test-log.tmp"
 #define TINY "--seq-len 5 --d-model 8 --d-head 8 --valset-size 50 --batch-size 32 "
@@ -1197,6 +1199,8 @@ static const struct {
     {"ablate --layer 1" ON_A, 2, "--layer"}, {"ablate --layer 0 --part mlp" ON_A, 2, "no MLP"},
     {"ablate --positions 5" ON_A, 2, "--positions"}, {"ablate --positions x" ON_A, 2, "--positions"},
     {"ablate --layer x" ON_A, 2, "--layer"}, {"ablate --head 0.x" ON_A, 2, "--head"},
+    {"certify" ON_A, 0, "f39f4f977b134d42"}, {"certify --csv" ON_A, 0, "df0bb4159f48081b"}, {"certify --model " B, 1, "one layer"},
+    {"eval --size 2 --model " D, 1, "the logits are no numbers"},
     {"circuits qk --raw" ON_A, 0, "516ee1d30a6ec9f8"}, {"explain --size 9 --seed 9" ON_A, 0, "Much of the mechanism"},
     {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "95962bf31b014990"}, {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "668515f20677bb76"},
     {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "fd8239545533622a"},
@@ -1245,6 +1249,8 @@ static void make_files(void) {
     CHECK(model_create(&zero, &SMALL, &error), "%s", error.text);
     zero.notes[0] = note, zero.n_notes = 1;
     CHECK(model_save(&zero, C, &error), "%s", error.text);
+    FOR(i, zero.n_params) zero.params[i] = 1e38f;
+    CHECK(model_save(&zero, D, &error), "%s", error.text);
     model_free(&zero);
     make_state(0);
 }
@@ -1383,7 +1389,7 @@ static void run_line_test(Session *s, const char *line, const char *option, int 
 }
 
 static void run_lines(Session *s) {
-    const char *const files[] = {FILE_NAME, STATE_NAME, LOG_NAME, A, B, C, "median-test-in.tmp", "median-test-out.tmp"};
+    const char *const files[] = {FILE_NAME, STATE_NAME, LOG_NAME, A, B, C, D, "median-test-in.tmp", "median-test-out.tmp"};
     FOR(i, LENGTH(VIEWS)) FOR(b, 2) run_line_test(s, VIEWS[i].line, b ? " --model " B : ON_A, 0, VIEWS[i].hashes[b]);
     FOR(i, LENGTH(LINES)) run_line_test(s, LINES[i].line, "", LINES[i].status, LINES[i].said);
     FOR(i, LENGTH(files)) remove(files[i]);
