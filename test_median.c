@@ -1200,7 +1200,7 @@ static const struct {
     {"ablate --positions 5" ON_A, 2, "--positions"}, {"ablate --positions x" ON_A, 2, "--positions"},
     {"ablate --layer x" ON_A, 2, "--layer"}, {"ablate --head 0.x" ON_A, 2, "--head"},
     {"certify" ON_A, 0, "f39f4f977b134d42"}, {"certify --csv" ON_A, 0, "df0bb4159f48081b"}, {"certify --model " B, 1, "one layer"},
-    {"eval --size 2 --model " D, 1, "the logits are no numbers"},
+    {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
     {"circuits qk --raw" ON_A, 0, "516ee1d30a6ec9f8"}, {"explain --size 9 --seed 9" ON_A, 0, "Much of the mechanism"},
     {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "95962bf31b014990"}, {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "668515f20677bb76"},
     {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "fd8239545533622a"},
