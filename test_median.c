@@ -1265,56 +1265,6 @@ static void make_files(void) {
     make_state(0);
 }
 
-/* The options that a command's --help lists, each between spaces; it fits a screen. */
-static void list_options(const char *command, Text *listed) {
-    char line[80], hash[20];
-    Text help = {0};
-    size_t lines = 0;
-    snprintf(line, sizeof line, "%.20s --help", command);
-    EQUAL(run_line(line, "", NULL, hash, &help), 0);
-    FOR(i, help.size) lines += help.data[i] == '\n';
-    WITHIN(lines, 3, 40);
-    text_add(listed, " ");
-    for (const char *word = help.data; (word = strstr(word, "\n  --")) != NULL; word += 5)
-        text_add(listed, "%.*s ", (int)strcspn(word + 5, " \n"), word + 5);
-    text_free(&help);
-}
-
-static int takes_option(char *command, const char *option) {
-    char program[] = "median", words[40];
-    char *argv[] = {program, command, words};
-    const Streams streams = {NULL, NULL, NULL};
-    Error error = {{0}, 0};
-    Text text = {0};
-    snprintf(words, sizeof words, "--%s=", option);
-    CHECK(!median_command(3, argv, &streams, &text, &error), "%s %s is not refused", command, words);
-    text_free(&text);
-    return strstr(error.text, "unknown option") == NULL;
-}
-
-/* Every command takes the options that its --help lists, and of all others none. */
-static void test_help(void) {
-    char names[32][20] = {"--color"}, hash[20]; /* an option in a command's place: the journey */
-    Text general = {0}, listed[32] = {{0}}, all = {0};
-    size_t n = 1;
-    EQUAL(run_line("--help", "", NULL, hash, &general), 0);
-    for (const char *row = general.data; n < 32 && (row = strstr(row, "\n  ")) != NULL; row += 3)
-        if (row[3] != '(') snprintf(names[n++], 20, "%.*s", (int)strcspn(row + 3, " "), row + 3);
-    WITHIN(n, 18, 31);
-    FOR(c, n) list_options(names[c], &listed[c]), text_add(&all, "%s", listed[c].data);
-    FOR(i, n_settings) CHECK(strstr(all.data, settings[i].name) != NULL, "no command takes --%s", settings[i].name);
-    for (const char *word = all.data; *word; word += strcspn(word, " "), word += strspn(word, " ")) {
-        char option[30], spaced[32];
-        snprintf(option, sizeof option, "%.*s", (int)strcspn(word, " "), word);
-        snprintf(spaced, sizeof spaced, " %s ", option);
-        FOR(c, *option && !strstr(word + 1, spaced) ? n : 0) /* where it stands for the last time */
-            CHECK(takes_option(names[c], option) == (strstr(listed[c].data, spaced) != NULL),
-                  "%s --%s: the parser and the help disagree", names[c], option);
-    }
-    FOR(c, n) text_free(&listed[c]);
-    text_free(&general), text_free(&all);
-}
-
 /* Output that is lost is an error. */
 static void test_lost_output(void) {
     char hash[20];
@@ -1345,7 +1295,7 @@ static const Test GROUND[] = {TEST(smaller), TEST(f32), TEST(ieee_setup), TEST(m
                   STORY[] = {TEST(median_of), TEST(make_lists), TEST(config_check), WORLD_TEST(model_init), WORLD_TEST(model_forward),
                              WORLD_TEST(model_backward), WORLD_TEST(circuits), WORLD_TEST(attribution), WORLD_TEST(interventions),
                              TEST(resume), TEST(setting_parse), TEST(text_add), TEST(faults),
-                             TEST(certify), TEST(help), TEST(lost_output)};
+                             TEST(certify), TEST(lost_output)};
 
 typedef struct {
     size_t n_names;
