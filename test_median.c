@@ -514,6 +514,7 @@ static void test_use_threads(void) { /* that no result depends on them is seen w
         EQUAL(got, 1);
 #endif
     }
+    use_threads(1);
 }
 
 /* ---- Adam, singular values --------------------------------------------------------------------------------------- */
