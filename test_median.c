@@ -1002,7 +1002,7 @@ static void test_text_add(void) { /* pieces longer than any buffer */
 static const struct {
     const char *from, *to, *message;
 } FAULTS[] = {
-    {NULL, "[]", "no {"}, {NULL, "{}", "no tensor in it"},
+    {NULL, "[]", "no { (bad header at byte 8)"}, {NULL, "{}", "no tensor in it"},
     {NULL, "{'__metadata__':{}} x", "something stands behind the end"}, {NULL, "{'a':{'dtype':'F", "a string does not end"},
     {NULL, "{'\\u0", "an unknown escape"}, {NULL, "{'a':{'shape':[1", "no ,"},
     {NULL, "{'a':{'shape':[],'data_offsets':[],", "no \""},
