@@ -1126,7 +1126,7 @@ static const struct {
     const char *line, *hashes[2];
 } VIEWS[] = {
     {"info", {"46bdf96d89a0c7fa", "733b5d8839c4812d"}},
-    {"tour --size 50", {"7bf0c81047d5e560", "8088d6a09e652aec"}},
+    {"tour --size 50", {"458e7972de494feb", "92a7e71958ef9c57"}},
     {"eval --size 500", {"74b0fc719907b9c5", "5df92d4f352a8c2f"}},
     {"eval --size 500 --seed 3 --csv", {"984ef84056b087e1", "c0461420128cdd57"}},
     {"predict 1 2 3 4 5", {"db61d886721baae1", "41de67f87079f287"}},
@@ -1151,7 +1151,7 @@ static const struct {
     {"attribute --csv 9 1 8 2 7", {"93464ecb19c05ffe", "bd7d2fdf3a8b9799"}},
     {"patch", {"333311b36d6195e4", "1927f81b5647eb95"}},
     {"patch --csv 1 2 3 4 5 1 2 9 4 5", {"bd2335e1418e3c76", "e49c5660720858b7"}},
-    {"explain --size 300", {"edb7537a65f5bf25", "9e0d41ab58107ced"}},
+    {"explain --size 300", {"c69f3dd00dfbe33f", "cec47422882338e7"}},
     {"explain --size 1100 --csv", {"2336f3fe33711ca3", "2544f4334d3d06ee"}},
 };
 
@@ -1164,9 +1164,9 @@ static const struct {
     {"--version", 0, "median 1."}, {"--help", 0, "Exit status"}, {"-h", 0, "Exit status"}, {"help", 0, "Exit status"},
     {"train --help", 0, "5b12088271832a42"}, {"data --help", 0, "e7e3f15618cbdb89"},
     {"--color --help", 0, "median [--option value]"}, {"data --size 1001", 0, "9ee78e9a20bf7b01"},
-    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"}, {"check", 0, "cc9e2df5d1411d0f"},
+    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"}, {"check", 0, "08de52e8d469985e"},
     {"bench --size 2 --batch-size 8", 0, "MFLOP a step"}, {"info --model " C, 0, "803c6f397fe4851c"},
-    {"tour --size 20 --model " C, 0, "03f94a1dc90e5628"}, {"weights --model " C, 0, "01d43ee01a8e31f7"},
+    {"tour --size 20 --model " C, 0, "49db83afee9d04c3"}, {"weights --model " C, 0, "01d43ee01a8e31f7"},
     {"explain --csv --size 5 --model " C, 0, "2f498e43f0afb8bf"},
     {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0, "1ea82f1b0b847a68"},
     {"train " TINY "--max-num 9 --epochs 9 --steps 2 --out " FILE_NAME, 0, "7a8b20d61e12d3b1"},
