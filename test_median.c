@@ -1109,7 +1109,6 @@ static void test_faults(void) {
 
 /* ---- The command line -------------------------------------------------------------------------------------------- */
 
-#ifndef MEDIAN_NO_MAIN
 
 /* Models: the usual kind, trained well; one with everything that a model can have; one of zeros; one of numbers that are too
  * great. And a training's state. */
@@ -1267,7 +1266,6 @@ static void test_lost_output(void) {
     fclose(closed);
     text_free(&said);
 }
-#endif
 
 /* ---- The table --------------------------------------------------------------------------------------------------- */
 
