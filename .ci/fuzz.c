@@ -165,7 +165,8 @@ static void read_lists(const unsigned char *data, size_t size) {
 /* As median_command does, but for running it. */
 static void parse_arguments(const unsigned char *data, size_t size) {
     char *text = (char *)malloc(size + 8), *argv[64] = {text};
-    int argc = 1, help = 0;
+    const char *numbers[64];
+    int argc = 1;
     Options o;
     Error error = {0};
     Report out;
@@ -181,8 +182,7 @@ static void parse_arguments(const unsigned char *data, size_t size) {
         *at = 0;
     }
     const Command *command = find_command(argc > 1 && strncmp(argv[1], "--", 2) != 0 ? argv[1] : "", &error);
-    o.numbers = (const char **)calloc(64, sizeof *o.numbers);
-    if (!command || !parse_options(command, &o, argc, argv, &help, &error)) MUST(error.usage && error.text[0]);
+    if (!command || !parse_options(command, &o, numbers, argc, argv, &error)) MUST(error.usage && error.text[0]);
     else {
         command_help(command, &out);
         for (size_t i = 0; i < n_settings; i++) { /* each setting can be printed and read again */
@@ -195,7 +195,6 @@ static void parse_arguments(const unsigned char *data, size_t size) {
         }
     }
     text_free(&out.text);
-    free(o.numbers);
     free(text);
 }
 
