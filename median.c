@@ -2837,33 +2837,41 @@ static int is_terminal(FILE *stream) {
 /* What a person sees of long work: a bar on a terminal, else a line now and then. */
 typedef struct {
     FILE *stream; /* NULL: nothing */
+    int terminal;
     double start, shown, first; /* first: the share that was done at the start */
 } Progress;
 
 static Progress progress_start(FILE *stream, double done) {
     const double now = seconds();
-    const Progress p = {stream, now, now, done};
+    const Progress p = {stream, is_terminal(stream), now, now, done};
     return p;
 }
 
-static void show_progress(Progress *p, double done, const char *text) {
-    const double now = seconds(), rate = (done - p->first) / max_double(now - p->start, 1e-9);
-    const int terminal = is_terminal(p->stream);
-    if (!p->stream || (done < 1 && now - p->shown < (terminal ? 0.1 : 5.0))) return;
+/* Is it time to show something? Asked after every step, so before any text is made. */
+static int progress_due(Progress *p, double done) {
+    const double now = seconds();
+    if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return 0;
     p->shown = now;
-    if (terminal) fprintf(p->stream, "\r[");
-    for (int i = 0; terminal && i < 30; i++) fputc((double)i < 30 * done ? '#' : '.', p->stream);
-    fprintf(p->stream, "%s%s", terminal ? "] " : "", text);
-    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0.0, terminal && done < 1 ? "\033[K" : "\n");
+    return 1;
+}
+
+static void show_progress(Progress *p, double done, const char *text) {
+    const double rate = (done - p->first) / max_double(p->shown - p->start, 1e-9);
+    if (p->terminal) fprintf(p->stream, "\r[");
+    for (int i = 0; p->terminal && i < 30; i++) fputc((double)i < 30 * done ? '#' : '.', p->stream);
+    fprintf(p->stream, "%s%s", p->terminal ? "] " : "", text);
+    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0.0, p->terminal && done < 1 ? "\033[K" : "\n");
     fflush(p->stream);
 }
 
 static void show_training(Progress *p, const Trainer *t) {
+    const double done = (double)t->step / (double)t->total_steps;
     char text[160], validation[40] = "";
+    if (!progress_due(p, done)) return;
     if (t->validated) snprintf(validation, sizeof validation, "  validation %.2f %%", 100 * t->validation.accuracy);
     snprintf(text, sizeof text, "step %zu/%zu  loss %.4f  accuracy %.2f %%%s", t->step, t->total_steps, t->loss,
              100 * t->accuracy, validation);
-    show_progress(p, (double)t->step / (double)t->total_steps, text);
+    show_progress(p, done, text);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -2892,7 +2900,7 @@ static int run_training(Trainer *t, const Options *o, FILE *log, const char *sta
                    trainer_save(t, state, error);
         if (done) show_training(&progress, t);
     }
-    if (t->step < t->total_steps && is_terminal(progress.stream)) fputc('\n', progress.stream);
+    if (t->step < t->total_steps && progress.terminal) fputc('\n', progress.stream);
     if (done && !is_finite(&t->model)) return not_finite(t, error);
     if (!done || t->step == t->total_steps) return done;
     if (!state) return fail(error, "interrupted after step %zu", t->step);
@@ -3006,11 +3014,10 @@ static int command_train(Options *o, Subject *s, Report *r, Error *error) {
 static int command_info(Options *o, Subject *s, Report *r, Error *error) {
     const Model *m = &s->model;
     const Settings all = {m->config, recipe_default()};
-    const int is_config = (int)sizeof(Config);
     char text[80];
     (void)error;
     say(r, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", o->model, m->n_params, m->n_tensors, hash_model(m));
-    for (size_t i = 0; i < n_settings && settings[i].offset < (size_t)is_config; i++) {
+    for (size_t i = 0; i < n_settings && settings[i].offset < sizeof(Config); i++) {
         setting_print(&settings[i], &all, text, sizeof text);
         say(r, "%-28s %s\n", settings[i].name, text);
     }
@@ -3921,9 +3928,11 @@ static int command_bench(Options *o, Subject *s, Report *r, Error *error) {
 /* -- certify -- */
 
 static void show_certified(void *context, double done) {
+    Progress *p = (Progress *)context;
     char text[40];
+    if (!progress_due(p, done)) return;
     snprintf(text, sizeof text, "%.2f %% of all lists", 100 * done);
-    show_progress((Progress *)context, done, text);
+    show_progress(p, done, text);
 }
 
 static void show_sightings(Report *r, const Sighting *s, size_t n, const char *title) {
