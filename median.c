@@ -90,6 +90,19 @@ static void *allocate(double bytes, const char *purpose, Error *error) {
     return memory;
 }
 
+/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. From where the processor's cache
+ * lines begin. */
+static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char *purpose, Error *error) {
+    Layout layout = {0};
+    lay(&layout, owner);
+    void *memory = allocate(layout.used + 64.0, purpose, error);
+    if (!memory) return NULL;
+    layout.base = (char *)memory + (64 - (uintptr_t)memory % 64) % 64;
+    layout.used = 0;
+    lay(&layout, owner);
+    return memory;
+}
+
 static double max_double(double a, double b) { return a > b ? a : b; }
 
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
@@ -251,16 +264,13 @@ int model_create(Model *model, const Config *config, Error *error) {
     if (!config_check(config, error)) return 0;
     deal_weights(&count, config, &unused);
 
-    Layout layout = {0};
-    for (int pass = 0; pass < 2; pass++) { /* measure, then lay out */
-        model->tensors = (Tensor *)lay_out(&layout, (double)count.n_tensors, sizeof(Tensor));
-        model->weights.layers = (LayerWeights *)lay_out(&layout, (double)config->n_layers, sizeof(LayerWeights));
-        model->params = (float *)lay_out(&layout, count.n_params, sizeof(float));
-        if (pass == 0 && !(layout.base = (char *)allocate(layout.used, "the model", error))) {
-            memset(model, 0, sizeof *model);
-            return 0;
-        }
-        if (pass == 0) layout.used = 0;
+    const double bytes[] = {(double)count.n_tensors * sizeof(Tensor), (double)config->n_layers * sizeof(LayerWeights),
+                            count.n_params * sizeof(float)};
+    if (!(model->tensors = (Tensor *)allocate(bytes[0], "the model", error)) ||
+        !(model->weights.layers = (LayerWeights *)allocate(bytes[1], "the model", error)) ||
+        !(model->params = (float *)allocate(bytes[2], "the model", error))) {
+        model_free(model);
+        return 0;
     }
     Dealer dealer = {model->tensors, model->params, 0, 0};
     deal_weights(&dealer, config, &model->weights);
@@ -271,7 +281,9 @@ int model_create(Model *model, const Config *config, Error *error) {
 }
 
 void model_free(Model *model) {
-    free(model->tensors); /* the first array of the layout */
+    free(model->tensors);
+    free(model->weights.layers);
+    free(model->params);
     memset(model, 0, sizeof *model);
 }
 
@@ -346,7 +358,8 @@ static void lay_out_gradients(Layout *m, const Run *run, RunGradients *g) {
     g->scratch = (double *)lay_out(m, scratch, sizeof(double));
 }
 
-static void lay_out_run(Layout *m, Run *run) {
+static void lay_out_run(Layout *m, void *owner) {
+    Run *run = (Run *)owner;
     const Config *c = &run->config;
     const size_t lists = run->capacity, d = c->d_model, heads = c->n_heads;
     run->layers = (LayerRun *)lay_out(m, (double)c->n_layers, sizeof(LayerRun));
@@ -393,26 +406,17 @@ static void lay_out_run(Layout *m, Run *run) {
         RunGradients count;
         lay_out_gradients(m, run, m->base ? run->gradients : &count);
     }
+    run->bytes = m->used;
 }
 
 int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Error *error) {
-    Layout layout = {0};
     memset(run, 0, sizeof *run);
     run->config = *config;
     run->capacity = capacity;
     run->kind = kind;
-    lay_out_run(&layout, run);
-    const double bytes = layout.used;
-    layout.used = 0;
-    if (!(layout.base = (char *)allocate(bytes + 64.0, "a batch of this size", error))) {
-        memset(run, 0, sizeof *run);
-        return 0;
-    }
-    run->memory = layout.base;
-    layout.base += (64 - (uintptr_t)layout.base % 64) % 64; /* where the processor's cache lines begin */
-    lay_out_run(&layout, run);
-    run->bytes = (size_t)bytes;
-    return 1;
+    run->memory = make_layout(lay_out_run, run, "a batch of this size", error);
+    if (!run->memory) memset(run, 0, sizeof *run);
+    return run->memory != NULL;
 }
 
 void run_free(Run *run) {
@@ -705,7 +709,8 @@ Recipe recipe_default(void) {
 #define HARD_LOSS 0.02f
 enum { HARD_LISTS = 8192 };
 
-static void lay_out_trainer(Layout *m, Trainer *t) {
+static void lay_out_trainer(Layout *m, void *owner) {
+    Trainer *t = (Trainer *)owner;
     const Recipe *r = &t->recipe;
     const size_t T = t->model.config.seq_len;
     t->lists = lay_words(m, r->trainset_size, T), t->medians = lay_words(m, r->trainset_size, 1);
@@ -726,25 +731,17 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     memset(t, 0, sizeof *t);
     t->recipe = *recipe;
     const Recipe *r = &t->recipe;
-    Layout layout = {0};
     if (start) config = &start->config;
     if (r->batch_size == 0) return fail(error, "a batch needs at least one list");
     if (r->trainset_size == 0 && r->steps == 0) return fail(error, "fresh lists at every step (--trainset-size 0) need --steps");
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
         !model_create(&t->best, config, error) ||
-        !run_create(&t->run, config, smaller(r->batch_size, SHARE), RUN_GRADIENTS, error)) {
+        !run_create(&t->run, config, smaller(r->batch_size, SHARE), RUN_GRADIENTS, error) ||
+        !(t->memory = make_layout(lay_out_trainer, t, "the lists", error))) {
         trainer_free(t);
         return 0;
     }
-    lay_out_trainer(&layout, t);
-    const double bytes = layout.used;
-    layout.used = 0;
-    if (!(t->memory = layout.base = (char *)allocate(bytes, "the lists", error))) {
-        trainer_free(t);
-        return 0;
-    }
-    lay_out_trainer(&layout, t);
 
     mt_seed(&t->data, (uint32_t)r->seed + 1);
     make_lists(&t->data, t->val_lists, t->val_medians, r->valset_size, config->max_num, config->seq_len);
@@ -3919,7 +3916,7 @@ static int command_bench(Options *o, Subject *s, Report *r, Error *error) {
                 (double)batch / best, step * 1e-9 / best);
         fprintf(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best_forward * 1e3,
                 (double)batch / best_forward, forward * 1e-9 / best_forward);
-        fprintf(to, "memory     %10.2f MiB for activations and gradients\n", (double)t.run.bytes / 1048576.0);
+        fprintf(to, "memory     %10.2f MiB for activations and gradients\n", t.run.bytes / 1048576.0);
     }
     trainer_free(&t);
     return 1;

@@ -158,7 +158,7 @@ typedef struct {
     float *logits, *probs, *loss;              /* (n_lists, max_num) twice, (n_lists) */
     void *memory;                              /* everything above, and the gradients' scratch, in one piece */
     struct RunGradients *gradients;
-    size_t bytes;
+    double bytes;
 } Run;
 
 int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Error *error);
