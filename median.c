@@ -180,17 +180,12 @@ Config config_default(void) {
 int config_check(const Config *c, Error *error) {
     if (c->seq_len % 2 == 0) return fail(error, "Length must be odd: seq_len is %zu", c->seq_len);
     if (c->seq_len < 3) return fail(error, "Length must be at least 3: seq_len is %zu", c->seq_len);
-    const struct {
-        const char *name;
-        size_t value, min, max;
-    } ranges[] = {{"max_num", c->max_num, 2, 65536},  {"seq_len", c->seq_len, 3, MAX_SEQ_LEN},
-                  {"d_model", c->d_model, 1, 65536},  {"d_head", c->d_head, 1, 65536},
-                  {"n_heads", c->n_heads, 1, 4096},   {"n_layers", c->n_layers, 1, 256},
-                  {"d_mlp", c->d_mlp, 0, 1048576},    {"normalization", c->normalization, 0, 1}};
-    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
-        if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max)
-            return fail(error, "%s is %zu, must be %zu to %zu", ranges[i].name, ranges[i].value, ranges[i].min,
-                        ranges[i].max);
+    for (const Setting *s = settings; s->offset < sizeof *c; s++) { /* their bounds: see chapter 6 */
+        size_t value;
+        memcpy(&value, (const char *)c + s->offset, sizeof value);
+        if ((double)value < s->min || (double)value > s->max)
+            return fail(error, "%s is %zu, must be %.0f to %.0f", s->name, value, s->min, s->max);
+    }
     return 1;
 }
 
@@ -915,16 +910,11 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
 }
 
 void text_add_args(Text *text, const char *format, va_list args) {
-    size_t n = 200, room; /* a guess, which is right but for long strings */
-    do {
-        if (!text_reserve(text, n)) return;
-        va_list copy;
-        va_copy(copy, args);
-        room = text->capacity - text->size;
-        n = (size_t)vsnprintf(text->data + text->size, room, format, copy);
-        va_end(copy);
-    } while (n >= room);
-    text->size += n;
+    va_list again;
+    va_copy(again, args);
+    const size_t n = (size_t)vsnprintf(NULL, 0, format, args);
+    if (text_reserve(text, n)) text->size += (size_t)vsnprintf(text->data + text->size, n + 1, format, again);
+    va_end(again);
 }
 
 void text_add(Text *text, const char *format, ...) {
@@ -969,12 +959,12 @@ const size_t n_settings = sizeof settings / sizeof *settings;
 
 /* The index of `text` among the words of "one|two|three", or their number if it is none of them. */
 static size_t choice_index(const char *choices, const char *text) {
-    size_t index = 0, n = strcspn(choices, "|");
-    for (; n != strlen(text) || strncmp(choices, text, n) != 0; index++, n = strcspn(choices, "|")) {
+    for (size_t index = 0;; index++) {
+        const size_t n = strcspn(choices, "|");
+        if (n == strlen(text) && strncmp(choices, text, n) == 0) return index;
         if (!choices[n]) return index + 1;
         choices += n + 1;
     }
-    return index;
 }
 
 /* A decimal number taken whole, within min .. max. */
@@ -1652,12 +1642,19 @@ static void observe(Moments *m, float x) {
     m->squares += (double)x * (double)x;
 }
 
-static void lay_out_attention(Layout *m, AttentionStats *a, const Config *c) {
-    const double heads = (double)(a->heads = c->n_layers * c->n_heads), T = (double)c->seq_len;
-    a->query = (Moments *)lay_out(m, heads * T * T, sizeof(Moments));
-    a->rank = (Moments *)lay_out(m, heads * T, sizeof(Moments));
-    a->token = (Moments *)lay_out(m, heads * (double)c->max_num, sizeof(Moments));
+int attention_create(AttentionStats *a, const Config *c, Error *error) {
+    const size_t T = c->seq_len;
+    a->heads = c->n_layers * c->n_heads;
+    memset(&a->entropy, 0, sizeof a->entropy);
+    const double moments = (double)a->heads * ((double)(T * T + T) + (double)c->max_num);
+    a->query = (Moments *)allocate(moments * sizeof(Moments), "the averages", error);
+    if (!a->query) return 0;
+    a->rank = a->query + a->heads * T * T;
+    a->token = a->rank + a->heads * T;
+    return 1;
 }
+
+void attention_free(AttentionStats *a) { free(a->query); }
 
 /* The pattern of a head, counted through all layers: (queries, seq_len); the last position's queries stand at the end. */
 static const float *head_pattern(const Run *run, size_t head, size_t *n_queries) {
@@ -1671,8 +1668,8 @@ void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists)
     size_t order[MAX_SEQ_LEN], n_queries;
     for (size_t head = 0; head < a->heads; head++) {
         const float *pattern = head_pattern(run, head, &n_queries), *last = pattern + (n_queries - n) * T;
-        for (size_t i = 0; i < n_queries; i++)
-            for (size_t t = 0; t < T; t++) observe(&a->query[(head * T + T - n_queries / n + i / n) * T + t], pattern[i * T + t]);
+        Moments *query = a->query + (head * T + T - n_queries / n) * T;
+        for (size_t i = 0; i < n_queries * T; i++) observe(&query[i / T / n * T + i % T], pattern[i]);
         for (size_t i = 0; i < n; i++, last += T) {
             double entropy = 0;
             rank_order(lists + i * T, T, order);
@@ -1688,109 +1685,92 @@ void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists)
 
 /* ---- 10. Circuits and weights ----------------------------------------------------------------------------------- */
 
-/* What a number at a position feeds into a layer, for all numbers: x[t] = W_E[t] + W_pos[position], normalized by the
- * layer's LN1 unless raw. A raw position of NO_POSITION adds no W_pos. (Later layers see it only as far as the residual
- * stream brings it there unchanged.) x (max_num, d_model). */
-static void circuit_input(const Model *m, size_t layer, int raw, size_t position, float *x, float *scratch) {
-    const Config *c = &m->config;
-    const LayerWeights *w = &m->weights.layers[layer];
-    const size_t d = c->d_model, V = c->max_num;
-    gather_forward(x, m->weights.W_E, position == NO_POSITION ? NULL : m->weights.W_pos + position * d, NULL, V, d);
-    if (!raw && c->normalization) {
-        layernorm_forward(scratch, scratch + V * d, scratch + 2 * V * d, x, w->ln1_w, w->ln1_b, V, d);
-        memcpy(x, scratch, V * d * sizeof *x);
-    }
+/* The mean of n numbers, each `step` behind the one before, is taken from each. */
+static void center(float *x, size_t n, size_t step) {
+    double sum = 0;
+    for (size_t j = 0; j < n; j++) sum += (double)x[j * step];
+    for (size_t j = 0; j < n; j++) x[j * step] = f32((double)x[j * step] - sum / (double)n);
 }
 
-/* out = a b^T: all dot products of the rows of a (rows_a, n) and b (rows_b, n), times scale. */
-static void all_dots(float *out, const float *a, const float *b, size_t rows_a, size_t rows_b, size_t n, double scale) {
-    for (size_t i = 0; i < rows_a; i++)
-        for (size_t j = 0; j < rows_b; j++) {
-            double sum = 0;
-            for (size_t k = 0; k < n; k++) sum += (double)a[i * n + k] * b[j * n + k];
-            out[i * rows_b + j] = f32(sum * scale);
-        }
-}
-
-/* The mean of each row is taken from it: softmax and layer normalization don't see it. */
-static void center_rows(float *x, size_t rows, size_t n) {
-    for (size_t i = 0; i < rows; i++) {
-        double sum = 0;
-        for (size_t j = 0; j < n; j++) sum += (double)x[i * n + j];
-        for (size_t j = 0; j < n; j++) x[i * n + j] = f32((double)x[i * n + j] - sum / (double)n);
-    }
-}
-
-/* What vectors of the residual stream add to the logits when ln_final's scale is taken as 1: centred, times ln_final's w,
- * times W_U. x (rows, d_model) is changed; logits (rows, max_num). */
-void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
+/* What ln_final makes of vectors x (rows, d_model), which may be out, when its scale is taken as given: centred, times
+ * scale, times w, plus b, which may be NULL. Returns out. */
+static const float *scale_given(const Model *m, float *out, const float *x, size_t rows, float scale, const float *b) {
     const size_t d = m->config.d_model;
-    if (m->config.normalization) {
-        center_rows(x, rows, d);
-        for (size_t i = 0; i < rows * d; i++) x[i] = f32((double)x[i] * m->weights.ln_final_w[i % d]);
+    const float *w = m->weights.ln_final_w;
+    memmove(out, x, rows * d * sizeof *out);
+    for (size_t i = 0; w && i < rows * d; i++) {
+        if (i % d == 0) center(out + i, d, 1);
+        out[i] = f32((double)f32((double)out[i] * scale) * w[i % d] + (b ? (double)b[i % d] : 0.0));
     }
-    linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, d, m->config.max_num);
+    return out;
+}
+
+void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
+    scale_given(m, x, x, rows, 1.0f, NULL);
+    linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
+}
+
+/* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] + W_pos[position], through
+ * LN1, times W, plus b; raw without LN1 and b, and at NO_POSITION without W_pos. (Later layers see it only as far as the
+ * residual stream brings it there unchanged.) out (max_num, d_head). */
+static void project(const Model *m, const Circuit *of, size_t position, const float *W, const float *b, float *out,
+                    float *scratch) {
+    const Config *c = &m->config;
+    const LayerWeights *w = &m->weights.layers[of->layer];
+    const size_t V = c->max_num, d = c->d_model, dh = c->d_head;
+    const float *W_pos = position == NO_POSITION ? NULL : m->weights.W_pos + position * d;
+    float *x = scratch, *h = c->normalization && !of->raw ? x + V * d : x, *normal = h + V * d;
+    gather_forward(x, m->weights.W_E, W_pos, NULL, V, d);
+    if (h != x) layernorm_forward(h, normal, normal + V * d, x, w->ln1_w, w->ln1_b, V, d);
+    linear_forward(out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d, dh);
+}
+
+/* With both positions given. */
+static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float *table, float *scratch) {
+    const LayerWeights *w = &m->weights.layers[of->layer];
+    const size_t V = m->config.max_num, d = m->config.d_model, dh = m->config.d_head;
+    float *q = scratch, *k = q + V * dh, *x = k + V * dh;
+    if (of->kind == CIRCUIT_OV) {
+        project(m, of, key_pos, w->W_V, w->b_V, k, x);
+        linear_forward(x, NULL, k, w->W_O + of->head * d * dh, NULL, V, dh, d);
+        if (of->raw) linear_forward(table, NULL, x, m->weights.W_U, NULL, V, d, V);
+        else direct_logits(m, table, x, V);
+        return;
+    }
+    project(m, of, of->query_pos, w->W_Q, w->b_Q, q, x);
+    project(m, of, key_pos, w->W_K, w->b_K, k, x);
+    for (size_t i = 0; i < V * V; i++) {
+        double sum = 0;
+        for (size_t j = 0; j < dh; j++) sum += (double)q[i / V * dh + j] * k[i % V * dh + j];
+        table[i] = f32(sum * (of->raw ? 1.0 : 1.0 / sqrt((double)dh)));
+    }
 }
 
 size_t circuit_scratch(const Config *c) {
-    return c->max_num * (5 * c->d_model + 2 * c->d_head + c->max_num + 2);
-}
-
-static void qk_at(const Model *m, const Circuit *which, size_t key_pos, float *table, float *scratch) {
-    const Config *c = &m->config;
-    const LayerWeights *w = &m->weights.layers[which->layer];
-    const size_t V = c->max_num, d = c->d_model, dh = c->d_head, at = which->head * d * dh;
-    const int raw = which->raw;
-    float *x = scratch, *q = x + V * d, *k = q + V * dh, *more = k + V * dh;
-    circuit_input(m, which->layer, raw, which->query_pos, x, more);
-    linear_forward(q, NULL, x, w->W_Q + at, raw ? NULL : w->b_Q + which->head * dh, V, d, dh);
-    circuit_input(m, which->layer, raw, key_pos, x, more);
-    linear_forward(k, NULL, x, w->W_K + at, raw ? NULL : w->b_K + which->head * dh, V, d, dh);
-    all_dots(table, q, k, V, V, dh, raw ? 1.0 : 1.0 / sqrt((double)dh));
-}
-
-static void ov_at(const Model *m, const Circuit *which, size_t key_pos, float *table, float *scratch) {
-    const Config *c = &m->config;
-    const LayerWeights *w = &m->weights.layers[which->layer];
-    const size_t V = c->max_num, d = c->d_model, dh = c->d_head, at = which->head * d * dh;
-    float *x = scratch, *v = x + V * d, *more = v + V * dh;
-    circuit_input(m, which->layer, which->raw, key_pos, x, more);
-    linear_forward(v, NULL, x, w->W_V + at, which->raw ? NULL : w->b_V + which->head * dh, V, d, dh);
-    linear_forward(x, NULL, v, w->W_O + at, NULL, V, dh, d);
-    if (which->raw) linear_forward(table, NULL, x, m->weights.W_U, NULL, V, d, V);
-    else direct_logits(m, table, x, V);
+    return c->max_num * (c->max_num + 2 * c->d_head + 3 * c->d_model + 1);
 }
 
 void circuit_table(const Model *m, const Circuit *which, float *table, float *scratch) {
     const size_t V = m->config.max_num, T = m->config.seq_len;
-    void (*at)(const Model *, const Circuit *, size_t, float *, float *) = which->kind == CIRCUIT_QK ? qk_at : ov_at;
-    Circuit effective = *which;
-    if (!which->raw && which->query_pos == NO_POSITION) effective.query_pos = T - 1;
-    if (which->raw || which->key_pos != NO_POSITION) {
-        at(m, &effective, which->key_pos, table, scratch);
-        return;
-    }
-    float *one = scratch + V * (5 * m->config.d_model + 2 * m->config.d_head + 2); /* the mean over all key positions */
-    for (size_t i = 0; i < V * V; i++) table[i] = 0.0f;
-    for (size_t p = 0; p < T; p++) {
-        at(m, &effective, p, one, scratch);
-        for (size_t i = 0; i < V * V; i++) table[i] = f32((double)table[i] + (double)one[i] / (double)T);
+    const int mean = !which->raw && which->key_pos == NO_POSITION; /* over all key positions */
+    Circuit of = *which;
+    if (!which->raw && which->query_pos == NO_POSITION) of.query_pos = T - 1;
+    memset(table, 0, V * V * sizeof *table);
+    for (size_t p = 0; p < (mean ? T : 1); p++) {
+        circuit_at(m, &of, mean ? p : which->key_pos, scratch, scratch + V * V);
+        for (size_t i = 0; i < V * V; i++) table[i] = f32((double)table[i] + (double)scratch[i] / (mean ? (double)T : 1.0));
     }
 }
 
 /* ---- 11. Intervening: ablation, patching, attribution ----------------------------------------------------------- */
 
-/* One hook serves every intervention: where a target says so, values of the run under way are replaced by zeros, or by what
- * stands in `source`, another run over as many lists: the mean over its lists, the next list's value, the same list's. */
+/* One hook serves every intervention: where a target says so, values of the run under way are replaced by zeros, or by
+ * what stands in `source`, another run over as many lists: the mean over its lists, the next list's, the same list's. */
 static const float *site_values(const Run *run, HookSite site, size_t layer, size_t head, size_t rows, size_t width) {
     if (layer == run->config.n_layers) return run->final;
     const LayerRun *l = &run->layers[layer];
-    switch (site) {
-    case HOOK_RESIDUAL: return l->x;
-    case HOOK_PATTERN: return l->pattern + head * rows * width;
-    case HOOK_HEAD: return l->z + head * rows * width;
-    default: return l->mlp;
-    }
+    if (site == HOOK_RESIDUAL || site == HOOK_MLP) return site == HOOK_RESIDUAL ? l->x : l->mlp;
+    return (site == HOOK_PATTERN ? l->pattern : l->z) + head * rows * width;
 }
 
 /* The row of a list at a position; NO_POSITION where there is none because nothing there matters to the result. */
@@ -1809,7 +1789,8 @@ static void replace_values(const Intervention *v, HookSite site, size_t layer, s
     if (site_row(v->run, site, layer, 0, position) == NO_POSITION) return;
     for (size_t j = 0; j < width; j++) {
         double sum = 0;
-        for (size_t i = 0; v->kind == REPLACE_MEAN && i < n; i++) sum += (double)source[site_row(v->source, site, layer, i, position) * width + j];
+        for (size_t i = 0; v->kind == REPLACE_MEAN && i < n; i++)
+            sum += (double)source[site_row(v->source, site, layer, i, position) * width + j];
         for (size_t i = 0; i < n; i++) {
             float *value = &values[site_row(v->run, site, layer, i, position) * width + j];
             const size_t from = v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i;
@@ -1823,12 +1804,11 @@ static void replace_values(const Intervention *v, HookSite site, size_t layer, s
 static void intervene(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width) {
     const Intervention *v = (const Intervention *)context;
     const float *source = site_values(v->source, site, layer, head, rows, width);
-    for (size_t i = 0; i < v->n_targets; i++) {
-        const Target *t = &v->targets[i];
-        if (t->site != site || t->layer != layer || (t->head != head && t->head != ALL_HEADS)) continue;
+    for (const Target *t = v->targets; t < v->targets + v->n_targets; t++)
         for (size_t p = 0; p < v->run->config.seq_len; p++)
-            if (t->position == p || t->position == ALL_POSITIONS) replace_values(v, site, layer, p, values, source, width);
-    }
+            if (t->site == site && t->layer == layer && (t->head == head || t->head == ALL_HEADS) &&
+                (t->position == p || t->position == ALL_POSITIONS))
+                replace_values(v, site, layer, p, values, source, width);
 }
 
 void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
@@ -1838,63 +1818,50 @@ void run_intervention(const Model *model, Run *run, const Run *source, const uin
     model_forward(model, run, lists, source->n_lists, &hook);
 }
 
-/* The last position's logit of a number is a sum over what stands in the residual stream, each term centred and scaled as
- * ln_final does with the whole. Terms in the order in which they enter the stream. */
+/* The last position's logit of a number is a sum over what stands in the residual stream, each term as ln_final would
+ * leave it. vector (d_model), or NULL. */
 static void add_term(Attribution *a, const Model *m, const char *part, size_t layer, size_t head, size_t position,
                      const float *vector) {
-    const Config *c = &m->config;
-    const size_t d = c->d_model;
     Term *term = &a->terms[a->n_terms++];
-    double mean = 0, sum = 0;
     term->part = part, term->layer = layer, term->head = head, term->position = position;
-    for (size_t j = 0; c->normalization && j < d; j++) mean += (double)vector[j];
-    mean /= (double)d;
     for (size_t v = 0; v < 2; v++) {
-        sum = 0;
-        for (size_t j = 0; j < d; j++) {
-            const float centred = f32((double)vector[j] - mean);
-            const float scaled = c->normalization ? f32((double)f32((double)centred * a->inv_std) * m->weights.ln_final_w[j]) : centred;
-            sum += (double)scaled * m->weights.W_U[j * c->max_num + a->numbers[v]];
-        }
+        double sum = 0;
+        for (size_t j = 0; vector && j < m->config.d_model; j++)
+            sum += (double)vector[j] * m->weights.W_U[j * m->config.max_num + a->numbers[v]];
         term->logit[v] = sum;
     }
 }
 
 size_t attribution_terms(const Config *c) { return 4 + c->n_layers * (c->n_heads * c->seq_len + 2); }
 
-void attribute(const Model *m, const Run *run, Attribution *a, float *scratch) {
+/* Terms in the order in which they enter the stream. */
+void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
     const Config *c = &m->config;
-    const size_t d = c->d_model, dh = c->d_head, T = c->seq_len;
+    const Weights *w = &m->weights;
+    const size_t d = c->d_model, dh = c->d_head, T = c->seq_len, L = c->n_layers;
+    const float s = a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f, *token = w->W_E, *place = w->W_pos;
     a->n_terms = 0;
-    a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f;
-    const size_t last = run->layers[0].key_row[T - 1];
-    add_term(a, m, "embedding", 0, 0, T - 1, m->weights.W_E + run->row_token[last] * d);
-    add_term(a, m, "position", 0, 0, T - 1, m->weights.W_pos + (T - 1) * d);
-    for (size_t l = 0; l < c->n_layers; l++) {
+    token += run->row_token[run->layers[0].key_row[T - 1]] * d, place += (T - 1) * d;
+    add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, token, 1, s, NULL));
+    add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, s, NULL));
+    for (size_t l = 0; l < L; l++) {
         const LayerRun *layer = &run->layers[l];
         const size_t query = layer->n_out - 1;
         for (size_t h = 0; h < c->n_heads; h++)
-            for (size_t s = 0; s < T; s++) {
-                const Head one = head_of(c, &m->weights.layers[l], layer, h);
-                linear_forward(scratch + d, NULL, layer->h + layer->key_row[s] * d, one.W_V, one.b_V, 1, d, dh);
-                linear_forward(scratch, NULL, scratch + d, one.W_O, NULL, 1, dh, d);
-                const float p = layer->pattern[(h * layer->n_out + query) * T + s];
-                for (size_t j = 0; j < d; j++) scratch[j] = f32((double)scratch[j] * p);
-                add_term(a, m, "head", l, h, s, scratch);
+            for (size_t t = 0; t < T; t++) {
+                const Head one = head_of(c, &w->layers[l], layer, h);
+                linear_forward(x + d, NULL, layer->h + layer->key_row[t] * d, one.W_V, one.b_V, 1, d, dh);
+                linear_forward(x, NULL, x + d, one.W_O, NULL, 1, dh, d);
+                for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * one.pattern[query * T + t]);
+                add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, s, NULL));
             }
-        add_term(a, m, "b_O", l, 0, T - 1, m->weights.layers[l].b_O);
-        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, layer->mlp + query * d);
+        add_term(a, m, "b_O", l, 0, T - 1, scale_given(m, x, w->layers[l].b_O, 1, s, NULL));
+        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, layer->mlp + query * d, 1, s, NULL));
     }
-    Term *term = &a->terms[a->n_terms++], *bias = &a->terms[a->n_terms++];
-    term->part = "ln_final.b", bias->part = "b_U";
-    term->layer = bias->layer = c->n_layers, term->head = bias->head = 0, term->position = bias->position = T - 1;
+    add_term(a, m, "ln_final.b", L, 0, T - 1, w->ln_final_b);
+    add_term(a, m, "b_U", L, 0, T - 1, NULL);
     for (size_t v = 0; v < 2; v++) {
-        term->logit[v] = 0;
-        for (size_t j = 0; c->normalization && j < d; j++)
-            term->logit[v] += (double)m->weights.ln_final_b[j] * m->weights.W_U[j * c->max_num + a->numbers[v]];
-        bias->logit[v] = (double)m->weights.b_U[a->numbers[v]];
-    }
-    for (size_t v = 0; v < 2; v++) {
+        a->terms[a->n_terms - 1].logit[v] = (double)w->b_U[a->numbers[v]];
         a->sum[v] = 0;
         for (size_t i = 0; i < a->n_terms; i++) a->sum[v] += a->terms[i].logit[v];
     }
@@ -1902,58 +1869,77 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *scratch) {
 
 /* ---- 12. The explanation ---------------------------------------------------------------------------------------- */
 
-/* The claim: the median of a list is the m that minimises sum_i |x_i - m|, and the network computes just that. Attention at
- * the last position is nearly uniform, so the head adds up one OV vector per number, and that vector is -c |x - m| up to
- * terms that softmax doesn't see. Each step is measured here, on whatever model is given, and the verdict depends on what
- * comes out. */
+/* The claim: the median of a list is the m that minimises sum_i |x_i - m|, and the network computes just that. Attention
+ * at the last position is nearly uniform, so the head adds up one OV vector per number, and that vector is -c |x - m| up
+ * to terms that softmax doesn't see. Each step is measured here, on whatever model is given, and the verdict depends on
+ * what comes out. */
 
-static void lay_out_explanation(Layout *m, Explanation *e, const Config *c) {
+/* For each m, the logits' rise from m to m+1 over the lists of rung 2, by least squares: a(m) S(m) + c(m). */
+typedef struct {
+    Moments s;            /* S */
+    double rise, product; /* sums of the rise, and of rise times S */
+    float a, c;
+} Climb;
+
+/* What the work on an explanation needs. */
+typedef struct {
+    const Model *model;
+    Explanation *e;
+    Run run;
+    float *table, *columns, *scratch; /* (max_num, max_num) twice, circuit_scratch() */
+    float *pattern;                   /* (heads, seq_len, seq_len): mean attention of each position to each */
+    Climb *climbs;                    /* (max_num) */
+    uint32_t *network;                /* (batch): its answers */
+} Explainer;
+
+static void lay_out_explainer(Layout *m, void *owner) {
+    Explainer *x = (Explainer *)owner;
+    Explanation *e = x->e;
+    const Config *c = &x->model->config;
     const size_t V = c->max_num, T = c->seq_len;
-    lay_out_attention(m, &e->attention, c);
     e->ov = lay_floats(m, V, V, 1), e->ideal = lay_floats(m, V, V, 1), e->votes = lay_floats(m, V, V, 1);
     e->values = lay_floats(m, V, 1, 1), e->ideal_values = lay_floats(m, V, 1, 1);
     e->step = lay_floats(m, V, 1, 1), e->fit = lay_floats(m, V, 1, 1);
     e->by_median = (Tally *)lay_out(m, (double)V, sizeof(Tally));
     e->by_gap = (Tally *)lay_out(m, (double)V, sizeof(Tally));
     e->by_copies = (Tally *)lay_out(m, (double)(T + 1), sizeof(Tally));
+    x->table = lay_floats(m, V, V, 1), x->columns = lay_floats(m, V, V, 1);
+    x->scratch = lay_floats(m, circuit_scratch(c), 1, 1), x->pattern = lay_floats(m, e->attention.heads, T, T);
+    x->climbs = (Climb *)lay_out(m, (double)V, sizeof(Climb)), x->network = lay_words(m, x->run.capacity, 1);
 }
 
 static void count(Tally *tally, size_t right) { tally->lists++, tally->right += right; }
+
+/* Puts a list among the n that are kept, those with the least keys, in order. */
+static void sight(Sighting *kept, size_t n, const Sighting *s) {
+    size_t at = n;
+    for (; at > 0 && (kept[at - 1].count == 0 || s->key < kept[at - 1].key); at--)
+        if (at < n) kept[at] = kept[at - 1];
+    if (at < n && s->count) kept[at] = *s;
+}
 
 /* ln_final's scale, where it fails, and the lists of greatest loss. */
 static void observe_outcome(Explanation *e, const Run *run, const uint32_t *lists, const uint32_t *medians) {
     const size_t T = run->config.seq_len, V = run->config.max_num;
     size_t order[MAX_SEQ_LEN];
-    for (size_t i = 0; i < run->n_lists; i++) {
-        const uint32_t *list = lists + i * T;
-        const size_t right = argmax(run->logits + i * V, V) == medians[i];
-        size_t copies = 0, at = e->n_worst;
-        rank_order(list, T, order);
-        for (size_t t = 0; t < T; t++) copies += list[t] == medians[i];
-        const size_t gap = list[order[T / 2 + 1]] - list[order[T / 2 - 1]];
+    for (size_t i = 0; i < run->n_lists; i++, lists += T) {
+        Sighting s = {1, -(double)run->loss[i], 0, medians[i], argmax(run->logits + i * V, V), {0}};
+        const size_t right = s.answer == s.median;
+        size_t copies = 0;
+        rank_order(lists, T, order);
+        for (size_t t = 0; t < T; t++) copies += lists[t] == medians[i];
         count(&e->by_median[medians[i]], right);
-        count(&e->by_gap[gap], right);
+        count(&e->by_gap[lists[order[T / 2 + 1]] - lists[order[T / 2 - 1]]], right);
         count(&e->by_copies[copies], right);
         e->scale += run->config.normalization ? (double)run->final_inv_std[i] : 1.0;
-        if (at == 5 && (double)run->loss[i] <= e->worst_loss[4]) continue;
-        if (at == 5) at--;
-        else e->n_worst++;
-        for (; at > 0 && e->worst_loss[at - 1] < (double)run->loss[i]; at--) {
-            e->worst_loss[at] = e->worst_loss[at - 1];
-            memcpy(e->worst[at], e->worst[at - 1], T * sizeof *list);
-        }
-        e->worst_loss[at] = (double)run->loss[i];
-        memcpy(e->worst[at], list, T * sizeof *list);
+        memcpy(s.list, lists, T * sizeof *lists);
+        sight(e->worst, WORST, &s);
     }
 }
 
 static void center_both(float *x, size_t n) {
-    center_rows(x, n, n);
-    for (size_t j = 0; j < n; j++) {
-        double sum = 0;
-        for (size_t i = 0; i < n; i++) sum += (double)x[i * n + j];
-        for (size_t i = 0; i < n; i++) x[i * n + j] = f32((double)x[i * n + j] - sum / (double)n);
-    }
+    for (size_t i = 0; i < n; i++) center(x + i * n, n, 1);
+    for (size_t j = 0; j < n; j++) center(x + j, n, n);
 }
 
 static double sum_of_products(const float *x, const float *y, size_t n) {
@@ -1972,17 +1958,17 @@ static double slope_to_ideal(const Explanation *e, float *table, size_t V) {
  * a(m) is half the difference of the two means. */
 static void fit_votes(Explanation *e, size_t V) {
     for (size_t m = 0; m + 1 < V; m++) {
+        float *votes = e->votes + m * V;
         double below = 0, above = 0, squares = 0, residual = 0;
         for (size_t x = 0; x < V; x++) {
-            const float vote = f32((double)e->ov[x * V + m + 1] - (double)e->ov[x * V + m]);
-            e->votes[m * V + x] = vote;
-            if (x > m) above += (double)vote;
-            else below += (double)vote;
+            votes[x] = f32((double)e->ov[x * V + m + 1] - (double)e->ov[x * V + m]);
+            if (x > m) above += (double)votes[x];
+            else below += (double)votes[x];
         }
         const double mean = (below + above) / (double)V;
         below /= (double)(m + 1), above /= (double)(V - m - 1);
         for (size_t x = 0; x < V; x++) {
-            const float off = f32((double)e->votes[m * V + x] - (x > m ? above : below)), all = f32((double)e->votes[m * V + x] - mean);
+            const float off = f32((double)votes[x] - (x > m ? above : below)), all = f32((double)votes[x] - mean);
             residual += (double)off * off, squares += (double)all * all;
         }
         e->step[m] = f32((above - below) / 2.0);
@@ -2003,50 +1989,41 @@ static float mode_overlap(const float *vector, size_t k, size_t V) {
     return own > 0 ? f32(fabs(dot) / sqrt(own) / sqrt(length)) : 0.0f;
 }
 
-/* Columns of `table` (V, V) one after the other, for singular_values. */
-static void transpose(float *out, const float *table, size_t V) {
-    for (size_t i = 0; i < V; i++)
-        for (size_t j = 0; j < V; j++) out[j * V + i] = table[i * V + j];
+/* values (V) of a table (V, V); its left singular vectors, times their values, one after the other into columns (V, V). */
+static void decompose(float *values, float *columns, const float *table, size_t V) {
+    for (size_t i = 0; i < V * V; i++) columns[i % V * V + i / V] = table[i];
+    singular_values(values, columns, V, V);
 }
 
-/* The last position's mean attention to itself, or on average to each of the others. */
-static double mean_attention(const Explanation *e, size_t head, size_t T, int last) {
-    const Moments *to = e->attention.query + (head * T + T - 1) * T;
-    double sum = 0;
-    if (last) return mean_of(&to[T - 1]);
-    for (size_t t = 0; t + 1 < T; t++) sum += mean_of(&to[t]);
-    return sum / (double)(T - 1);
-}
-
-/* The circuits against the ideal. work: room for two tables and circuit_table's scratch. */
-static void measure_circuits(const Model *m, Explanation *e, float *work) {
-    const Config *c = &m->config;
-    const size_t V = c->max_num, T = c->seq_len, d = c->d_model;
-    float *table = work, *columns = table + V * V, *scratch = columns + V * V;
-    for (size_t x = 0; x < V; x++)
-        for (size_t v = 0; v < V; v++) e->ideal[x * V + v] = x > v ? -(float)(x - v) : -(float)(v - x);
+/* The circuits against the ideal. The mean attention of the last position, to itself or to the others, weighs them. */
+static void measure_circuits(Explainer *x) {
+    const Model *m = x->model;
+    Explanation *e = x->e;
+    const size_t V = m->config.max_num, T = m->config.seq_len, heads = m->config.n_heads;
+    float *table = x->table;
+    for (size_t i = 0; i < V * V; i++) e->ideal[i] = -(float)fabs((double)(i / V) - (double)(i % V));
     center_both(e->ideal, V);
-    memset(e->ov, 0, V * V * sizeof *e->ov);
     for (size_t head = 0; head < e->attention.heads; head++) {
-        const Circuit which = {CIRCUIT_OV, 0, head / c->n_heads, head % c->n_heads, NO_POSITION, NO_POSITION};
-        const float weight = f32(mean_attention(e, head, T, 0));
-        circuit_table(m, &which, table, scratch);
+        const Circuit which = {CIRCUIT_OV, 0, head / heads, head % heads, NO_POSITION, NO_POSITION};
+        const Moments *to = e->attention.query + (head * T + T - 1) * T;
+        double others = 0;
+        for (size_t t = 0; t + 1 < T; t++) others += mean_of(&to[t]);
+        const float weight = f32(others / (double)(T - 1));
+        circuit_table(m, &which, table, x->scratch);
         for (size_t i = 0; i < V * V; i++) e->ov[i] = f32((double)e->ov[i] + (double)weight * table[i]);
-        e->last_weight += mean_attention(e, head, T, 1) * slope_to_ideal(e, table, V);
+        e->last_weight += mean_of(&to[T - 1]) * slope_to_ideal(e, table, V);
     }
     fit_votes(e, V);
     memcpy(table, e->ov, V * V * sizeof *table);
     e->other_weight = slope_to_ideal(e, table, V);
-    const double lengths = sqrt(sum_of_products(table, table, V * V)) * sqrt(sum_of_products(e->ideal, e->ideal, V * V));
-    e->correlation = lengths > 0 ? sum_of_products(table, e->ideal, V * V) / lengths : 0;
-    transpose(columns, table, V);
-    singular_values(e->values, columns, V, V);
-    for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(columns + k * V, k + 1, V);
-    transpose(columns, e->ideal, V);
-    singular_values(e->ideal_values, columns, V, V);
+    const double own = sum_of_products(table, table, V * V), ideal = sum_of_products(e->ideal, e->ideal, V * V);
+    e->correlation = own > 0 ? sum_of_products(table, e->ideal, V * V) / (sqrt(own) * sqrt(ideal)) : 0;
+    decompose(e->ideal_values, x->columns, e->ideal, V);
+    decompose(e->values, x->columns, table, V);
+    for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(x->columns + k * V, k + 1, V);
     /* what the last number adds without any head */
-    gather_forward(scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, NULL, V, d);
-    direct_logits(m, table, scratch, V);
+    gather_forward(x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * m->config.d_model, NULL, V, m->config.d_model);
+    direct_logits(m, table, x->scratch, V);
     e->direct_weight = slope_to_ideal(e, table, V);
     e->last_weight += e->direct_weight;
     e->weight_ratio = e->other_weight > 0 ? e->last_weight / e->other_weight : 0.0;
@@ -2054,37 +2031,28 @@ static void measure_circuits(const Model *m, Explanation *e, float *work) {
 
 /* -- the ladder -- */
 
-typedef struct {
-    float *pattern; /* (heads of all layers, seq_len, seq_len): mean attention of each query position to each position */
-    size_t n_heads, n_lists;
-} Frozen;
-
-typedef struct {
-    Moments s;
-    double rise, product; /* sums of the rise of the logits, and of rise times S */
-    float a, c;
-} Regression;
-
-static void freeze_attention(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width) {
-    const Frozen *f = (const Frozen *)context;
+static void freeze_attention(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows,
+                             size_t width) {
+    const Explainer *x = (const Explainer *)context;
+    const size_t n = x->run.n_lists, first = (layer * x->run.config.n_heads + head + 1) * width - rows / n;
     if (site != HOOK_PATTERN) return;
-    for (size_t i = 0; i < rows; i++)
-        for (size_t s = 0; s < width; s++)
-            values[i * width + s] = f->pattern[((layer * f->n_heads + head) * width + width - rows / f->n_lists + i / f->n_lists) * width + s];
+    for (size_t i = 0; i < rows; i++) memcpy(values + i * width, x->pattern + (first + i / n) * width, width * sizeof *values);
 }
 
-/* The logits when ln_final multiplies by the same scale for every list: plain sums of what the residual stream holds. */
-static void frozen_scale_logits(const Model *m, Run *run, float scale) {
-    const size_t d = m->config.d_model, n = run->n_lists;
-    if (!m->config.normalization) return;
-    memcpy(run->final_h, run->final, n * d * sizeof(float));
-    center_rows(run->final_h, n, d);
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < d; j++) {
-            float *x = &run->final_h[i * d + j];
-            *x = f32((double)f32((double)*x * scale) * m->weights.ln_final_w[j] + (double)m->weights.ln_final_b[j]);
-        }
-    linear_forward(run->logits, NULL, run->final_h, m->weights.W_U, m->weights.b_U, n, d, m->config.max_num);
+/* The forward pass of rung 1. */
+static void freeze(Explainer *x, const uint32_t *lists, size_t n) {
+    const Hook hook = {freeze_attention, x};
+    model_forward(x->model, &x->run, lists, n, &hook);
+}
+
+/* Then the logits of rung 2, where ln_final multiplies by the same scale for every list: plain sums of what the residual
+ * stream holds. */
+static void freeze_scale(Explainer *x) {
+    const Config *c = &x->run.config;
+    const Weights *w = &x->model->weights;
+    Run *run = &x->run;
+    scale_given(x->model, run->final_h, run->final, run->n_lists, f32(x->e->scale), w->ln_final_b);
+    linear_forward(run->logits, NULL, run->final_h, w->W_U, w->b_U, run->n_lists, c->d_model, c->max_num);
 }
 
 /* S(m) = sum_i sign(x_i - m - 1/2): how many more numbers of the list lie above the step from m to m+1 than below. */
@@ -2094,124 +2062,105 @@ static float balance(const uint32_t *list, size_t seq_len, size_t m) {
     return sum;
 }
 
-/* Least squares over the lists: logit(m+1) - logit(m) = a(m) S(m) + c(m), for the logits of rung 2. */
-static void observe_climb(Regression *fit, const Run *run, const uint32_t *lists) {
-    const size_t V = run->config.max_num, T = run->config.seq_len;
-    for (size_t i = 0; i < run->n_lists; i++)
+/* A batch of lists in the first pass over all, the second, and the third. */
+static void observe_batch(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
+    model_forward(x->model, &x->run, lists, n, NULL);
+    model_loss(&x->run, medians);
+    observe_attention(&x->e->attention, &x->run, lists);
+    observe_outcome(x->e, &x->run, lists, medians);
+}
+
+static void observe_climbs(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
+    const size_t V = x->run.config.max_num, T = x->run.config.seq_len;
+    (void)medians;
+    freeze(x, lists, n);
+    freeze_scale(x);
+    for (size_t i = 0; i < n; i++)
         for (size_t m = 0; m + 1 < V; m++) {
-            const float s = balance(lists + i * T, T, m), rise = f32((double)run->logits[i * V + m + 1] - (double)run->logits[i * V + m]);
-            observe(&fit[m].s, s);
-            fit[m].rise += (double)rise, fit[m].product += (double)s * rise;
+            const float *logit = x->run.logits + i * V + m, s = balance(lists + i * T, T, m);
+            const float rise = f32((double)logit[1] - (double)logit[0]);
+            observe(&x->climbs[m].s, s);
+            x->climbs[m].rise += (double)rise, x->climbs[m].product += (double)s * rise;
         }
 }
 
-static void solve_climb(Regression *fit, size_t V) {
-    for (size_t m = 0; m + 1 < V; m++) {
-        const double n = fit[m].s.n, deviation = deviation_of(&fit[m].s);
-        const float mean_s = f32(mean_of(&fit[m].s)), mean_rise = f32(fit[m].rise / n);
-        const double covariance = fit[m].product / n - (double)mean_s * mean_rise;
-        fit[m].a = deviation > 0 ? f32(covariance / deviation / deviation) : 0.0f;
-        fit[m].c = f32((double)mean_rise - (double)fit[m].a * mean_s);
-    }
-}
-
-static void climbed_logits(const Regression *fit, Run *run, const uint32_t *lists) {
-    const size_t V = run->config.max_num, T = run->config.seq_len;
-    for (size_t i = 0; i < run->n_lists; i++)
-        for (size_t m = 0; m + 1 < V; m++) {
-            const float rise = f32((double)fit[m].a * balance(lists + i * T, T, m) + (double)fit[m].c);
-            if (m == 0) run->logits[i * V] = 0.0f;
-            run->logits[i * V + m + 1] = f32((double)run->logits[i * V + m] + (double)rise);
-        }
-}
-
-static void observe_rung(Explanation *e, size_t rung, Run *run, const uint32_t *medians, const uint32_t *network) {
-    const size_t V = run->config.max_num;
-    Rung *r = &e->ladder[rung];
-    r->loss += model_loss(run, medians) * (double)run->n_lists;
-    for (size_t i = 0; i < run->n_lists; i++) {
-        const uint32_t guess = (uint32_t)argmax(run->logits + i * V, V);
+static void observe_rung(Explainer *x, size_t rung, const uint32_t *medians) {
+    const size_t V = x->run.config.max_num, n = x->run.n_lists;
+    Rung *r = &x->e->ladder[rung];
+    r->loss += model_loss(&x->run, medians) * (double)n;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t guess = (uint32_t)argmax(x->run.logits + i * V, V);
+        if (rung == 0) x->network[i] = guess;
         r->right += guess == medians[i];
-        r->like_network += guess == network[i];
-        r->mistakes_shared += network[i] != medians[i] && guess == network[i];
+        r->like_network += guess == x->network[i];
+        r->mistakes_shared += x->network[i] != medians[i] && guess == x->network[i];
     }
 }
 
-/* The forward pass of rung 1, and with frozen scale that of rung 2. */
-static void frozen_forward(const Model *m, Run *run, Frozen *frozen, const uint32_t *lists, size_t n) {
-    const Hook hook = {freeze_attention, frozen};
-    frozen->n_lists = n;
-    model_forward(m, run, lists, n, &hook);
+static void climb_ladder(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
+    const size_t V = x->run.config.max_num, T = x->run.config.seq_len;
+    float *logits = x->run.logits;
+    model_forward(x->model, &x->run, lists, n, NULL);
+    observe_rung(x, 0, medians);
+    freeze(x, lists, n);
+    observe_rung(x, 1, medians);
+    freeze_scale(x);
+    observe_rung(x, 2, medians);
+    for (size_t i = 0; i < n; i++, logits += V) {
+        logits[0] = 0.0f;
+        for (size_t m = 0; m + 1 < V; m++) {
+            const double rise = (double)x->climbs[m].a * balance(lists + i * T, T, m) + (double)x->climbs[m].c;
+            logits[m + 1] = f32((double)logits[m] + (double)f32(rise));
+        }
+    }
+    observe_rung(x, 3, medians);
+    x->e->ladder[4].right += n;
+    for (size_t i = 0; i < n; i++) x->e->ladder[4].like_network += x->network[i] == medians[i];
 }
 
-static void climb_ladder(const Model *m, Explanation *e, Run *run, Frozen *frozen, const Regression *fit,
-                         const uint32_t *lists, const uint32_t *medians, size_t n, uint32_t *network) {
-    const size_t V = m->config.max_num;
-    model_forward(m, run, lists, n, NULL);
-    for (size_t i = 0; i < n; i++) network[i] = (uint32_t)argmax(run->logits + i * V, V);
-    observe_rung(e, 0, run, medians, network);
-    frozen_forward(m, run, frozen, lists, n);
-    observe_rung(e, 1, run, medians, network);
-    frozen_scale_logits(m, run, f32(e->scale));
-    observe_rung(e, 2, run, medians, network);
-    climbed_logits(fit, run, lists);
-    observe_rung(e, 3, run, medians, network);
-    e->ladder[4].right += n;
-    for (size_t i = 0; i < n; i++) e->ladder[4].like_network += network[i] == medians[i];
+static void solve_climbs(Climb *climbs, size_t V) {
+    for (Climb *up = climbs; up + 1 < climbs + V; up++) {
+        const double n = up->s.n, deviation = deviation_of(&up->s);
+        const float mean_s = f32(mean_of(&up->s)), mean_rise = f32(up->rise / n);
+        const double covariance = up->product / n - (double)mean_s * mean_rise;
+        up->a = deviation > 0 ? f32(covariance / deviation / deviation) : 0.0f;
+        up->c = f32((double)mean_rise - (double)up->a * mean_s);
+    }
+}
+
+static void all_batches(Explainer *x, const uint32_t *lists, const uint32_t *medians,
+                        void (*visit)(Explainer *, const uint32_t *, const uint32_t *, size_t)) {
+    for (size_t at = 0, n = x->run.capacity; at < x->e->lists; at += n)
+        visit(x, lists + at * x->run.config.seq_len, medians + at, smaller(n, x->e->lists - at));
 }
 
 /* First all that is observed on the lists, then the circuits, which are weighted by the attention that was observed, then
  * the ladder, which needs both. */
-static void explain_with(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Run *run,
-                        float *work, Frozen *frozen, Regression *fit, uint32_t *network) {
-    const size_t T = m->config.seq_len;
-    for (size_t at = 0; at < n; at += run->capacity) {
-        model_forward(m, run, lists + at * T, smaller(run->capacity, n - at), NULL);
-        model_loss(run, medians + at);
-        observe_attention(&e->attention, run, lists + at * T);
-        observe_outcome(e, run, lists + at * T, medians + at);
-    }
-    e->scale /= (double)n;
-    for (size_t i = 0; i < e->attention.heads * T * T; i++) frozen->pattern[i] = f32(mean_of(&e->attention.query[i]));
-    measure_circuits(m, e, work);
-    for (size_t at = 0; at < n; at += run->capacity) {
-        frozen_forward(m, run, frozen, lists + at * T, smaller(run->capacity, n - at));
-        frozen_scale_logits(m, run, f32(e->scale));
-        observe_climb(fit, run, lists + at * T);
-    }
-    solve_climb(fit, m->config.max_num);
-    for (size_t at = 0; at < n; at += run->capacity)
-        climb_ladder(m, e, run, frozen, fit, lists + at * T, medians + at, smaller(run->capacity, n - at), network);
-    for (size_t i = 0; i < LADDER; i++) e->ladder[i].loss /= (double)n;
-}
-
 int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error) {
-    const Config *c = &m->config;
-    const size_t V = c->max_num, T = c->seq_len, batch = smaller(n, 1024);
-    Layout layout = {0};
-    Frozen frozen = {NULL, c->n_heads, batch};
-    Run run;
-    float *work = NULL;
-    Regression *fit = NULL;
-    uint32_t *network = NULL;
-    memset(e, 0, sizeof *e);
-    e->lists = n;
-    if (!run_create(&run, c, batch, RUN_FORWARD, error)) return 0;
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass == 1 && !(e->memory = layout.base = (char *)allocate(layout.used, "the explanation", error))) break;
-        layout.used = 0;
-        lay_out_explanation(&layout, e, c);
-        work = lay_floats(&layout, 1, 2 * V * V + circuit_scratch(c), 1);
-        frozen.pattern = lay_floats(&layout, e->attention.heads, T, T);
-        fit = (Regression *)lay_out(&layout, (double)V, sizeof(Regression));
-        network = lay_words(&layout, batch, 1);
-    }
-    if (e->memory) explain_with(m, lists, medians, n, e, &run, work, &frozen, fit, network);
-    run_free(&run);
-    return e->memory != NULL;
+    const size_t T = m->config.seq_len;
+    Explainer x;
+    memset(&x, 0, sizeof x), memset(e, 0, sizeof *e);
+    x.model = m, x.e = e, e->lists = n;
+    const int done = run_create(&x.run, &m->config, smaller(n, 1024), RUN_FORWARD, error) &&
+                     attention_create(&e->attention, &m->config, error) &&
+                     (e->memory = make_layout(lay_out_explainer, &x, "the explanation", error)) != NULL;
+    if (done) {
+        all_batches(&x, lists, medians, observe_batch);
+        e->scale /= (double)n;
+        for (size_t i = 0; i < e->attention.heads * T * T; i++) x.pattern[i] = f32(mean_of(&e->attention.query[i]));
+        measure_circuits(&x);
+        all_batches(&x, lists, medians, observe_climbs);
+        solve_climbs(x.climbs, m->config.max_num);
+        all_batches(&x, lists, medians, climb_ladder);
+        for (size_t i = 0; i < LADDER; i++) e->ladder[i].loss /= (double)n;
+    } else
+        explanation_free(e);
+    run_free(&x.run);
+    return done;
 }
 
 void explanation_free(Explanation *e) {
+    attention_free(&e->attention);
     free(e->memory);
     memset(e, 0, sizeof *e);
 }
@@ -2292,7 +2241,8 @@ typedef struct {
     uint64_t boxes, lists_run;
 } Prover;
 
-static void lay_out_prover(Layout *m, Prover *p) {
+static void lay_out_prover(Layout *m, void *owner) {
+    Prover *p = (Prover *)owner;
     p->weights = lay_floats(m, p->heads, p->pairs, 1), p->t = lay_floats(m, p->heads, p->pairs, p->d);
     p->u = lay_floats(m, p->d, p->V, 1), p->products = lay_floats(m, p->pairs, p->V > p->d ? p->V : p->d, 1);
     p->table = (Bounds *)lay_floats(m, 2 * p->heads, p->rows, p->columns), p->c = (Bounds *)lay_floats(m, 2, p->V, 1);
@@ -2346,10 +2296,8 @@ static void take_last(Prover *p) {
         double Z = 0;
         for (size_t r = 0; r < p->pairs; r++) {
             float *t = p->t + (head * p->pairs + r) * d;
-            double mean = 0;
             for (size_t j = 0; j < d; j++) t[j] = f32((double)vo[r * d + j] + (double)base[j] / (double)p->heads);
-            for (size_t j = 0; c->normalization && j < d; j++) mean += (double)t[j];
-            for (size_t j = 0; j < d; j++) t[j] = f32((double)t[j] - mean / (double)d);
+            if (c->normalization) center(t, d, 1);
             Z = max_double(Z, norm(vo + r * d, d, 1));
         }
         p->size += Z, p->shift += e * Z;
@@ -2512,14 +2460,6 @@ static uint64_t lists_of(const Prover *p, const Box *box, uint32_t *list) {
     return lists;
 }
 
-/* Keeps the SIGHTINGS lists with the least key, in order. */
-static void sight(Sighting *all, const Sighting *s, double key) {
-    size_t at = SIGHTINGS;
-    for (; at > 0 && (all[at - 1].count == 0 || key < all[at - 1].key); at--)
-        if (at < SIGHTINGS) all[at] = all[at - 1];
-    if (at < SIGHTINGS && s->count) all[at] = *s, all[at].key = key;
-}
-
 static void run_lists(Prover *p) {
     const size_t m = p->median, first = p->last * SIGHTINGS;
     if (p->n_lists) model_forward(p->model, &p->run, p->lists, p->n_lists, NULL);
@@ -2532,8 +2472,10 @@ static void run_lists(Prover *p) {
         s.margin = (double)own - logits[argmax(logits, p->V)];
         if (p->options->found) p->options->found(p->options->context, s.list, s.margin);
         p->result->cells[p->last * p->V + m][s.answer == m ? CERTIFIED_RIGHT : CERTIFIED_WRONG] += s.count;
-        sight(p->result->closest + first, &s, fabs(s.margin));
-        if (s.answer != m) sight(p->result->worst + first, &s, s.margin);
+        s.key = fabs(s.margin);
+        sight(p->result->closest + first, SIGHTINGS, &s);
+        s.key = s.margin;
+        if (s.answer != m) sight(p->result->worst + first, SIGHTINGS, &s);
     }
     p->n_lists = 0;
 }
@@ -2607,16 +2549,12 @@ static int certify_last(const Model *model, const CertifyOptions *options, size_
                         Error *error) {
     const Config *c = &model->config;
     Prover p = {0};
-    Layout layout = {0};
     p.model = model, p.options = options, p.result = result, p.last = last;
     p.T = c->seq_len, p.V = c->max_num, p.d = c->d_model, p.heads = c->n_heads, p.batch = p.V > 256 ? p.V : 256;
     p.pairs = p.T * p.V, p.rows = p.pairs + 2 * p.V, p.columns = 1 + p.V + (c->normalization ? p.d : 0);
     for (size_t n = 4 * p.V; n > 0; n /= 2) p.stack_size += p.T * p.T; /* up to T log2(2 V) cuts, each into up to T */
-    lay_out_prover(&layout, &p);
-    void *memory = layout.base = (char *)allocate(layout.used, "the certificate", error);
+    void *memory = make_layout(lay_out_prover, &p, "the certificate", error);
     if (!memory || !run_create(&p.run, c, p.batch, RUN_FORWARD, error)) return free(memory), 0;
-    layout.used = 0;
-    lay_out_prover(&layout, &p);
     take_last(&p);
     for (p.median = 0; p.median < p.V; p.median++) {
         certify_cell(&p);
@@ -2656,8 +2594,8 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *r, E
     }
     r->undecided = r->lists - r->right - r->wrong;
     for (size_t i = SIGHTINGS; i < V * SIGHTINGS; i++) { /* those of the first last number become those of all */
-        sight(r->closest, &r->closest[i], r->closest[i].key);
-        sight(r->worst, &r->worst[i], r->worst[i].key);
+        sight(r->closest, SIGHTINGS, &r->closest[i]);
+        sight(r->worst, SIGHTINGS, &r->worst[i]);
     }
     if (!done) certificate_free(r);
     return done;
@@ -3188,15 +3126,8 @@ static int show_mean_attention(Report *r, Subject *s, Error *error) {
     const Config *c = &s->model.config;
     const size_t T = c->seq_len;
     AttentionStats stats;
-    Layout layout = {0};
-    float *means = NULL;
-    memset(&stats, 0, sizeof stats);
-    for (int pass = 0; pass < 2; pass++) { /* measure, then lay out */
-        if (pass == 1 && !(layout.base = (char *)allocate(layout.used, "the averages", error))) return 0;
-        layout.used = 0;
-        lay_out_attention(&layout, &stats, c);
-        means = lay_floats(&layout, T, T, 1);
-    }
+    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", error);
+    if (!means || !attention_create(&stats, c, error)) return free(means), 0;
     for (size_t at = 0; at < s->n; at += s->run.capacity) {
         model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, s->n - at), NULL);
         observe_attention(&stats, &s->run, s->lists + at * T);
@@ -3209,7 +3140,8 @@ static int show_mean_attention(Report *r, Subject *s, Error *error) {
         say(r, "\n");
     }
     show_attention(r, &stats, c);
-    free(layout.base);
+    attention_free(&stats);
+    free(means);
     return 1;
 }
 
@@ -3698,8 +3630,8 @@ static void show_failures(Report *r, const Explanation *e, const Config *c) {
     show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, c->max_num, tenth);
     show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, c->seq_len + 1, 1);
     table_begin(r, "worst", "loss,list", "The lists of greatest loss:\n");
-    for (size_t i = 0; i < e->n_worst; i++)
-        table_row(r, "  %8.4f  %s\n", e->worst_loss[i], list_text(text, e->worst[i], c->seq_len));
+    for (size_t i = 0; i < WORST && e->worst[i].count; i++)
+        table_row(r, "  %8.4f  %s\n", -e->worst[i].key, list_text(text, e->worst[i].list, c->seq_len));
 }
 
 /* Every claim beside the number that it stands on, and the limits between which that must be. */

@@ -370,6 +370,9 @@ typedef struct {
     Moments entropy; /* of the last position, all heads together, as a part of the greatest possible, log(seq_len) */
 } AttentionStats;
 
+int attention_create(AttentionStats *a, const Config *config, Error *error);
+void attention_free(AttentionStats *a);
+
 /* Adds what the run has just computed. */
 void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists);
 
@@ -454,6 +457,16 @@ typedef struct {
     double loss;
 } Rung;
 
+/* A list that is kept, as one of those with the least keys. */
+typedef struct {
+    uint64_t count;     /* for how many lists it stands that are alike; 0: none is kept here */
+    double key, margin; /* margin: the median's logit minus the greatest of the others */
+    size_t median, answer;
+    uint32_t list[MAX_SEQ_LEN];
+} Sighting;
+
+#define WORST 5
+
 /* Lists of a class, and how many of them the network gets right. */
 typedef struct {
     size_t lists, right;
@@ -478,9 +491,7 @@ typedef struct {
     double scale;             /* mean inv_std of ln_final */
     Rung ladder[LADDER];
     Tally *by_median, *by_gap, *by_copies; /* (max_num), (max_num), (seq_len + 1) */
-    uint32_t worst[5][MAX_SEQ_LEN]; /* the lists with the greatest loss */
-    double worst_loss[5];
-    size_t n_worst;
+    Sighting worst[WORST];          /* of the greatest loss, which is -key */
     void *memory;
 } Explanation;
 
@@ -502,14 +513,6 @@ typedef struct {
 
 #define SIGHTINGS 8
 #define CERTIFIED_SEQ_LEN 63 /* no longer list has less than 2^64 cases */
-
-/* A list that was run, for `count` lists that are decided alike. */
-typedef struct {
-    uint64_t count; /* 0: none */
-    double key, margin; /* margin: the median's logit minus the greatest of the others */
-    size_t median, answer;
-    uint32_t list[CERTIFIED_SEQ_LEN];
-} Sighting;
 
 typedef struct {
     uint64_t lists, right, wrong, undecided, decided; /* lists: max_num^seq_len, the sum of the next three */

@@ -1015,7 +1015,7 @@ static const struct {
     {"'dtype'", "'dtypo'", "an unknown key"}, {"[10,16]", "[10,016]", "no whole number"}, {"[10,16]", "10", "no ["},
     {"[10,16]", "[1,1,1,1,1,1,1,1,1]", "too many numbers"},
     {"[10,16]", "[10,17]", "tensor embed.W_E: its dtype, shape and data_offsets don't fit together"},
-    {"[10,16]", "[20,8]", "embed.W_pos has another shape than 5 x 8"}, {"[10,16]", "[160]", "d_model is 0"},
+    {"[10,16]", "[20,8]", "embed.W_pos has another shape than 5 x 8"}, {"[10,16]", "[160]", "d-model is 0"},
     {NULL, "{'a':{'dtype':'F32','shape':[0],'shape':[0]}}", "tensor a: its dtype, shape and data_offsets don't fit together"},
     {"[0,640]", "[1,641]", "begins after a gap"}, {"[640,960]", "[639,959]", "overlaps another"},
     {"'pos_embed.W_pos'", "'embed.W_E'", "stands twice"},
