@@ -985,12 +985,11 @@ int setting_parse(const Setting *s, void *base, const char *text, Error *error) 
     if (s->kind == SETTING_LIST) /* given again, an option adds to its list */
         return snprintf(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text) < (int)(LIST_SIZE - n) ||
                fail(error, "--%s is too long", s->name);
-    if (s->kind == SETTING_CHOICE) {
-        value = (double)choice_index(s->choices, text);
-        if (value > s->max) return fail(error, "--%s is '%.60s', must be one of %s", s->name, text, s->choices);
-    } else if (!parse_number(&value, text, s->min, s->max, !real))
+    if (s->kind == SETTING_CHOICE) value = (double)choice_index(s->choices, text);
+    else if (!parse_number(&value, text, s->min, s->max, !real))
         return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g", s->name, text,
                     real ? "" : " whole", s->min, s->max);
+    if (value > s->max) return fail(error, "--%s is '%.60s', must be one of %s", s->name, text, s->choices);
     const float number = f32(value);
     const size_t count = (size_t)value;
     if (real) memcpy(place, &number, sizeof number);
@@ -2208,7 +2207,7 @@ typedef struct { double low, high; } Sums;
 
 /* What a row of the table is about: one number at one position, or further on, numbers at any position. */
 typedef struct {
-    uint32_t first, last, halves; /* halves: row of the first, 0 if there is but one number; the second follows */
+    uint32_t first, end, halves; /* halves: row of the first, 0 if there is but one number; the second follows */
 } Range;
 
 typedef struct { uint32_t row, count; } Part;
@@ -2229,7 +2228,7 @@ typedef struct {
     double size, shift;
     float *weights, *t, *u, *products; /* (heads, pairs), (heads, pairs, d), (d, V), (pairs, V) */
     Bounds *table, *c;                 /* (heads, rows, columns); (V) */
-    float *constant, *error;           /* (V): ln_final.b W_U + b_U; error of a margin, times s */
+    float *error;                      /* (V): of a margin, times s */
     Sums *sums, *R;                    /* (columns): of the latest box */
     size_t rival;                      /* ... the number most in its way */
     Range *ranges;                     /* (rows) */
@@ -2246,7 +2245,7 @@ static void lay_out_prover(Layout *m, void *owner) {
     p->weights = lay_floats(m, p->heads, p->pairs, 1), p->t = lay_floats(m, p->heads, p->pairs, p->d);
     p->u = lay_floats(m, p->d, p->V, 1), p->products = lay_floats(m, p->pairs, p->V > p->d ? p->V : p->d, 1);
     p->table = (Bounds *)lay_floats(m, 2 * p->heads, p->rows, p->columns), p->c = (Bounds *)lay_floats(m, 2, p->V, 1);
-    p->constant = lay_floats(m, p->V, 1, 1), p->error = lay_floats(m, p->V, 1, 1);
+    p->error = lay_floats(m, p->V, 1, 1);
     p->sums = (Sums *)lay_out(m, (double)p->columns, sizeof(Sums));
     p->R = (Sums *)lay_out(m, (double)p->columns, sizeof(Sums));
     p->ranges = (Range *)lay_out(m, (double)p->rows, sizeof(Range));
@@ -2351,23 +2350,19 @@ static void fill_ranges(const Prover *p, size_t head) {
     }
 }
 
-static uint32_t add_range(Prover *p, size_t first, size_t end) {
-    const Range range = {(uint32_t)first, (uint32_t)end - 1, 0};
-    if (first < end) p->ranges[p->rows++] = range;
-    return (uint32_t)(first < end ? p->rows - 1 : p->pairs);
-}
-
 /* Rows of the numbers below, equal to and above the median, and of their halves, and theirs. */
-static void make_ranges(Prover *p, uint32_t roots[3]) {
-    p->rows = p->pairs;
-    roots[0] = add_range(p, 0, p->median);
-    roots[1] = add_range(p, p->median, p->median + 1);
-    roots[2] = add_range(p, p->median + 1, p->V);
-    for (size_t row = p->pairs; row < p->rows; row++) {
-        const size_t first = p->ranges[row].first, end = p->ranges[row].last + 1u;
-        if (end - first < 2) continue;
-        p->ranges[row].halves = add_range(p, first, (first + end) / 2);
-        add_range(p, (first + end) / 2, end);
+static void make_ranges(Prover *p) {
+    const uint32_t m = (uint32_t)p->median;
+    const Range roots[3] = {{0, m, 0}, {m, m + 1, 0}, {m + 1, (uint32_t)p->V, 0}};
+    memcpy(p->ranges + p->pairs, roots, sizeof roots);
+    p->rows = p->pairs + 3;
+    for (Range *r = p->ranges + p->pairs; r < p->ranges + p->rows; r++) {
+        if (r->end < r->first + 2) continue;
+        const uint32_t middle = (r->first + r->end) / 2;
+        const Range halves[2] = {{r->first, middle, 0}, {middle, r->end, 0}};
+        memcpy(p->ranges + p->rows, halves, sizeof halves);
+        r->halves = (uint32_t)p->rows;
+        p->rows += 2;
     }
 }
 
@@ -2377,14 +2372,14 @@ static void take_median(Prover *p) {
     const size_t V = p->V, m = p->median, d = p->d;
     const double Y = sqrt((double)d);
     const double out = w->ln_final_w ? Y * norm(w->ln_final_w, d, 1) + norm(w->ln_final_b, d, 1) : p->size;
-    if (w->ln_final_b) linear_forward(p->constant, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
-    else memcpy(p->constant, w->b_U, V * sizeof(float));
+    const float *constant = w->ln_final_b ? p->products : w->b_U; /* ln_final.b W_U + b_U */
+    if (w->ln_final_b) linear_forward(p->products, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
     for (size_t i = 0; i < d * V; i++) {
         const float difference = f32((double)w->W_U[i - i % V + m] - w->W_U[i]);
         p->u[i] = w->ln_final_w ? f32((double)w->ln_final_w[i / V] * difference) : difference;
     }
     for (size_t v = 0; v < V; v++) {
-        const double c = (double)p->constant[m] - p->constant[v], u = norm(p->u + v, d, V);
+        const double c = (double)constant[m] - constant[v], u = norm(p->u + v, d, V);
         const double reach = fabs((double)w->b_U[m]) + fabs((double)w->b_U[v]) + 1e-30;
         const double free = roundings(4, reach + out * (norm(w->W_U + m, d, V) + norm(w->W_U + v, d, V)) + Y * u);
         p->c[v].low = f32(c - free - p->options->least), p->c[v].high = f32(c + free + p->options->least);
@@ -2451,9 +2446,9 @@ static uint64_t lists_of(const Prover *p, const Box *box, uint32_t *list) {
         uint64_t choices = 1; /* of this part's places, among them and those of the parts before; 62 C(61, 30) < 2^64 */
         if (row < p->pairs) list[row / p->V] = (uint32_t)(row % p->V);
         for (uint64_t n = 1; row >= p->pairs && n <= box->parts[i].count; n++) {
-            list[box->placed + places++] = (range.first + range.last) / 2;
+            list[box->placed + places++] = (range.first + range.end - 1) / 2;
             choices = choices * places / n;
-            lists *= range.last - range.first + UINT64_C(1);
+            lists *= range.end - range.first;
         }
         lists *= choices;
     }
@@ -2513,24 +2508,23 @@ static void cut(Prover *p, Box *box) {
 }
 
 /* The boxes of all lists with this last number and median: `below` smaller numbers, and `above` greater ones. */
-static void push_all(Prover *p, const uint32_t roots[3]) {
-    const uint32_t others = (uint32_t)p->T - 1, last_row = (uint32_t)(others * p->V + p->last);
+static void push_all(Prover *p) {
+    const uint32_t others = (uint32_t)p->T - 1, last_row = (uint32_t)(others * p->V + p->last), root = (uint32_t)p->pairs;
     const uint32_t last_below = p->last < p->median, last_above = p->last > p->median;
     for (uint32_t below = 0; below + last_below <= others / 2 && (below == 0 || p->median > 0); below++)
         for (uint32_t above = 0; above + last_above <= others / 2 && (above == 0 || p->median + 1 < p->V); above++) {
             const uint32_t equal = others - below - above;
-            const Box box = {4, 0, {{last_row, 1}, {roots[0], below}, {roots[1], equal}, {roots[2], above}}};
+            const Box box = {4, 0, {{last_row, 1}, {root, below}, {root + 1, equal}, {root + 2, above}}};
             p->stack[p->n_stack++] = box;
         }
 }
 
 /* Decides about all lists with this last number and median. */
 static void certify_cell(Prover *p) {
-    uint32_t roots[3];
     uint64_t looked = 0, *cell = p->result->cells[p->last * p->V + p->median];
-    make_ranges(p, roots);
+    make_ranges(p);
     take_median(p);
-    push_all(p, roots);
+    push_all(p);
     while (p->n_stack) {
         Box box = p->stack[--p->n_stack];
         const uint64_t lists = lists_of(p, &box, p->lists + p->n_lists * p->T);
