@@ -80,7 +80,8 @@ static uint32_t *lay_words(Layout *layout, size_t a, size_t b) {
     return (uint32_t *)lay_out(layout, (double)a * (double)b, sizeof(uint32_t));
 }
 
-/* No piece of memory is greater, and no file: systems that promise more than they have kill who takes them at their word. */
+/* No piece of memory is greater, and no file: systems that promise more than they have kill who takes them at their
+ * word. */
 static double max_bytes(void) { return (double)SIZE_MAX / 4 < 4294967296.0 ? (double)SIZE_MAX / 4 : 4294967296.0; }
 
 /* Zeroed memory, or NULL and the amount that is not to be had. */
@@ -90,8 +91,8 @@ static void *allocate(double bytes, const char *purpose, Error *error) {
     return memory;
 }
 
-/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. From where the processor's cache
- * lines begin. */
+/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. It begins where the
+ * processor's cache lines do. */
 static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char *purpose, Error *error) {
     Layout layout = {0};
     lay(&layout, owner);
@@ -1410,7 +1411,8 @@ enum { STATE_TENSORS = 8, COUNTERS = 6 };
 /* All that trainer_create does not make again from the recipe, as further tensors of a checkpoint: such a file is also
  * an ordinary checkpoint of the current weights. This one list serves for writing and for reading. */
 static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
-    const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size, n_hard = t->hard_room * t->model.config.seq_len;
+    const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
+    const size_t n_hard = t->hard_room * t->model.config.seq_len;
     const Tensor all[STATE_TENSORS] = {{"state.m", 1, {n, 0, 0}, n, t->m.params, NULL},
                                        {"state.v", 1, {n, 0, 0}, n, t->v.params, NULL},
                                        {"state.best", 1, {n, 0, 0}, n, t->best.params, NULL},
@@ -1445,7 +1447,8 @@ static int read_state(Checkpoint *file, Trainer *t) {
     for (size_t i = 0; i < t->hard_room * T; i++)
         if (t->hard[i] >= t->model.config.max_num) return bad(file, "tensor state.hard is damaged");
     for (size_t i = 0; i < t->hard_room; i++) t->hard_medians[i] = median_of(t->hard + i * T, T);
-    if (c[0] > t->total_steps || c[1] > 1 || c[2] > t->recipe.valset_size || c[3] > 624 || c[4] > 624 || c[5] > t->hard_room)
+    if (c[0] > t->total_steps || c[1] > 1 || c[2] > t->recipe.valset_size || c[3] > 624 || c[4] > 624 ||
+        c[5] > t->hard_room)
         return bad(file, "tensor state.words is damaged");
     t->step = c[0];
     t->validated = (int)c[1];
@@ -1653,9 +1656,7 @@ int attention_create(AttentionStats *a, const Config *c, Error *error) {
     return 1;
 }
 
-void attention_free(AttentionStats *a) { free(a->query); }
-
-/* The pattern of a head, counted through all layers: (queries, seq_len); the last position's queries stand at the end. */
+/* The pattern of a head, counted through all layers: (queries, seq_len); the last position's queries stand last. */
 static const float *head_pattern(const Run *run, size_t head, size_t *n_queries) {
     const LayerRun *layer = &run->layers[head / run->config.n_heads];
     *n_queries = layer->n_out;
@@ -1684,6 +1685,13 @@ void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists)
 
 /* ---- 10. Circuits and weights ----------------------------------------------------------------------------------- */
 
+/* The sum of n products; in x and in y, each number stands so many behind the one before. */
+static double dot(const float *x, size_t x_step, const float *y, size_t y_step, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i * x_step] * y[i * y_step];
+    return sum;
+}
+
 /* The mean of n numbers, each `step` behind the one before, is taken from each. */
 static void center(float *x, size_t n, size_t step) {
     double sum = 0;
@@ -1709,9 +1717,9 @@ void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
     linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
 }
 
-/* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] + W_pos[position], through
- * LN1, times W, plus b; raw without LN1 and b, and at NO_POSITION without W_pos. (Later layers see it only as far as the
- * residual stream brings it there unchanged.) out (max_num, d_head). */
+/* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] + W_pos[position],
+ * through LN1, times W, plus b; raw without LN1 and b, and at NO_POSITION without W_pos. (Later layers see it only as
+ * far as the residual stream brings it there unchanged.) out (max_num, d_head). */
 static void project(const Model *m, const Circuit *of, size_t position, const float *W, const float *b, float *out,
                     float *scratch) {
     const Config *c = &m->config;
@@ -1738,11 +1746,8 @@ static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float 
     }
     project(m, of, of->query_pos, w->W_Q, w->b_Q, q, x);
     project(m, of, key_pos, w->W_K, w->b_K, k, x);
-    for (size_t i = 0; i < V * V; i++) {
-        double sum = 0;
-        for (size_t j = 0; j < dh; j++) sum += (double)q[i / V * dh + j] * k[i % V * dh + j];
-        table[i] = f32(sum * (of->raw ? 1.0 : 1.0 / sqrt((double)dh)));
-    }
+    const double scale = of->raw ? 1.0 : 1.0 / sqrt((double)dh);
+    for (size_t i = 0; i < V * V; i++) table[i] = f32(dot(q + i / V * dh, 1, k + i % V * dh, 1, dh) * scale);
 }
 
 size_t circuit_scratch(const Config *c) {
@@ -1751,20 +1756,20 @@ size_t circuit_scratch(const Config *c) {
 
 void circuit_table(const Model *m, const Circuit *which, float *table, float *scratch) {
     const size_t V = m->config.max_num, T = m->config.seq_len;
-    const int mean = !which->raw && which->key_pos == NO_POSITION; /* over all key positions */
+    const size_t n = !which->raw && which->key_pos == NO_POSITION ? T : 1; /* the mean is over so many key positions */
     Circuit of = *which;
     if (!which->raw && which->query_pos == NO_POSITION) of.query_pos = T - 1;
     memset(table, 0, V * V * sizeof *table);
-    for (size_t p = 0; p < (mean ? T : 1); p++) {
-        circuit_at(m, &of, mean ? p : which->key_pos, scratch, scratch + V * V);
-        for (size_t i = 0; i < V * V; i++) table[i] = f32((double)table[i] + (double)scratch[i] / (mean ? (double)T : 1.0));
+    for (size_t p = 0; p < n; p++) {
+        circuit_at(m, &of, n > 1 ? p : which->key_pos, scratch, scratch + V * V);
+        for (size_t i = 0; i < V * V; i++) table[i] = f32((double)table[i] + (double)scratch[i] / (double)n);
     }
 }
 
 /* ---- 11. Intervening: ablation, patching, attribution ----------------------------------------------------------- */
 
 /* One hook serves every intervention: where a target says so, values of the run under way are replaced by zeros, or by
- * what stands in `source`, another run over as many lists: the mean over its lists, the next list's, the same list's. */
+ * those of `source`, another run over as many lists: the mean over its lists, the next list's, the same list's. */
 static const float *site_values(const Run *run, HookSite site, size_t layer, size_t head, size_t rows, size_t width) {
     if (layer == run->config.n_layers) return run->final;
     const LayerRun *l = &run->layers[layer];
@@ -1800,7 +1805,8 @@ static void replace_values(const Intervention *v, HookSite site, size_t layer, s
     }
 }
 
-static void intervene(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width) {
+static void intervene(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows,
+                      size_t width) {
     const Intervention *v = (const Intervention *)context;
     const float *source = site_values(v->source, site, layer, head, rows, width);
     for (const Target *t = v->targets; t < v->targets + v->n_targets; t++)
@@ -1824,10 +1830,8 @@ static void add_term(Attribution *a, const Model *m, const char *part, size_t la
     Term *term = &a->terms[a->n_terms++];
     term->part = part, term->layer = layer, term->head = head, term->position = position;
     for (size_t v = 0; v < 2; v++) {
-        double sum = 0;
-        for (size_t j = 0; vector && j < m->config.d_model; j++)
-            sum += (double)vector[j] * m->weights.W_U[j * m->config.max_num + a->numbers[v]];
-        term->logit[v] = sum;
+        const float *column = m->weights.W_U + a->numbers[v];
+        term->logit[v] = dot(vector, 1, column, m->config.max_num, vector ? m->config.d_model : 0);
     }
 }
 
@@ -1868,10 +1872,10 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
 
 /* ---- 12. The explanation ---------------------------------------------------------------------------------------- */
 
-/* The claim: the median of a list is the m that minimises sum_i |x_i - m|, and the network computes just that. Attention
- * at the last position is nearly uniform, so the head adds up one OV vector per number, and that vector is -c |x - m| up
- * to terms that softmax doesn't see. Each step is measured here, on whatever model is given, and the verdict depends on
- * what comes out. */
+/* The claim: the median of a list is the m that minimises sum_i |x_i - m|, and the network computes just that.
+ * Attention at the last position is nearly uniform, so the head adds up one OV vector per number, and that vector is
+ * -c |x - m| up to terms that softmax doesn't see. Each step is measured here, on whatever model is given, and the
+ * verdict depends on what comes out. */
 
 /* For each m, the logits' rise from m to m+1 over the lists of rung 2, by least squares: a(m) S(m) + c(m). */
 typedef struct {
@@ -1941,16 +1945,10 @@ static void center_both(float *x, size_t n) {
     for (size_t j = 0; j < n; j++) center(x + j, n, n);
 }
 
-static double sum_of_products(const float *x, const float *y, size_t n) {
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += (double)x[i] * y[i];
-    return sum;
-}
-
 /* The slope of the best fit table = slope * ideal, both centred. `table` is centred on the way. */
 static double slope_to_ideal(const Explanation *e, float *table, size_t V) {
     center_both(table, V);
-    return sum_of_products(table, e->ideal, V * V) / sum_of_products(e->ideal, e->ideal, V * V);
+    return dot(table, 1, e->ideal, 1, V * V) / dot(e->ideal, 1, e->ideal, 1, V * V);
 }
 
 /* For each m the votes of all numbers for stepping from m to m+1, and their fit by a step: for a two-valued regressor
@@ -1988,7 +1986,7 @@ static float mode_overlap(const float *vector, size_t k, size_t V) {
     return own > 0 ? f32(fabs(dot) / sqrt(own) / sqrt(length)) : 0.0f;
 }
 
-/* values (V) of a table (V, V); its left singular vectors, times their values, one after the other into columns (V, V). */
+/* Singular values of a table (V, V); its left singular vectors, times their values, one after the other: columns. */
 static void decompose(float *values, float *columns, const float *table, size_t V) {
     for (size_t i = 0; i < V * V; i++) columns[i % V * V + i / V] = table[i];
     singular_values(values, columns, V, V);
@@ -1998,7 +1996,7 @@ static void decompose(float *values, float *columns, const float *table, size_t 
 static void measure_circuits(Explainer *x) {
     const Model *m = x->model;
     Explanation *e = x->e;
-    const size_t V = m->config.max_num, T = m->config.seq_len, heads = m->config.n_heads;
+    const size_t V = m->config.max_num, T = m->config.seq_len, heads = m->config.n_heads, d = m->config.d_model;
     float *table = x->table;
     for (size_t i = 0; i < V * V; i++) e->ideal[i] = -(float)fabs((double)(i / V) - (double)(i % V));
     center_both(e->ideal, V);
@@ -2015,13 +2013,13 @@ static void measure_circuits(Explainer *x) {
     fit_votes(e, V);
     memcpy(table, e->ov, V * V * sizeof *table);
     e->other_weight = slope_to_ideal(e, table, V);
-    const double own = sum_of_products(table, table, V * V), ideal = sum_of_products(e->ideal, e->ideal, V * V);
-    e->correlation = own > 0 ? sum_of_products(table, e->ideal, V * V) / (sqrt(own) * sqrt(ideal)) : 0;
+    const double own = dot(table, 1, table, 1, V * V), ideal = dot(e->ideal, 1, e->ideal, 1, V * V);
+    e->correlation = own > 0 ? dot(table, 1, e->ideal, 1, V * V) / (sqrt(own) * sqrt(ideal)) : 0;
     decompose(e->ideal_values, x->columns, e->ideal, V);
     decompose(e->values, x->columns, table, V);
     for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(x->columns + k * V, k + 1, V);
     /* what the last number adds without any head */
-    gather_forward(x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * m->config.d_model, NULL, V, m->config.d_model);
+    gather_forward(x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, NULL, V, d);
     direct_logits(m, table, x->scratch, V);
     e->direct_weight = slope_to_ideal(e, table, V);
     e->last_weight += e->direct_weight;
@@ -2034,8 +2032,8 @@ static void freeze_attention(void *context, HookSite site, size_t layer, size_t 
                              size_t width) {
     const Explainer *x = (const Explainer *)context;
     const size_t n = x->run.n_lists, first = (layer * x->run.config.n_heads + head + 1) * width - rows / n;
-    if (site != HOOK_PATTERN) return;
-    for (size_t i = 0; i < rows; i++) memcpy(values + i * width, x->pattern + (first + i / n) * width, width * sizeof *values);
+    for (size_t i = 0; site == HOOK_PATTERN && i < rows * width; i++)
+        values[i] = x->pattern[(first + i / width / n) * width + i % width];
 }
 
 /* The forward pass of rung 1. */
@@ -2044,8 +2042,8 @@ static void freeze(Explainer *x, const uint32_t *lists, size_t n) {
     model_forward(x->model, &x->run, lists, n, &hook);
 }
 
-/* Then the logits of rung 2, where ln_final multiplies by the same scale for every list: plain sums of what the residual
- * stream holds. */
+/* Then the logits of rung 2, where ln_final multiplies by the same scale for every list: plain sums of what the
+ * residual stream holds. */
 static void freeze_scale(Explainer *x) {
     const Config *c = &x->run.config;
     const Weights *w = &x->model->weights;
@@ -2133,8 +2131,8 @@ static void all_batches(Explainer *x, const uint32_t *lists, const uint32_t *med
         visit(x, lists + at * x->run.config.seq_len, medians + at, smaller(n, x->e->lists - at));
 }
 
-/* First all that is observed on the lists, then the circuits, which are weighted by the attention that was observed, then
- * the ladder, which needs both. */
+/* First all that is observed on the lists, then the circuits, which are weighted by the attention that was observed,
+ * then the ladder, which needs both. */
 int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error) {
     const size_t T = m->config.seq_len;
     Explainer x;
@@ -2159,7 +2157,7 @@ int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size
 }
 
 void explanation_free(Explanation *e) {
-    attention_free(&e->attention);
+    free(e->attention.query);
     free(e->memory);
     memset(e, 0, sizeof *e);
 }
@@ -2258,9 +2256,7 @@ static double roundings(double n, double x) { return (double)f32(n * UNIT * x); 
 
 /* Euclid's norm of n floats, each `step` after the one before: not too small. */
 static double norm(const float *x, size_t n, size_t step) {
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += (double)x[i * step] * x[i * step];
-    return (double)f32(sqrt(sum) * (1 + UNIT)) + (double)n * 1e-30;
+    return (double)f32(sqrt(dot(x, step, x, step, n)) * (1 + UNIT)) + (double)n * 1e-30;
 }
 
 /* One head's weights, over the greatest. Returns e, or infinity if that is not small or weights vanish. */
@@ -2290,7 +2286,7 @@ static void take_last(Prover *p) {
     p->size = norm(base, d, 1), p->shift = 0;
     for (size_t head = 0; head < p->heads; head++) {
         const Head a = head_of(c, &p->model->weights.layers[0], layer, head);
-        const float scale = layer_attention(c, layer).scale, *vo = layer->vo + head * p->pairs * d; /* layer 0 is folded */
+        const float scale = layer_attention(c, layer).scale, *vo = a.vo; /* layer 0 is folded */
         const double e = weigh(p, a.qk + p->last * d, layer->h, scale, p->weights + head * p->pairs);
         double Z = 0;
         for (size_t r = 0; r < p->pairs; r++) {
@@ -2509,7 +2505,8 @@ static void cut(Prover *p, Box *box) {
 
 /* The boxes of all lists with this last number and median: `below` smaller numbers, and `above` greater ones. */
 static void push_all(Prover *p) {
-    const uint32_t others = (uint32_t)p->T - 1, last_row = (uint32_t)(others * p->V + p->last), root = (uint32_t)p->pairs;
+    const uint32_t others = (uint32_t)p->T - 1, last_row = (uint32_t)(others * p->V + p->last);
+    const uint32_t root = (uint32_t)p->pairs;
     const uint32_t last_below = p->last < p->median, last_above = p->last > p->median;
     for (uint32_t below = 0; below + last_below <= others / 2 && (below == 0 || p->median > 0); below++)
         for (uint32_t above = 0; above + last_above <= others / 2 && (above == 0 || p->median + 1 < p->V); above++) {
@@ -3134,7 +3131,7 @@ static int show_mean_attention(Report *r, Subject *s, Error *error) {
         say(r, "\n");
     }
     show_attention(r, &stats, c);
-    attention_free(&stats);
+    free(stats.query);
     free(means);
     return 1;
 }

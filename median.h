@@ -370,8 +370,8 @@ typedef struct {
     Moments entropy; /* of the last position, all heads together, as a part of the greatest possible, log(seq_len) */
 } AttentionStats;
 
+/* All 0. a->query is to be freed. */
 int attention_create(AttentionStats *a, const Config *config, Error *error);
-void attention_free(AttentionStats *a);
 
 /* Adds what the run has just computed. */
 void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists);
