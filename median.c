@@ -2304,44 +2304,44 @@ static void take_last(Prover *p) {
 static void fill_pairs(const Prover *p, size_t head) {
     const size_t V = p->V, K = p->columns, places = p->T - 1;
     const float *t = p->t + head * p->pairs * p->d, *weights = p->weights + head * p->pairs;
-    Bounds *table = p->table + head * p->rows * K;
     linear_forward(p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
-    for (size_t r = 0; r < p->pairs; r++)
-        for (size_t k = 0; k < K; k++) {
-            const float factor = k == 0 ? 1 : k <= V ? p->products[r * V + k - 1] : t[r * p->d + k - 1 - V];
-            table[r * K + k].low = f32((double)weights[r] * factor);
-        }
     for (size_t k = 0; k < K; k++) {
+        Bounds *column = p->table + head * p->rows * K + k;
         const double size = k == 0 ? 1 : k <= V ? p->size * norm(p->u + k - 1, p->d, V) : p->size;
         const double slack = roundings(20, size) + 1e-36;
         double all = 0;
-        for (size_t r = 0; r < places * V; r++) all += (double)table[r * K + k].low;
+        for (size_t r = 0; r < p->pairs; r++) {
+            const float factor = k == 0 ? 1 : k <= V ? p->products[r * V + k - 1] : t[r * p->d + k - 1 - V];
+            column[r * K].low = f32((double)weights[r] * factor);
+            if (r < places * V) all += (double)column[r * K].low;
+        }
         for (size_t i = 0; i <= places; i++) {
             double own = 0;
-            for (size_t r = i * V; r < (i + 1) * V; r++) own += (double)table[r * K + k].low;
+            for (size_t r = i * V; r < (i + 1) * V; r++) own += (double)column[r * K].low;
             const double change = i < places ? (double)f32((own - all / (double)places) / (double)V) : 0;
             for (size_t r = i * V; r < (i + 1) * V; r++) {
-                const double value = (double)table[r * K + k].low - change;
-                table[r * K + k].low = f32(value - slack), table[r * K + k].high = f32(value + slack);
+                const double value = (double)column[r * K].low - change;
+                column[r * K].low = f32(value - slack), column[r * K].high = f32(value + slack);
             }
         }
     }
 }
 
-/* Those of ranges, from the last one back: over a number's positions, or a range's halves. */
+/* Those of ranges: the least and greatest over their numbers at all positions but the last. */
 static void fill_ranges(const Prover *p, size_t head) {
     const size_t K = p->columns;
     Bounds *table = p->table + head * p->rows * K;
-    for (size_t row = p->rows; row-- > p->pairs;) {
-        const size_t halves = p->ranges[row].halves, step = halves ? 1 : p->V, n = halves ? 2 : p->T - 1;
-        const Bounds *from = table + (halves ? halves : p->ranges[row].first) * K;
-        for (size_t k = 0; k < K; k++) {
-            Bounds b = from[k];
-            for (size_t i = 1; i < n; i++) {
-                const Bounds other = from[i * step * K + k];
-                b.low = other.low < b.low ? other.low : b.low, b.high = other.high > b.high ? other.high : b.high;
+    for (size_t row = p->pairs; row < p->rows; row++) {
+        const Range *range = &p->ranges[row];
+        Bounds *b = table + row * K;
+        memcpy(b, table + range->first * K, K * sizeof *b);
+        for (size_t r = 0; r < p->pairs - p->V; r++) {
+            if (r % p->V < range->first || r % p->V >= range->end) continue;
+            for (size_t k = 0; k < K; k++) {
+                const Bounds pair = table[r * K + k];
+                b[k].low = pair.low < b[k].low ? pair.low : b[k].low;
+                b[k].high = pair.high > b[k].high ? pair.high : b[k].high;
             }
-            table[row * K + k] = b;
         }
     }
 }
