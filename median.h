@@ -289,9 +289,9 @@ void model_describe(Model *model, const Recipe *recipe);
 /* The bytes of a safetensors file with the model, and more. */
 void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more);
 
-/* Replaces the file as a whole or, when something goes wrong, not at all, whenever the program may end: the text goes to
- * PATH.tmp, which then takes the name. What a crash of the whole system leaves is up to the file system: C has no way to
- * wait for the disk. On Windows the old file goes a moment before. Devices and pipes are written straight. */
+/* Replaces the file as a whole or, when something goes wrong, not at all, whenever the program may end: the text goes
+ * to PATH.tmp, which then takes the name. What a crash of the whole system leaves is up to the file system: C has no
+ * way to wait for the disk. On Windows the old file goes a moment before. Devices and pipes are written straight. */
 int write_file(const char *path, const Text *text, Error *error);
 int model_save(const Model *model, const char *path, Error *error);
 
@@ -380,10 +380,10 @@ void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists)
 
 #define NO_POSITION SIZE_MAX
 
-/* A head's QK circuit: the score of query number t (row) for key number s (column). Its OV circuit: what attending to number
- * s (row) adds to the logit of v (column). Raw: the products of the weight matrices alone, with W_pos added where a position
- * is given. Otherwise with LN1, biases and 1/sqrt(d_head), OV centred and through ln_final's w; query_pos NO_POSITION
- * then means the last, key_pos NO_POSITION the mean over all. */
+/* A head's QK circuit: the score of query number t (row) for key number s (column). Its OV circuit: what attending to
+ * number s (row) adds to the logit of v (column). Raw: the products of the weight matrices alone, with W_pos added
+ * where a position is given. Otherwise with LN1, biases and 1/sqrt(d_head), OV centred and through ln_final's w;
+ * query_pos NO_POSITION then means the last, key_pos NO_POSITION the mean over all. */
 typedef enum { CIRCUIT_QK, CIRCUIT_OV } CircuitKind;
 
 typedef struct {
@@ -423,9 +423,9 @@ typedef struct {
     size_t n_targets;
 } Intervention;
 
-/* model_forward over source->n_lists lists with the targets' values replaced, all together, by what `source` holds from an
- * earlier model_forward in the same kind of Run. Patching the residual stream of layer 0 needs source->n_lists 1, since lists
- * share rows there. */
+/* model_forward over source->n_lists lists with the targets' values replaced, all together, by what `source` holds from
+ * an earlier model_forward in the same kind of Run. Patching the residual stream of layer 0 needs source->n_lists 1,
+ * since lists share rows there. */
 void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
                       const Target *targets, size_t n_targets);
 
