@@ -910,7 +910,7 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
     text->data[text->size] = 0;
 }
 
-void text_add_args(Text *text, const char *format, va_list args) {
+static void text_add_args(Text *text, const char *format, va_list args) {
     va_list again;
     va_copy(again, args);
     const size_t n = (size_t)vsnprintf(NULL, 0, format, args);
@@ -1041,7 +1041,8 @@ static uint32_t read_word(const char *bytes) {
     return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
 }
 
-void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more) {
+/* The bytes of a safetensors file with the model, and more. */
+static void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more) {
     Text header = {0}, data = {0};
     text_add(&header, "{\"__metadata__\":{");
     for (size_t i = 0; i < model->n_notes; i++)
@@ -1080,8 +1081,6 @@ static int is_special(const char *path) {
 #endif
 }
 
-/* Writes beside the target, then renames: whatever goes wrong, the target is either the old file or the whole new one.
- * What is no regular file, a pipe or a device, is written straight. */
 int write_file(const char *path, const Text *text, Error *error) {
     char place[4100];
     const int straight = is_special(path);
@@ -1622,7 +1621,8 @@ void draw_map(Report *r, const Map *map) {
 
 /* ---- 9. Looking at attention -------------------------------------------------------------------------------------- */
 
-void rank_order(const uint32_t *list, size_t n, size_t *order) {
+/* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
+static void rank_order(const uint32_t *list, size_t n, size_t *order) {
     for (size_t i = 0; i < n; i++) {
         size_t j = i;
         for (; j > 0 && list[order[j - 1]] > list[i]; j--) order[j] = order[j - 1];
@@ -1644,7 +1644,8 @@ static void observe(Moments *m, float x) {
     m->squares += (double)x * (double)x;
 }
 
-int attention_create(AttentionStats *a, const Config *c, Error *error) {
+/* All 0. a->query is to be freed. */
+static int attention_create(AttentionStats *a, const Config *c, Error *error) {
     const size_t T = c->seq_len;
     a->heads = c->n_layers * c->n_heads;
     memset(&a->entropy, 0, sizeof a->entropy);
@@ -1663,7 +1664,8 @@ static const float *head_pattern(const Run *run, size_t head, size_t *n_queries)
     return layer->pattern + head % run->config.n_heads * layer->n_out * run->config.seq_len;
 }
 
-void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists) {
+/* Adds what the run has just computed. */
+static void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists) {
     const size_t T = run->config.seq_len, n = run->n_lists;
     size_t order[MAX_SEQ_LEN], n_queries;
     for (size_t head = 0; head < a->heads; head++) {
@@ -1712,7 +1714,8 @@ static const float *scale_given(const Model *m, float *out, const float *x, size
     return out;
 }
 
-void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
+/* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at an ln_final scale of 1. */
+static void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
     scale_given(m, x, x, rows, 1.0f, NULL);
     linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
 }

@@ -10,7 +10,6 @@
 
 #include "tensor.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 
 #ifdef __cplusplus
@@ -253,7 +252,6 @@ typedef struct {
 } Text;
 
 TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...);
-void text_add_args(Text *text, const char *format, va_list args);
 void text_bytes(Text *text, const void *bytes, size_t n);
 void text_free(Text *text);
 
@@ -285,9 +283,6 @@ void setting_print(const Setting *setting, const void *base, char *text, size_t 
 
 /* Notes configuration and recipe in the model, to be saved with it. */
 void model_describe(Model *model, const Recipe *recipe);
-
-/* The bytes of a safetensors file with the model, and more. */
-void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more);
 
 /* Replaces the file as a whole or, when something goes wrong, not at all, whenever the program may end: the text goes
  * to PATH.tmp, which then takes the name. What a crash of the whole system leaves is up to the file system: C has no
@@ -358,9 +353,6 @@ typedef struct {
 double mean_of(const Moments *m);
 double deviation_of(const Moments *m);
 
-/* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
-void rank_order(const uint32_t *list, size_t n, size_t *order);
-
 /* Attention over many lists; heads of all layers one after the other. */
 typedef struct {
     size_t heads;
@@ -369,12 +361,6 @@ typedef struct {
     Moments *token;  /* (heads, max_num): of the last position to a number, wherever it stands */
     Moments entropy; /* of the last position, all heads together, as a part of the greatest possible, log(seq_len) */
 } AttentionStats;
-
-/* All 0. a->query is to be freed. */
-int attention_create(AttentionStats *a, const Config *config, Error *error);
-
-/* Adds what the run has just computed. */
-void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists);
 
 /* ---- 10. Circuits ----------------------------------------------------------------------------------------------- */
 
@@ -395,9 +381,6 @@ typedef struct {
 /* table (max_num, max_num); scratch: circuit_scratch() floats. */
 void circuit_table(const Model *model, const Circuit *which, float *table, float *scratch);
 size_t circuit_scratch(const Config *config);
-
-/* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at an ln_final scale of 1. */
-void direct_logits(const Model *model, float *logits, float *x, size_t rows);
 
 /* ---- 11. Intervening -------------------------------------------------------------------------------------------- */
 
@@ -507,7 +490,7 @@ typedef struct {
     double least;    /* a set of lists is not proven as long as a margin in it may be that small */
     uint64_t effort; /* sets to look at, for each last number and median; what is left then stays undecided */
     void (*progress)(void *context, double done);                     /* may be NULL */
-    void (*found)(void *context, const uint32_t *list, double margin); /* a list that was run; may be NULL; one thread then */
+    void (*found)(void *context, const uint32_t *list, double margin); /* a list that was run; NULL, or one thread */
     void *context;
 } CertifyOptions;
 
