@@ -1773,37 +1773,28 @@ void circuit_table(const Model *m, const Circuit *which, float *table, float *sc
 
 /* One hook serves every intervention: where a target says so, values of the run under way are replaced by zeros, or by
  * those of `source`, another run over as many lists: the mean over its lists, the next list's, the same list's. */
-static const float *site_values(const Run *run, HookSite site, size_t layer, size_t head, size_t rows, size_t width) {
-    if (layer == run->config.n_layers) return run->final;
-    const LayerRun *l = &run->layers[layer];
-    if (site == HOOK_RESIDUAL || site == HOOK_MLP) return site == HOOK_RESIDUAL ? l->x : l->mlp;
-    return (site == HOOK_PATTERN ? l->pattern : l->z) + head * rows * width;
+
+/* A list's values at one place; NULL where there are none because nothing there matters to the result. */
+static float *values_at(const Run *run, const Target *t, size_t list, size_t width) {
+    const size_t T = run->config.seq_len, L = run->config.n_layers;
+    const LayerRun *l = &run->layers[smaller(t->layer, L - 1)];
+    float *const all[] = {run->final, l->pattern, l->z, l->mlp}; /* in the order of HookSite */
+    if (t->site == HOOK_RESIDUAL && t->layer < L) return l->x + l->key_row[list * T + t->position] * width;
+    if (t->position + l->n_queries < T) return NULL;
+    return all[t->site] + (t->head * l->n_out + (t->position + l->n_queries - T) * run->n_lists + list) * width;
 }
 
-/* The row of a list at a position; NO_POSITION where there is none because nothing there matters to the result. */
-static size_t site_row(const Run *run, HookSite site, size_t layer, size_t list, size_t position) {
-    const size_t T = run->config.seq_len;
-    const LayerRun *l = &run->layers[smaller(layer, run->config.n_layers - 1)];
-    if (site == HOOK_RESIDUAL && layer < run->config.n_layers) return l->key_row[list * T + position];
-    if (position + l->n_queries < T) return NO_POSITION;
-    return (position + l->n_queries - T) * run->n_lists + list;
-}
-
-/* Replaces one position's values over all lists. */
-static void replace_values(const Intervention *v, HookSite site, size_t layer, size_t position, float *values,
-                           const float *source, size_t width) {
+/* Replaces the values at one place, of all lists. */
+static void replace_values(const Intervention *v, const Target *t, size_t width) {
     const size_t n = v->run->n_lists;
-    if (site_row(v->run, site, layer, 0, position) == NO_POSITION) return;
-    for (size_t j = 0; j < width; j++) {
+    for (size_t j = 0; j < width && values_at(v->run, t, 0, width); j++) {
         double sum = 0;
-        for (size_t i = 0; v->kind == REPLACE_MEAN && i < n; i++)
-            sum += (double)source[site_row(v->source, site, layer, i, position) * width + j];
+        for (size_t i = 0; i < n; i++) sum += (double)values_at(v->source, t, i, width)[j];
         for (size_t i = 0; i < n; i++) {
-            float *value = &values[site_row(v->run, site, layer, i, position) * width + j];
-            const size_t from = v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i;
+            float *value = values_at(v->run, t, i, width) + j;
             if (v->kind == REPLACE_ZERO) *value = 0.0f;
             else if (v->kind == REPLACE_MEAN) *value = f32(sum / (double)n);
-            else *value = source[site_row(v->source, site, layer, from, position) * width + j];
+            else *value = values_at(v->source, t, v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i, width)[j];
         }
     }
 }
@@ -1811,12 +1802,13 @@ static void replace_values(const Intervention *v, HookSite site, size_t layer, s
 static void intervene(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows,
                       size_t width) {
     const Intervention *v = (const Intervention *)context;
-    const float *source = site_values(v->source, site, layer, head, rows, width);
+    Target here = {site, layer, head, 0};
+    (void)values, (void)rows;
     for (const Target *t = v->targets; t < v->targets + v->n_targets; t++)
-        for (size_t p = 0; p < v->run->config.seq_len; p++)
+        for (here.position = 0; here.position < v->run->config.seq_len; here.position++)
             if (t->site == site && t->layer == layer && (t->head == head || t->head == ALL_HEADS) &&
-                (t->position == p || t->position == ALL_POSITIONS))
-                replace_values(v, site, layer, p, values, source, width);
+                (t->position == here.position || t->position == ALL_POSITIONS))
+                replace_values(v, &here, width);
 }
 
 void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
@@ -1922,25 +1914,6 @@ static void sight(Sighting *kept, size_t n, const Sighting *s) {
     for (; at > 0 && (kept[at - 1].count == 0 || s->key < kept[at - 1].key); at--)
         if (at < n) kept[at] = kept[at - 1];
     if (at < n && s->count) kept[at] = *s;
-}
-
-/* ln_final's scale, where it fails, and the lists of greatest loss. */
-static void observe_outcome(Explanation *e, const Run *run, const uint32_t *lists, const uint32_t *medians) {
-    const size_t T = run->config.seq_len, V = run->config.max_num;
-    size_t order[MAX_SEQ_LEN];
-    for (size_t i = 0; i < run->n_lists; i++, lists += T) {
-        Sighting s = {1, -(double)run->loss[i], 0, medians[i], argmax(run->logits + i * V, V), {0}};
-        const size_t right = s.answer == s.median;
-        size_t copies = 0;
-        rank_order(lists, T, order);
-        for (size_t t = 0; t < T; t++) copies += lists[t] == medians[i];
-        count(&e->by_median[medians[i]], right);
-        count(&e->by_gap[lists[order[T / 2 + 1]] - lists[order[T / 2 - 1]]], right);
-        count(&e->by_copies[copies], right);
-        e->scale += run->config.normalization ? (double)run->final_inv_std[i] : 1.0;
-        memcpy(s.list, lists, T * sizeof *lists);
-        sight(e->worst, WORST, &s);
-    }
 }
 
 static void center_both(float *x, size_t n) {
@@ -2062,12 +2035,27 @@ static float balance(const uint32_t *list, size_t seq_len, size_t m) {
     return sum;
 }
 
-/* A batch of lists in the first pass over all, the second, and the third. */
+/* A batch of lists in the first pass over all: attention, ln_final's scale, where it fails, the lists of greatest loss. */
 static void observe_batch(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
+    const size_t T = x->run.config.seq_len, V = x->run.config.max_num;
+    Explanation *e = x->e;
+    size_t order[MAX_SEQ_LEN];
     model_forward(x->model, &x->run, lists, n, NULL);
     model_loss(&x->run, medians);
-    observe_attention(&x->e->attention, &x->run, lists);
-    observe_outcome(x->e, &x->run, lists, medians);
+    observe_attention(&e->attention, &x->run, lists);
+    for (size_t i = 0; i < n; i++, lists += T) {
+        Sighting s = {1, -(double)x->run.loss[i], 0, medians[i], argmax(x->run.logits + i * V, V), {0}};
+        const size_t right = s.answer == s.median;
+        size_t copies = 0;
+        rank_order(lists, T, order);
+        for (size_t t = 0; t < T; t++) copies += lists[t] == medians[i];
+        count(&e->by_median[medians[i]], right);
+        count(&e->by_gap[lists[order[T / 2 + 1]] - lists[order[T / 2 - 1]]], right);
+        count(&e->by_copies[copies], right);
+        e->scale += x->run.config.normalization ? (double)x->run.final_inv_std[i] : 1.0;
+        memcpy(s.list, lists, T * sizeof *lists);
+        sight(e->worst, WORST, &s);
+    }
 }
 
 static void observe_climbs(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
@@ -2459,11 +2447,10 @@ static void run_lists(Prover *p) {
     if (p->n_lists) model_forward(p->model, &p->run, p->lists, p->n_lists, NULL);
     for (size_t i = 0; i < p->n_lists; i++) {
         float *logits = p->run.logits + i * p->V;
-        const float own = logits[m];
-        Sighting s = {p->alike[i], 0, 0, m, argmax(logits, p->V), {0}};
+        Sighting s = {p->alike[i], 0, (double)logits[m], m, argmax(logits, p->V), {0}};
         memcpy(s.list, p->lists + i * p->T, p->T * sizeof *s.list);
         logits[m] = -INFINITY;
-        s.margin = (double)own - logits[argmax(logits, p->V)];
+        s.margin -= (double)logits[argmax(logits, p->V)];
         if (p->options->found) p->options->found(p->options->context, s.list, s.margin);
         p->result->cells[p->last * p->V + m][s.answer == m ? CERTIFIED_RIGHT : CERTIFIED_WRONG] += s.count;
         s.key = fabs(s.margin);
@@ -2506,25 +2493,19 @@ static void cut(Prover *p, Box *box) {
                 push_moved(p, box, i, 1, box->placed * p->V + p->ranges[box->parts[i].row].first)->placed++;
 }
 
-/* The boxes of all lists with this last number and median: `below` smaller numbers, and `above` greater ones. */
-static void push_all(Prover *p) {
+/* Decides about all lists with this last number and median. */
+static void certify_cell(Prover *p) {
+    uint64_t looked = 0, *cell = p->result->cells[p->last * p->V + p->median];
     const uint32_t others = (uint32_t)p->T - 1, last_row = (uint32_t)(others * p->V + p->last);
-    const uint32_t root = (uint32_t)p->pairs;
-    const uint32_t last_below = p->last < p->median, last_above = p->last > p->median;
+    const uint32_t last_below = p->last < p->median, last_above = p->last > p->median, root = (uint32_t)p->pairs;
+    make_ranges(p);
+    take_median(p);
     for (uint32_t below = 0; below + last_below <= others / 2 && (below == 0 || p->median > 0); below++)
         for (uint32_t above = 0; above + last_above <= others / 2 && (above == 0 || p->median + 1 < p->V); above++) {
             const uint32_t equal = others - below - above;
             const Box box = {4, 0, {{last_row, 1}, {root, below}, {root + 1, equal}, {root + 2, above}}};
             p->stack[p->n_stack++] = box;
         }
-}
-
-/* Decides about all lists with this last number and median. */
-static void certify_cell(Prover *p) {
-    uint64_t looked = 0, *cell = p->result->cells[p->last * p->V + p->median];
-    make_ranges(p);
-    take_median(p);
-    push_all(p);
     while (p->n_stack) {
         Box box = p->stack[--p->n_stack];
         const uint64_t lists = lists_of(p, &box, p->lists + p->n_lists * p->T);
