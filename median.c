@@ -1204,11 +1204,8 @@ static void read_entry(Checkpoint *file, const char *name) {
     static const double sizes[] = {1, 1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 8, 8, 8, 0};
     char key[16];
     size_t n = 0;
-    Entry entry;
-    memset(&entry, 0, sizeof entry);
+    Entry entry = {{0}, {0}, SIZE_MAX, {0}, {0, -1}, 0}; /* dimensions and place not yet known */
     memcpy(entry.name, name, strlen(name));
-    entry.n_dims = SIZE_MAX; /* not yet known */
-    entry.place[1] = -1;
     for (; read_key(file, n, key, sizeof key); n++) {
         const size_t which = choice_index("dtype|shape|data_offsets", key);
         if (which == 0) read_string(file, entry.type, sizeof entry.type);
@@ -2227,6 +2224,7 @@ typedef struct {
     size_t n_stack, stack_size, n_lists, batch;
     Run run;
     uint64_t boxes, lists_run;
+    Sighting closest[SIGHTINGS], worst[SIGHTINGS];
 } Prover;
 
 static void lay_out_prover(Layout *m, void *owner) {
@@ -2443,7 +2441,7 @@ static uint64_t lists_of(const Prover *p, const Box *box, uint32_t *list) {
 }
 
 static void run_lists(Prover *p) {
-    const size_t m = p->median, first = p->last * SIGHTINGS;
+    const size_t m = p->median;
     if (p->n_lists) model_forward(p->model, &p->run, p->lists, p->n_lists, NULL);
     for (size_t i = 0; i < p->n_lists; i++) {
         float *logits = p->run.logits + i * p->V;
@@ -2454,9 +2452,9 @@ static void run_lists(Prover *p) {
         if (p->options->found) p->options->found(p->options->context, s.list, s.margin);
         p->result->cells[p->last * p->V + m][s.answer == m ? CERTIFIED_RIGHT : CERTIFIED_WRONG] += s.count;
         s.key = fabs(s.margin);
-        sight(p->result->closest + first, SIGHTINGS, &s);
+        sight(p->closest, SIGHTINGS, &s);
         s.key = s.margin;
-        if (s.answer != m) sight(p->result->worst + first, SIGHTINGS, &s);
+        if (s.answer != m) sight(p->worst, SIGHTINGS, &s);
     }
     p->n_lists = 0;
 }
@@ -2534,11 +2532,20 @@ static int certify_last(const Model *model, const CertifyOptions *options, size_
     for (p.median = 0; p.median < p.V; p.median++) {
         certify_cell(&p);
         OMP(omp critical) {
-            for (size_t i = 0; i < 3; i++) result->decided += result->cells[last * p.V + p.median][i];
-            if (options->progress) options->progress(options->context, (double)result->decided / (double)result->lists);
+            const uint64_t *cell = result->cells[last * p.V + p.median];
+            result->right += cell[CERTIFIED_RIGHT], result->wrong += cell[CERTIFIED_WRONG];
+            result->undecided += cell[CERTIFIED_OPEN];
+            const double done = (double)(result->right + result->wrong + result->undecided) / (double)result->lists;
+            if (options->progress) options->progress(options->context, done);
         }
     }
-    OMP(omp critical) result->boxes += p.boxes, result->lists_run += p.lists_run;
+    OMP(omp ordered) { /* one last number after the other, so that of equal margins the same are kept */
+        result->boxes += p.boxes, result->lists_run += p.lists_run;
+        for (size_t i = 0; i < SIGHTINGS; i++) {
+            sight(result->closest, SIGHTINGS, &p.closest[i]);
+            sight(result->worst, SIGHTINGS, &p.worst[i]);
+        }
+    }
     run_free(&p.run);
     free(memory);
     return 1;
@@ -2554,30 +2561,19 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *r, E
     r->lists = 1;
     for (size_t i = 0; i < c->seq_len; i++, r->lists *= V)
         if (r->lists > UINT64_MAX / V) return fail(error, "%zu^%zu lists are more than 64 bits count", V, c->seq_len);
-    const size_t bytes = 2 * SIGHTINGS * sizeof(Sighting) + V * sizeof *r->cells;
-    if (!(r->memory = allocate((double)V * (double)bytes, "the certificate", error))) return 0;
-    r->closest = (Sighting *)r->memory, r->worst = r->closest + V * SIGHTINGS;
-    r->cells = (uint64_t(*)[3])(r->worst + V * SIGHTINGS);
-    OMP(omp parallel for schedule(dynamic))
+    r->cells = (uint64_t(*)[3])allocate((double)V * (double)V * sizeof *r->cells, "the certificate", error);
+    if (!r->cells) return 0;
+    OMP(omp parallel for ordered schedule(dynamic))
     for (size_t last = 0; last < V; last++) {
         Error reason = {{0}, 0};
         if (!certify_last(model, options, last, r, &reason)) OMP(omp critical) *error = reason, done = 0;
-    }
-    for (size_t i = 0; i < V * V; i++) {
-        r->right += r->cells[i][CERTIFIED_RIGHT];
-        r->wrong += r->cells[i][CERTIFIED_WRONG];
-    }
-    r->undecided = r->lists - r->right - r->wrong;
-    for (size_t i = SIGHTINGS; i < V * SIGHTINGS; i++) { /* those of the first last number become those of all */
-        sight(r->closest, SIGHTINGS, &r->closest[i]);
-        sight(r->worst, SIGHTINGS, &r->worst[i]);
     }
     if (!done) certificate_free(r);
     return done;
 }
 
 void certificate_free(Certificate *r) {
-    free(r->memory);
+    free(r->cells);
     memset(r, 0, sizeof *r);
 }
 

@@ -498,11 +498,10 @@ typedef struct {
 #define CERTIFIED_SEQ_LEN 63 /* no longer list has less than 2^64 cases */
 
 typedef struct {
-    uint64_t lists, right, wrong, undecided, decided; /* lists: max_num^seq_len, the sum of the next three */
-    uint64_t (*cells)[3];      /* (max_num, max_num): by last number and median, how many have which Verdict */
-    uint64_t boxes, lists_run; /* sets looked at; lists run */
-    Sighting *closest, *worst; /* (SIGHTINGS) each: least |margin|; wrong ones, least margin */
-    void *memory;
+    uint64_t lists, right, wrong, undecided; /* lists: max_num^seq_len, the sum of the others */
+    uint64_t (*cells)[3];                    /* (max_num, max_num): by last number and median, of which Verdict */
+    uint64_t boxes, lists_run;               /* sets looked at; lists run */
+    Sighting closest[SIGHTINGS], worst[SIGHTINGS]; /* of least |margin|; wrong ones of least margin */
 } Certificate;
 
 /* Decides for every possible list whether the model answers right: see median.c. */
