@@ -1616,7 +1616,7 @@ void draw_map(Report *r, const Map *map) {
     report_flush(r);
 }
 
-/* ---- 9. Looking at attention -------------------------------------------------------------------------------------- */
+/* ---- 9. Looking at attention ------------------------------------------------------------------------------------ */
 
 /* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
 static void rank_order(const uint32_t *list, size_t n, size_t *order) {
@@ -1711,7 +1711,7 @@ static const float *scale_given(const Model *m, float *out, const float *x, size
     return out;
 }
 
-/* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at an ln_final scale of 1. */
+/* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at a scale of 1. */
 static void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
     scale_given(m, x, x, rows, 1.0f, NULL);
     linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
@@ -1948,15 +1948,14 @@ static void fit_votes(Explanation *e, size_t V) {
     }
 }
 
-/* |cosine| between the k-th left singular vector and cos(pi (x + 1/2) k / V). */
-static float mode_overlap(const float *vector, size_t k, size_t V) {
-    double dot = 0, length = 0, own = 0;
+/* |cosine| between the k-th left singular vector and cos(pi (x + 1/2) k / V), which goes to mode (V). */
+static float mode_overlap(const float *vector, float *mode, size_t k, size_t V) {
     for (size_t x = 0; x < V; x++) {
         const double turns = ((double)x + 0.5) * (double)k / (double)V, phase = turns - 2.0 * floor(turns / 2.0);
-        const float mode = cos_pi(f32(phase > 1.0 ? 2.0 - phase : phase));
-        dot += (double)vector[x] * mode, length += (double)mode * mode, own += (double)vector[x] * vector[x];
+        mode[x] = cos_pi(f32(phase > 1.0 ? 2.0 - phase : phase));
     }
-    return own > 0 ? f32(fabs(dot) / sqrt(own) / sqrt(length)) : 0.0f;
+    const double own = dot(vector, 1, vector, 1, V), length = dot(mode, 1, mode, 1, V);
+    return own > 0 ? f32(fabs(dot(vector, 1, mode, 1, V)) / sqrt(own) / sqrt(length)) : 0.0f;
 }
 
 /* Singular values of a table (V, V); its left singular vectors, times their values, one after the other: columns. */
@@ -1990,7 +1989,7 @@ static void measure_circuits(Explainer *x) {
     e->correlation = own > 0 ? dot(table, 1, e->ideal, 1, V * V) / (sqrt(own) * sqrt(ideal)) : 0;
     decompose(e->ideal_values, x->columns, e->ideal, V);
     decompose(e->values, x->columns, table, V);
-    for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(x->columns + k * V, k + 1, V);
+    for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(x->columns + k * V, x->scratch, k + 1, V);
     /* what the last number adds without any head */
     gather_forward(x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, NULL, V, d);
     direct_logits(m, table, x->scratch, V);
@@ -2032,7 +2031,7 @@ static float balance(const uint32_t *list, size_t seq_len, size_t m) {
     return sum;
 }
 
-/* A batch of lists in the first pass over all: attention, ln_final's scale, where it fails, the lists of greatest loss. */
+/* A batch of the first pass: attention, ln_final's scale, where the network fails, the lists of greatest loss. */
 static void observe_batch(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
     const size_t T = x->run.config.seq_len, V = x->run.config.max_num;
     Explanation *e = x->e;
@@ -2051,7 +2050,7 @@ static void observe_batch(Explainer *x, const uint32_t *lists, const uint32_t *m
         count(&e->by_copies[copies], right);
         e->scale += x->run.config.normalization ? (double)x->run.final_inv_std[i] : 1.0;
         memcpy(s.list, lists, T * sizeof *lists);
-        sight(e->worst, WORST, &s);
+        sight(e->worst, WORST_LISTS, &s);
     }
 }
 
@@ -3601,7 +3600,7 @@ static void show_failures(Report *r, const Explanation *e, const Config *c) {
     show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, c->max_num, tenth);
     show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, c->seq_len + 1, 1);
     table_begin(r, "worst", "loss,list", "The lists of greatest loss:\n");
-    for (size_t i = 0; i < WORST && e->worst[i].count; i++)
+    for (size_t i = 0; i < WORST_LISTS && e->worst[i].count; i++)
         table_row(r, "  %8.4f  %s\n", -e->worst[i].key, list_text(text, e->worst[i].list, c->seq_len));
 }
 

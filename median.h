@@ -343,7 +343,7 @@ typedef struct {
 
 void draw_map(Report *r, const Map *map);
 
-/* ---- 9. Looking at attention ------------------------------------------------------------------------------------- */
+/* ---- 9. Looking at attention ------------------------------------------------------------------------------------ */
 
 /* Count, sum and sum of squares of what was observed. */
 typedef struct {
@@ -448,7 +448,7 @@ typedef struct {
     uint32_t list[MAX_SEQ_LEN];
 } Sighting;
 
-#define WORST 5
+#define WORST_LISTS 5
 
 /* Lists of a class, and how many of them the network gets right. */
 typedef struct {
@@ -474,11 +474,11 @@ typedef struct {
     double scale;             /* mean inv_std of ln_final */
     Rung ladder[LADDER];
     Tally *by_median, *by_gap, *by_copies; /* (max_num), (max_num), (seq_len + 1) */
-    Sighting worst[WORST];          /* of the greatest loss, which is -key */
+    Sighting worst[WORST_LISTS]; /* of the greatest loss, which is -key */
     void *memory;
 } Explanation;
 
-/* Measures everything on n lists; work runs forward passes on at most batch lists. */
+/* Measures everything on n lists. */
 int explain(const Model *model, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error);
 void explanation_free(Explanation *e);
 
