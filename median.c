@@ -1359,6 +1359,7 @@ static int read_tensor(Checkpoint *file, const Tensor *t) {
         const uint32_t word = read_word(bytes + 4 * i);
         float x;
         memcpy(&x, &word, sizeof x);
+        if (t->words && word > t->most) return bad(file, "tensor %s is damaged", t->name);
         if (t->words) t->words[i] = word;
         else if ((word >> 23 & 255) < 255) t->data[i] = f32((double)x);
         else return bad(file, "tensor %s holds %s", t->name, word << 9 ? "NaN" : "infinity");
@@ -1409,14 +1410,15 @@ enum { STATE_TENSORS = 8, COUNTERS = 6 };
 static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
     const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
     const size_t n_hard = t->hard_room * t->model.config.seq_len;
-    const Tensor all[STATE_TENSORS] = {{"state.m", 1, {n, 0, 0}, n, t->m.params, NULL},
-                                       {"state.v", 1, {n, 0, 0}, n, t->v.params, NULL},
-                                       {"state.best", 1, {n, 0, 0}, n, t->best.params, NULL},
-                                       {"state.data_mt", 1, {624, 0, 0}, 624, NULL, t->data.state},
-                                       {"state.order_mt", 1, {624, 0, 0}, 624, NULL, t->order_mt.state},
-                                       {"state.words", 1, {COUNTERS, 0, 0}, COUNTERS, NULL, counters},
-                                       {"state.order", 1, {n_lists, 0, 0}, n_lists, NULL, t->order},
-                                       {"state.hard", 1, {n_hard, 0, 0}, n_hard, NULL, t->hard}};
+    const Tensor all[STATE_TENSORS] = {
+        {"state.m", 1, {n, 0, 0}, n, t->m.params, NULL, 0},
+        {"state.v", 1, {n, 0, 0}, n, t->v.params, NULL, 0},
+        {"state.best", 1, {n, 0, 0}, n, t->best.params, NULL, 0},
+        {"state.data_mt", 1, {624, 0, 0}, 624, NULL, t->data.state, UINT32_MAX},
+        {"state.order_mt", 1, {624, 0, 0}, 624, NULL, t->order_mt.state, UINT32_MAX},
+        {"state.words", 1, {COUNTERS, 0, 0}, COUNTERS, NULL, counters, UINT32_MAX},
+        {"state.order", 1, {n_lists, 0, 0}, n_lists, NULL, t->order, (uint32_t)n_lists - 1},
+        {"state.hard", 1, {n_hard, 0, 0}, n_hard, NULL, t->hard, (uint32_t)t->model.config.max_num - 1}};
     memcpy(tensors, all, sizeof all);
 }
 
@@ -1438,10 +1440,6 @@ static int read_state(Checkpoint *file, Trainer *t) {
     state_tensors(t, c, tensors);
     for (size_t i = 0; i < STATE_TENSORS; i++)
         if (!read_tensor(file, &tensors[i])) return 0;
-    for (size_t i = 0; i < t->recipe.trainset_size; i++)
-        if (t->order[i] >= t->recipe.trainset_size) return bad(file, "tensor state.order is damaged");
-    for (size_t i = 0; i < t->hard_room * T; i++)
-        if (t->hard[i] >= t->model.config.max_num) return bad(file, "tensor state.hard is damaged");
     for (size_t i = 0; i < t->hard_room; i++) t->hard_medians[i] = median_of(t->hard + i * T, T);
     if (c[0] > t->total_steps || c[1] > 1 || c[2] > t->recipe.valset_size || c[3] > 624 || c[4] > 624 ||
         c[5] > t->hard_room)

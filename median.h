@@ -76,7 +76,7 @@ typedef struct {
     char name[48];
     size_t n_dims, shape[3], size; /* size: the product of the shape */
     float *data;
-    uint32_t *words; /* in place of data, where a training's state has whole numbers */
+    uint32_t *words, most; /* in place of data, where a training's state has whole numbers, none greater than `most` */
 } Tensor;
 
 #define MAX_NOTES 32
