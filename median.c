@@ -2135,8 +2135,8 @@ int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size
         solve_climbs(x.climbs, m->config.max_num);
         all_batches(&x, lists, medians, climb_ladder);
         for (size_t i = 0; i < LADDER; i++) e->ladder[i].loss /= (double)n;
-    } else
-        explanation_free(e);
+    }
+    if (!done) explanation_free(e);
     run_free(&x.run);
     return done;
 }
