@@ -2286,8 +2286,9 @@ static void take_last(Prover *p) {
     p->shift += roundings((double)p->heads, p->size);
 }
 
-/* The table's rows of pairs: weight, products with each u_v, coordinates of t; positions made alike on the average. */
-static void fill_pairs(const Prover *p, size_t head) {
+/* The table, column by column: weight, products with each u_v, coordinates of t. First the rows of pairs, positions made
+ * alike on the average; then those of ranges: the least and greatest over their numbers at all positions but the last. */
+static void fill_table(const Prover *p, size_t head) {
     const size_t V = p->V, K = p->columns, places = p->T - 1;
     const float *t = p->t + head * p->pairs * p->d, *weights = p->weights + head * p->pairs;
     linear_forward(p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
@@ -2310,24 +2311,15 @@ static void fill_pairs(const Prover *p, size_t head) {
                 column[r * K].low = f32(value - slack), column[r * K].high = f32(value + slack);
             }
         }
-    }
-}
-
-/* Those of ranges: the least and greatest over their numbers at all positions but the last. */
-static void fill_ranges(const Prover *p, size_t head) {
-    const size_t K = p->columns;
-    Bounds *table = p->table + head * p->rows * K;
-    for (size_t row = p->pairs; row < p->rows; row++) {
-        const Range *range = &p->ranges[row];
-        Bounds *b = table + row * K;
-        memcpy(b, table + range->first * K, K * sizeof *b);
-        for (size_t r = 0; r < p->pairs - p->V; r++) {
-            if (r % p->V < range->first || r % p->V >= range->end) continue;
-            for (size_t k = 0; k < K; k++) {
-                const Bounds pair = table[r * K + k];
-                b[k].low = pair.low < b[k].low ? pair.low : b[k].low;
-                b[k].high = pair.high > b[k].high ? pair.high : b[k].high;
-            }
+        for (size_t row = p->pairs; row < p->rows; row++) {
+            const Range range = p->ranges[row];
+            Bounds b = column[range.first * K];
+            for (size_t i = 0; i < places; i++)
+                for (size_t r = i * V + range.first; r < i * V + range.end; r++) {
+                    b.low = column[r * K].low < b.low ? column[r * K].low : b.low;
+                    b.high = column[r * K].high > b.high ? column[r * K].high : b.high;
+                }
+            column[row * K] = b;
         }
     }
 }
@@ -2367,7 +2359,7 @@ static void take_median(Prover *p) {
         p->c[v].low = f32(c - free - p->options->least), p->c[v].high = f32(c + free + p->options->least);
         p->error[v] = f32(2 * (p->shift + roundings(1, p->size)) * u);
     }
-    for (size_t head = 0; head < p->heads; head++) fill_pairs(p, head), fill_ranges(p, head);
+    for (size_t head = 0; head < p->heads; head++) fill_table(p, head);
 }
 
 /* Bounds of R for all of a box's lists, and of s. */
