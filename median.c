@@ -1799,11 +1799,12 @@ static void intervene(void *context, HookSite site, size_t layer, size_t head, f
     const Intervention *v = (const Intervention *)context;
     Target here = {site, layer, head, 0};
     (void)values, (void)rows;
-    for (const Target *t = v->targets; t < v->targets + v->n_targets; t++)
+    for (size_t i = 0; i < v->n_targets; i++) {
+        const Target *t = &v->targets[i];
+        if (t->site != site || t->layer != layer || (t->head != head && t->head != ALL_HEADS)) continue;
         for (here.position = 0; here.position < v->run->config.seq_len; here.position++)
-            if (t->site == site && t->layer == layer && (t->head == head || t->head == ALL_HEADS) &&
-                (t->position == here.position || t->position == ALL_POSITIONS))
-                replace_values(v, &here, width);
+            if (t->position == here.position || t->position == ALL_POSITIONS) replace_values(v, &here, width);
+    }
 }
 
 void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
