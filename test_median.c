@@ -35,8 +35,8 @@ static int check(int ok, int line, const char *format, ...) {
 }
 
 static void check_near(int line, const char *what, double got, double expected, double tolerance) {
-    const int near = got == expected || fabs(got - expected) <= tolerance;
-    check(near, line, "%s: expected %.10g, got %.10g", what, expected, got);
+    const int ok = got == expected || fabs(got - expected) <= tolerance;
+    check(ok, line, "%s: expected %.10g, got %.10g", what, expected, got);
 }
 
 /* Each of n numbers within tolerance * (its size + their mean size). */
@@ -289,10 +289,9 @@ static void test_singular_values(void) {
 /* ---- Layers ----------------------------------------------------------------------------------------------------- */
 
 /* The formulas of tensor.h; the naive model is made of them too. */
-static void naive_linear(double *out, const double *x, const double *W, const double *b, size_t rows, size_t n_in,
-                         size_t n_out) {
-    FOR(r, rows) FOR(j, n_out) out[r * n_out + j] += b ? b[j] : 0.0;
-    FOR(r, rows) FOR(i, n_in) FOR(j, n_out) out[r * n_out + j] += x[r * n_in + i] * W[i * n_out + j];
+static void naive_linear(double *y, const double *x, const double *W, const double *b, size_t rows, size_t n, size_t m) {
+    FOR(r, rows) FOR(j, m) y[r * m + j] += b ? b[j] : 0.0;
+    FOR(r, rows) FOR(i, n) FOR(j, m) y[r * m + j] += x[r * n + i] * W[i * m + j];
 }
 
 static void naive_norm(double *out, const double *x, const double *w, const double *b, size_t rows, size_t d) {
@@ -445,7 +444,7 @@ static void make_attention(Case *c) {
     c->attention = *a, c->attention.key_row = c->index, c->attention.query_row = c->index2;
 }
 
-static void naive_attention(Case *c) { /* the pattern goes to side */
+static void naive_attention(Case *c) { /* the pattern goes to side2 */
     const Attention *a = &c->attention;
     const size_t T = a->seq_len, dk = a->d_key, dv = a->d_value;
     FOR(i, a->n_queries * a->n_lists) {
@@ -455,21 +454,22 @@ static void naive_attention(Case *c) { /* the pattern goes to side */
         FOR(s, seen) FOR(j, dk) p[s] += c->x[0][a->query_row[i] * dk + j] * c->x[1][key[s] * dk + j] * (double)a->scale;
         naive_softmax(p, p, seen);
         FOR(s, T) FOR(j, dv) c->expected[i * dv + j] += p[s] * c->x[2][key[s] * dv + j];
-        FOR(s, T) c->side[i * T + s] = f32(p[s]);
+        FOR(s, T) c->side2[i * T + s] = f32(p[s]);
     }
 }
 
 static void attention_by_pattern(Case *c, int step) { /* of the naive pattern */
     if (step == MAKE) make_attention(c);
     if (step == NAIVE) naive_attention(c);
-    if (step == FORWARD) attention_values(&c->attention, c->out, c->side, c->in[2]);
+    if (step == FORWARD) attention_values(&c->attention, c->out, c->side2, c->in[2]);
 }
 
 static void attention(Case *c, int step) {
     const size_t n = attention_scratch(&c->attention);
     float **g = c->grad, **in = c->in;
+    if (step != FORWARD) attention_by_pattern(c, step);
     if (step == FORWARD) attention_pattern(&c->attention, c->side, in[0], in[1]);
-    attention_by_pattern(c, step);
+    if (step == FORWARD) attention_values(&c->attention, c->out, c->side, in[2]);
     if (step == BACKWARD) attention_backward(&c->attention, g[0], g[1], g[2], c->side2, doubles(randoms(n), n), c->dout,
                                              c->side, in[0], in[1], in[2]);
 }
@@ -503,7 +503,7 @@ static void check_layer(size_t number, int backward) {
         float *before[3];
         memset(&c, 0, sizeof c);
         c.number = i, c.rows = SIZES[i][0], c.d = SIZES[i][1], c.d_out = SIZES[i][2], c.layer = LAYERS[number].call;
-        at("case %u, of %u rows", (unsigned)i, (unsigned)c.rows);
+        at("case %u, %u rows of %u (to %u)", (unsigned)i, (unsigned)c.rows, (unsigned)c.d, (unsigned)c.d_out);
         c.layer(&c, MAKE);
         FOR(k, 3) c.x[k] = c.n[k] ? doubles(c.in[k], c.n[k]) : NULL, before[k] = randoms(c.n[k]);
         c.layer(&c, NAIVE);
@@ -639,10 +639,10 @@ static void naive_logits(const World *w, const uint32_t *list, double *logits) {
 
 static double naive_loss(void *of) {
     const World *w = (const World *)of;
-    double loss = 0, logits[WIDE], softmax[WIDE];
+    double loss = 0, logits[WIDE], p[WIDE];
     FOR(i, LISTS) {
         naive_logits(w, w->lists + i * w->config.seq_len, logits);
-        loss += (naive_softmax(softmax, logits, w->config.max_num) - logits[w->labels[i]]) / LISTS;
+        loss += (naive_softmax(p, logits, w->config.max_num) - logits[w->labels[i]]) / LISTS;
     }
     return loss;
 }
@@ -738,11 +738,9 @@ static void test_interventions(World *w) {
     model_forward(&w->model, &w->source, w->lists, 1, NULL);
     const float *clean = copy(w->source.logits, V);
     FOR(site, w->config.d_mlp ? 4 : 3) FOR(mean, 2) FOR(corrupted, site == HOOK_RESIDUAL ? 2 : 1) {
-        Target all[3];
-        FOR(l, L) {
-            const Target t = {(HookSite)site, l, ALL_HEADS, ALL_POSITIONS};
-            all[l] = t;
-        }
+        const HookSite s = (HookSite)site;
+        const Target all[] = {{s, 0, ALL_HEADS, ALL_POSITIONS}, {s, 1, ALL_HEADS, ALL_POSITIONS},
+                              {s, 2, ALL_HEADS, ALL_POSITIONS}};
         const ReplaceKind kind = mean ? REPLACE_MEAN : REPLACE_SAME;
         run_intervention(&w->model, &w->run, &w->source, w->lists + corrupted * T, kind, all, L);
         CHECK(same(w->run.logits, clean, V), "site %u: the clean values don't give the clean logits", (unsigned)site);
@@ -882,6 +880,7 @@ static void test_settings(void) {
                   {"balanced", 0, 1}, {"hard", 0, 1}, {"valset-size", 0, 1e9}, {"epochs", 0, 1e9}, {"steps", 0, 4e9},
                   {"batch-size", 1, 1e6}, {"lr", 0, 1000}, {"warmup", 0, 4e9}, {"beta1", 0, 0.999999},
                   {"beta2", 0, 0.999999}, {"eps", 1e-30, 1}, {"weight-decay", 0, 1000}, {"seed", 0, 4294967295.0}};
+    Run run;
     FOR(i, n_settings) FOR(k, LENGTH(bounds)) FOR(most, 2) if (strcmp(settings[i].name, bounds[k].name) == 0) {
         const double bound = most ? bounds[k].most : bounds[k].least;
         const size_t beyond = most ? (size_t)bound + 2 : (size_t)bound - 1;
@@ -899,6 +898,15 @@ static void test_settings(void) {
         memcpy((char *)&all + settings[i].offset, &beyond, sizeof beyond);
         CHECK(!model_create(&model, &all.config, &error) && !model.params, "a model that cannot be is made");
     }
+    CHECK(!run_create(&run, &SMALL, SIZE_MAX / 16, RUN_GRADIENTS, &error) && !run.memory, "a run that cannot be is made");
+}
+
+static void test_text_add(void) { /* a piece longer than any buffer */
+    Text text = {0};
+    text_add(&text, "%d%5000d", 7, 1);
+    EQUAL(text.size, 5001);
+    CHECK(text.data[0] == '7' && text.data[1] == ' ' && text.data[5000] == '1', "got %.30s", text.data);
+    text_free(&text);
 }
 
 /* What is wrong with a training's state when, in its header, `from` is replaced by `to` and spaces, or by `to` and what
@@ -1159,7 +1167,7 @@ static const Test GROUND[] = {
     TEST(singular_values), TEST(use_threads)};
 static const Test STORY[] = {
     TEST(make_lists), ON_MODELS(model_init), ON_MODELS(model_forward), ON_MODELS(model_backward),
-    ON_MODELS(circuits), ON_MODELS(attribution), ON_MODELS(interventions), TEST(resume), TEST(settings), TEST(faults),
+    ON_MODELS(circuits), ON_MODELS(attribution), ON_MODELS(interventions), TEST(resume), TEST(settings), TEST(text_add), TEST(faults),
     TEST(certify)};
 
 static int passed, failed;
