@@ -61,7 +61,10 @@ static size_t n_blocks;
 
 static void *take(size_t n, size_t size) {
     unsigned char *memory = n_blocks < LENGTH(blocks) ? (unsigned char *)calloc(n * size + GUARD, 1) : NULL;
-    if (!memory) exit(printf("FAIL: no memory for array %u, of %.0f bytes\n", (unsigned)n_blocks, (double)(n * size)));
+    if (!memory) {
+        printf("FAIL array %u, of %.0f bytes: out of memory\n", (unsigned)n_blocks, (double)(n * size));
+        exit(1);
+    }
     blocks[n_blocks] = memory;
     ends[n_blocks] = memory + n * size;
     memset(ends[n_blocks++], 0xff, GUARD);
@@ -287,7 +290,8 @@ static void test_singular_values(void) {
 /* ---- Layers ----------------------------------------------------------------------------------------------------- */
 
 /* The formulas of tensor.h; the naive model is made of them too. */
-static void naive_linear(double *y, const double *x, const double *W, const double *b, size_t rows, size_t n, size_t m) {
+static void naive_linear(double *y, const double *x, const double *W, const double *b, size_t rows, size_t n,
+                         size_t m) {
     FOR(r, rows) FOR(j, m) y[r * m + j] += b ? b[j] : 0.0;
     FOR(r, rows) FOR(i, n) FOR(j, m) y[r * m + j] += x[r * n + i] * W[i * m + j];
 }
@@ -563,27 +567,28 @@ typedef struct {
     uint32_t *lists, *labels;
 } World;
 
-static void world_create(World *w, const Config *config) {
-    memset(w, 0, sizeof *w);
-    w->config = *config;
+static void run_on_model(void (*test)(World *), const Config *config) {
+    World w;
+    memset(&w, 0, sizeof w);
+    w.config = *config;
     at("%u heads, %u layers, d_mlp %u, normalization %u", (unsigned)config->n_heads, (unsigned)config->n_layers,
        (unsigned)config->d_mlp, (unsigned)config->normalization);
-    DONE(model_create(&w->model, config, &error) && model_create(&w->gradient, config, &error) &&
-          run_create(&w->run, config, LISTS + 3, RUN_GRADIENTS, &error) &&
-          run_create(&w->source, config, LISTS, RUN_FORWARD, &error));
-    FOR(i, w->model.n_tensors) {
-        const Tensor *t = &w->model.tensors[i];
-        const int is_scale = strcmp(t->name + strlen(t->name) - 2, ".w") == 0;
-        FOR(j, t->size) t->data[j] = (is_scale ? 1.0f : 0.0f) + 0.75f * uniform();
+    if (DONE(model_create(&w.model, config, &error) && model_create(&w.gradient, config, &error) &&
+             run_create(&w.run, config, LISTS + 3, RUN_GRADIENTS, &error) &&
+             run_create(&w.source, config, LISTS, RUN_FORWARD, &error))) {
+        FOR(i, w.model.n_tensors) {
+            const Tensor *t = &w.model.tensors[i];
+            const int is_scale = strcmp(t->name + strlen(t->name) - 2, ".w") == 0;
+            FOR(j, t->size) t->data[j] = (is_scale ? 1.0f : 0.0f) + 0.75f * uniform();
+        }
+        w.p = doubles(w.model.params, w.model.n_params);
+        w.lists = indices((LISTS + 3) * config->seq_len, config->max_num);
+        w.labels = indices(LISTS + 3, config->max_num);
+        FOR(t, config->seq_len) w.lists[t] = w.lists[0];
+        test(&w);
     }
-    w->p = doubles(w->model.params, w->model.n_params);
-    w->lists = indices((LISTS + 3) * config->seq_len, config->max_num), w->labels = indices(LISTS + 3, config->max_num);
-    FOR(t, config->seq_len) w->lists[t] = w->lists[0];
-}
-
-static void world_free(World *w) {
-    model_free(&w->model), model_free(&w->gradient);
-    run_free(&w->run), run_free(&w->source);
+    model_free(&w.model), model_free(&w.gradient);
+    run_free(&w.run), run_free(&w.source);
     release();
 }
 
@@ -890,9 +895,9 @@ static void test_settings(void) {
         CHECK(strtod(text, NULL) == bound, "%.10g is printed as %s", bound, text);
         if (settings[i].offset >= sizeof all.config) continue;
         memcpy((char *)&all + settings[i].offset, &beyond, sizeof beyond);
-        CHECK(!model_create(&model, &all.config, &error) && !model.params, "a model that cannot be is made");
+        CHECK(!model_create(&model, &all.config, &error) && !model.params, "an impossible model is made");
     }
-    CHECK(!run_create(&run, &SMALL, SIZE_MAX / 16, RUN_GRADIENTS, &error) && !run.memory, "a run that cannot be is made");
+    CHECK(!run_create(&run, &SMALL, SIZE_MAX / 16, RUN_GRADIENTS, &error) && !run.memory, "an impossible run is made");
 }
 
 static void test_text_add(void) { /* a piece longer than any buffer */
@@ -1160,18 +1165,22 @@ static const Test GROUND[] = {
     TEST(hash_bytes), TEST(hash_floats), TEST(mt_normal), TEST(attention_scratch), TEST(adam_step),
     TEST(singular_values), TEST(use_threads)};
 static const Test STORY[] = {
-    TEST(make_lists), ON_MODELS(model_init), ON_MODELS(model_forward), ON_MODELS(model_backward),
-    ON_MODELS(circuits), ON_MODELS(attribution), ON_MODELS(interventions), TEST(resume), TEST(settings), TEST(text_add), TEST(faults),
+    TEST(make_lists), ON_MODELS(model_init), ON_MODELS(model_forward), ON_MODELS(model_backward), ON_MODELS(circuits),
+    ON_MODELS(attribution), ON_MODELS(interventions), TEST(resume), TEST(settings), TEST(text_add), TEST(faults),
     TEST(certify)};
 
 static int passed, failed;
 static size_t n_wanted; /* the names of which a test's must contain one; 0: all are wanted */
 static const char *const *wanted;
 
+static void make_printable(char *text) {
+    for (; *text; text++) *text = *text < ' ' || *text > '~' ? '?' : *text;
+}
+
 static int begin(const char *name) {
     int chosen = n_wanted == 0;
     snprintf(title, sizeof title, "%s", name);
-    for (char *c = title; *c; c++) *c = *c < ' ' || *c > '~' ? '?' : *c;
+    make_printable(title);
     FOR(i, n_wanted) chosen |= strstr(title, wanted[i]) != NULL;
     failure[0] = where[0] = 0;
     noise = 1;
@@ -1180,6 +1189,7 @@ static int begin(const char *name) {
 
 static void finish(void) {
     release();
+    make_printable(failure);
     if (failure[0]) printf("FAIL %s: %s\n", title, failure), failed++;
     else printf("ok   %s\n", title), passed++;
     fflush(stdout);
@@ -1188,12 +1198,7 @@ static void finish(void) {
 static void run_table(const Test *tests, size_t n) {
     FOR(i, n) if (begin(tests[i].name)) {
         if (tests[i].run) tests[i].run();
-        else FOR(m, LENGTH(MODELS)) {
-            World w;
-            world_create(&w, &MODELS[m]);
-            if (!failure[0]) tests[i].run_on(&w);
-            world_free(&w);
-        }
+        FOR(m, tests[i].run ? 0 : LENGTH(MODELS)) run_on_model(tests[i].run_on, &MODELS[m]);
         finish();
     }
 }
