@@ -210,13 +210,16 @@ static const double LN2_LO = 0x1.de6af278ece6p-46;
  * They have -2^-6 < r < 0, where all but the last rounding fade with r and the bound is 0.6 u: again less than half.
  */
 TENSOR_INLINE double exp_core(float x) {
-    /* Beyond +-100 the result is infinity or 0 anyway: |x| is cut to 100, but NaN stays NaN. On the bits, as GCC vectorises
-     * the minimum of two integers where it balks at the choice between two floats. */
-    const uint32_t hundred = 0x42c80000, infinity = 0x7f800000;
+    /* From 100 on the result is infinity, and x becomes 100. Below -87.33654 it is to be 0, and x becomes -1023 ln 2, so that
+     * the exponent field of 2^k below is 0: f32 could make 0 of e^x as well, but converting what is subnormal as a float
+     * takes some processors a hundred cycles. NaN stays NaN. All on the bits, where the comparison with both ends of a
+     * range is one, and which GCC vectorises when it balks at the choice between two floats. */
+    const uint32_t hundred = 0x42c80000, infinity = 0x7f800000, too_low = 0xc2aeac50, minus_infinity = 0xff800000;
+    const uint32_t minus_1023_ln2 = 0xc43145bb;
     uint32_t u;
     memcpy(&u, &x, sizeof u);
-    uint32_t size = u & 0x7fffffff, sign = u ^ size, all_if_nan = 0u - (uint32_t)(size > infinity);
-    u = sign | (size < hundred ? size : hundred) | all_if_nan;
+    u = u - hundred <= infinity - hundred ? hundred : u;
+    u = u - too_low <= minus_infinity - too_low ? minus_1023_ln2 : u;
     float c;
     memcpy(&c, &u, sizeof c);
 

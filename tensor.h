@@ -46,16 +46,17 @@ extern "C" {
 
 TENSOR_INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* x rounded to float, ties to even; what is smaller than FLT_MIN becomes +0, so that no stored float is subnormal.
+/* x rounded to float, ties to even; what then is not above FLT_MIN in size becomes +0, so that no stored float is
+ * subnormal. (FLT_MIN itself, too: a processor that flushes before it rounds would have 0 for what rounds up to it.)
  * Where the compiler computes in a wider format, only a store rounds: hence the volatile. */
 TENSOR_INLINE float f32(double x) {
-    const double flushed = fabs(x) < (double)FLT_MIN ? 0.0 : x;
 #if defined FLT_EVAL_METHOD && FLT_EVAL_METHOD == 0
-    return (float)flushed;
+    const float y = (float)x;
 #else
-    volatile float y = (float)flushed;
-    return y;
+    volatile float store = (float)x;
+    const float y = store;
 #endif
+    return fabsf(y) <= FLT_MIN ? 0.0f : y;
 }
 
 /* Sets this thread's floating-point unit to round doubles to 53 bits, which the x87 and the 68881 don't by default.

@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <stdarg.h>
 #include <string.h>
 
 /* ---- The harness ------------------------------------------------------------------------------------------------ */
@@ -135,12 +136,13 @@ static void test_smaller(void) {
     EQUAL(smaller(5, 3), 3);
 }
 
-static void test_f32(void) { /* ties, and next to them; the least normal number, what is flushed; the greatest */
+static void test_f32(void) { /* ties, and next to them; the least number that is kept, what is flushed; the greatest */
     static const double table[][2] = {
         {1.0 + 0x1p-24, 1.0}, {1.0 + 0x3p-24, 1.0 + 0x1p-22}, {-1.0 - 0x3p-24, -1.0 - 0x1p-22},
-        {1.0 + 0x1p-24 + 0x1p-40, 1.0 + 0x1p-23}, {1.0 + 0x1p-24 - 0x1p-40, 1.0}, {0x1p-126, 0x1p-126},
-        {-0x1p-126, -0x1p-126}, {0x1.fffffffffffffp-127, 0}, {-0x1.fffffffffffffp-127, 0}, {1e-40, 0}, {-1e-300, 0},
-        {-0.0, 0}, {0x1.fffffefp127, 0x1.fffffep127}, {HUGE_VAL, HUGE_VAL}, {-HUGE_VAL, -HUGE_VAL}};
+        {1.0 + 0x1p-24 + 0x1p-40, 1.0 + 0x1p-23}, {1.0 + 0x1p-24 - 0x1p-40, 1.0}, {0x1.000002p-126, 0x1.000002p-126},
+        {-0x1.000002p-126, -0x1.000002p-126}, {0x1p-126, 0}, {-0x1p-126, 0},
+        {0x1.fffffffffffffp-127, 0}, {-0x1.fffffffffffffp-127, 0}, {1e-40, 0}, {-1e-300, 0}, {-0.0, 0},
+        {0x1.fffffefp127, 0x1.fffffep127}, {HUGE_VAL, HUGE_VAL}, {-HUGE_VAL, -HUGE_VAL}};
     FOR(i, LENGTH(table)) {
         volatile double in = table[i][0];
         EQUAL(f32(in), table[i][1]);

@@ -43,7 +43,7 @@ static float float_of(uint32_t u)
 /* Written out again, so that the project's f32 is under test as well. */
 static float nearest(double y)
 {
-    return fabs(y) < 0x1p-126 ? 0.0f : (float)y;
+    return fabsf((float)y) <= 0x1p-126f ? 0.0f : (float)y;
 }
 
 /* One of the two functions, its current anchor, and what was found about it. */
