@@ -247,38 +247,27 @@ float exp_f32(float x) {
     return f32(exp_core(x));
 }
 
-/* log(+-0) = -inf, log(+inf) = +inf; NaN for NaN and for negative x.
+/* log(2^k x) in double, for f32 to round; x > 0 is finite and not subnormal. Without branches, like exp_core.
  *
- * x = 2^k m with sqrt(1/2) <= m < sqrt(2), hence log(x) = k ln 2 + log(1 + f) with f = m - 1. With s = f/(2 + f),
+ * 2^k x = 2^l m with sqrt(1/2) <= m < sqrt(2), hence the logarithm is l ln 2 + log(1 + f) with f = m - 1. With s = f/(2 + f),
  * |s| < 0.1716, log(1 + f) = 2 atanh(s) = 2s + r s, r = 2/3 s^2 + 2/5 s^4 + ...; and as 2s = f - s f = f - f^2/2 + s f^2/2,
- *     log(x) = a + b,  a = k LN2_HI + f,  b = s (f^2/2 + r) - f^2/2 + k LN2_LO.
+ *     log(2^k x) = a + b,  a = l LN2_HI + f,  b = s (f^2/2 + r) - f^2/2 + l LN2_LO.
  * a is exact (a multiple of 2^-45 below 2^7), and so is f^2/2 (f has 24 bits). Only b, below 0.08, is rounded.
  *
  * Error of b. f^2/2 + r is rounded by 2^-57 and inherits 6 u r from r; the product with s, which is off by u itself, makes
  * that 1.1 * 2^-57; two additions round by 2^-57 each; the remainder of the series is 2^-62. Together: less than 2^-55. For
- * k = 0 all these shrink as f^2, and the same count gives less than 2^-52 log(x)^2. No input's logarithm lies within
- * twice this bound of a tie.
+ * l = 0 all these shrink as f^2, and the same count gives less than 2^-52 times the square of the logarithm. No input's
+ * logarithm lies within twice this bound of a tie.
  *
  * Rounding a + b to double would spoil that, by up to 2^-47. So the sum is kept as hi + lo, and where hi alone might be a
  * tie, lo decides: it goes into the last bit of hi, which neither ties nor floats use ("rounding to odd").
  */
-float log_f32(float x) {
-    /* Decided by the bits, as some machines read subnormal floats as 0. */
+TENSOR_INLINE double log_core(float x, int k) {
+    const uint32_t one = 0x3f800000, sqrt_half = 0x3f3504f3;
     uint32_t u;
     memcpy(&u, &x, sizeof u);
-    if ((u & 0x7fffffff) == 0) return -INFINITY;
-    if (u > 0x7f800000) return NAN;
-    if (u == 0x7f800000) return INFINITY;
-
-    int k = 0;
-    if (u < 0x00800000) {           /* subnormal: x = u * 2^-149 */
-        float n = (float)u;
-        memcpy(&u, &n, sizeof u);
-        k = -149;
-    }
-    const uint32_t one = 0x3f800000, sqrt_half = 0x3f3504f3;
-    u += one - sqrt_half;           /* the exponent field now steps at sqrt(1/2) 2^k instead of 2^k */
-    k += (int)(u >> 23) - 127;
+    u += one - sqrt_half;           /* the exponent field now steps at sqrt(1/2) 2^l instead of 2^l */
+    const int l = k + (int)(u >> 23) - 127;
     u = (u & 0x007fffff) + sqrt_half;
     float m;
     memcpy(&m, &u, sizeof m);
@@ -290,18 +279,27 @@ float log_f32(float x) {
     double r = z*(2.0/3 + z*(2.0/5 + z*(2.0/7 + z*(2.0/9 + z*(2.0/11 + z*(2.0/13 + z*(2.0/15
              + z*(2.0/17 + z*(2.0/19 + z*(2.0/21))))))))));
 
-    double a = k * LN2_HI + f;
-    double b = s * (half_f2 + r) - half_f2 + k * LN2_LO;
+    double a = l * LN2_HI + f;
+    double b = s * (half_f2 + r) - half_f2 + l * LN2_LO;
     double hi = a + b;
     double lo = b - (hi - a);       /* exact, as |a| >= |b| (Dekker's fast two-sum) */
-    if (lo != 0.0) {
-        uint64_t bits;
-        memcpy(&bits, &hi, sizeof bits);
-        bits -= hi * lo < 0.0;      /* hi + lo cut towards zero ... */
-        bits |= 1;                  /* ... and a bit more */
-        memcpy(&hi, &bits, sizeof hi);
-    }
-    return f32(hi);
+    uint64_t bits;
+    memcpy(&bits, &hi, sizeof bits);
+    bits -= hi * lo < 0.0;          /* hi + lo cut towards zero ... */
+    bits |= lo != 0.0;              /* ... and a bit more, if there is more */
+    memcpy(&hi, &bits, sizeof hi);
+    return hi;
+}
+
+/* log(+-0) = -inf, log(+inf) = +inf; NaN for NaN and for negative x. */
+float log_f32(float x) {
+    /* Decided by the bits, as some machines read subnormal floats as 0. */
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    if ((u & 0x7fffffff) == 0) return -INFINITY;
+    if (u > 0x7f800000) return NAN;
+    if (u == 0x7f800000) return INFINITY;
+    return u < 0x00800000 ? f32(log_core((float)u, -149)) : f32(log_core(x, 0)); /* subnormal: x = u * 2^-149 */
 }
 
 /* ---- Hashing ---- */
@@ -636,21 +634,47 @@ void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
 
 /* ---- Softmax and cross-entropy ---- */
 
-/* Subtracts each row's maximum, so that exp cannot overflow, then exp of all rows at once, then each row is divided by
- * its sum. With loss and label, also loss[r] = log(sum) - (x[label] - max). */
-KERNEL static void softmax_group(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
-    double sum[GROUP], inv[GROUP];
-    float max[GROUP];
-    for (size_t r = 0; r < rows; r++) max[r] = row_max(x + r * n, n);
+/* each[r * n + j] = value[r] for rows of n <= LANES numbers. Every row writes LANES of them, and the next one overwrites
+ * what is too much; then short rows can be worked off in one long loop. */
+enum { SHORT_ROWS = GROUP * LANES + LANES };
+
+TENSOR_INLINE void spread(double each[SHORT_ROWS], const double *value, size_t rows, size_t n) {
     for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)x[r * n + j] - (double)max[r]);
+        VECTOR_LOOP
+        for (size_t j = 0; j < LANES; j++) each[r * n + j] = value[r];
+}
+
+TENSOR_INLINE void subtract_from_rows(float *p, const float *x, const double *value, size_t rows, size_t n) {
+    double each[SHORT_ROWS];
+    if (n <= LANES) spread(each, value, rows, n);
+    for (size_t i = 0; n <= LANES && i < rows * n; i++) p[i] = f32((double)x[i] - each[i]);
+    for (size_t r = 0; n > LANES && r < rows; r++)
+        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)x[r * n + j] - value[r]);
+}
+
+TENSOR_INLINE void scale_rows(float *p, const double *value, size_t rows, size_t n) {
+    double each[SHORT_ROWS];
+    if (n <= LANES) spread(each, value, rows, n);
+    for (size_t i = 0; n <= LANES && i < rows * n; i++) p[i] = f32((double)p[i] * each[i]);
+    for (size_t r = 0; n > LANES && r < rows; r++)
+        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)p[r * n + j] * value[r]);
+}
+
+/* Subtracts each row's maximum, so that exp cannot overflow, then exp of all rows at once, then each row is divided by
+ * its sum. With loss and label, also loss[r] = log(sum) - (x[label] - max); a sum that is not above 0 comes of NaN. */
+KERNEL static void softmax_group(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
+    double max[GROUP], sum[GROUP], inv[GROUP];
+    for (size_t r = 0; r < rows; r++) max[r] = (double)row_max(x + r * n, n);
+    subtract_from_rows(p, x, max, rows, n);
     for (size_t r = 0; loss && r < rows; r++) loss[r] = p[r * n + label[r]];
     for (size_t i = 0; i < rows * n; i++) p[i] = f32(exp_core(p[i]));
     for (size_t r = 0; r < rows; r++) sum[r] = row_sum(p + r * n, n);
     for (size_t r = 0; r < rows; r++) inv[r] = 1.0 / sum[r];
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)p[r * n + j] * inv[r]);
-    for (size_t r = 0; loss && r < rows; r++) loss[r] = f32((double)log_f32(f32(sum[r])) - (double)loss[r]);
+    scale_rows(p, inv, rows, n);
+    for (size_t r = 0; loss && r < rows; r++) {
+        const float log_sum = f32(log_core(f32(sum[r]), 0));
+        loss[r] = f32((sum[r] > 0.0 ? (double)log_sum : (double)NAN) - (double)loss[r]);
+    }
 }
 
 void softmax_forward(float *p, const float *x, size_t rows, size_t n) {
@@ -797,14 +821,17 @@ void attention_values(const Attention *a, float *z, const float *pattern, const 
 KERNEL static void attention_dscores(const Attention *a, Group g, float *dscores, const float *dz,
                                      const float *pattern, const float *v) {
     const size_t T = a->seq_len;
-    double mean[GROUP];
+    double mean[GROUP], each[SHORT_ROWS];
     float *ds = dscores + g.query * T;
     const float *p = pattern + g.query * T;
     group_dots(a, g, dscores, 0.0f, dz, NULL, v, a->d_value, 1.0);
     for (size_t r = 0; r < g.rows; r++) mean[r] = row_dot(p + r * T, ds + r * T, T);
-    for (size_t r = 0; r < g.rows; r++)
-        for (size_t s = r * T; s < (r + 1) * T; s++)
-            ds[s] = f32((double)p[s] * ((double)ds[s] - mean[r]) * (double)a->scale);
+    if (T <= LANES) spread(each, mean, g.rows, T);
+    for (size_t i = 0; T <= LANES && i < g.rows * T; i++)
+        ds[i] = f32((double)p[i] * ((double)ds[i] - each[i]) * (double)a->scale);
+    for (size_t r = 0; T > LANES && r < g.rows; r++)
+        for (size_t i = r * T; i < (r + 1) * T; i++)
+            ds[i] = f32((double)p[i] * ((double)ds[i] - mean[r]) * (double)a->scale);
 }
 
 /* sum[j] += weight * x[j]. */
