@@ -91,14 +91,16 @@ static void *allocate(double bytes, const char *purpose, Error *error) {
     return memory;
 }
 
-/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. It begins where the
- * processor's cache lines do. */
+/* Where the first of the processor's cache lines begins in a piece of memory that has 64 bytes too many. */
+static void *cache_line(void *memory) { return (char *)memory + (64 - (uintptr_t)memory % 64) % 64; }
+
+/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. */
 static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char *purpose, Error *error) {
     Layout layout = {0};
     lay(&layout, owner);
     void *memory = allocate(layout.used + 64.0, purpose, error);
     if (!memory) return NULL;
-    layout.base = (char *)memory + (64 - (uintptr_t)memory % 64) % 64;
+    layout.base = (char *)cache_line(memory);
     layout.used = 0;
     lay(&layout, owner);
     return memory;
@@ -261,13 +263,14 @@ int model_create(Model *model, const Config *config, Error *error) {
     deal_weights(&count, config, &unused);
 
     const double bytes[] = {(double)count.n_tensors * sizeof(Tensor), (double)config->n_layers * sizeof(LayerWeights),
-                            count.n_params * sizeof(float)};
+                            count.n_params * sizeof(float) + 64.0};
     if (!(model->tensors = (Tensor *)allocate(bytes[0], "the model", error)) ||
         !(model->weights.layers = (LayerWeights *)allocate(bytes[1], "the model", error)) ||
-        !(model->params = (float *)allocate(bytes[2], "the model", error))) {
+        !(model->memory = allocate(bytes[2], "the model", error))) {
         model_free(model);
         return 0;
     }
+    model->params = (float *)cache_line(model->memory);
     Dealer dealer = {model->tensors, model->params, 0, 0};
     deal_weights(&dealer, config, &model->weights);
     model->config = *config;
@@ -279,7 +282,7 @@ int model_create(Model *model, const Config *config, Error *error) {
 void model_free(Model *model) {
     free(model->tensors);
     free(model->weights.layers);
-    free(model->params);
+    free(model->memory);
     memset(model, 0, sizeof *model);
 }
 
@@ -434,6 +437,7 @@ static size_t index_pairs(Run *run, const uint32_t *lists, size_t n_lists) {
                 run->row_token[n_rows] = (uint32_t)token, run->row_position[n_rows] = (uint32_t)t;
                 row_of[t * V + token] = n_rows++;
             }
+    OMP(omp parallel for schedule(static))
     for (size_t i = 0; i < n_lists; i++)
         for (size_t t = 0; t < T; t++) layer->key_row[i * T + t] = row_of[t * V + lists[i * T + t]];
     return n_rows;
@@ -457,7 +461,13 @@ static void index_rows(Run *run, const uint32_t *lists, size_t n_lists) {
     }
 }
 
+static void zero(float *x, size_t n) {
+    OMP(omp parallel for schedule(static))
+    for (size_t i = 0; i < n; i++) x[i] = 0.0f;
+}
+
 static void add_to(float *x, const float *change, size_t n) {
+    OMP(omp parallel for schedule(static))
     for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
 }
 
@@ -498,8 +508,7 @@ static void forward_attention(const Config *c, const LayerWeights *w, LayerRun *
     for (size_t head = 0; head < c->n_heads; head++) {
         const Head a = head_of(c, w, layer, head);
         linear_forward(a.q, NULL, layer->h + layer->first_query * d, a.W_Q, a.b_Q, asking, d, dh);
-        memset(a.qk, 0, asking * d * sizeof(float));
-        linear_backward(a.qk, NULL, NULL, a.q, NULL, a.W_K, asking, d, dh); /* q W_K^T */
+        linear_backward(a.qk, NULL, NULL, NULL, a.q, NULL, a.W_K, asking, d, dh); /* q W_K^T */
         attention_pattern(&shape, a.pattern, a.qk, layer->h);
         call_hook(hook, HOOK_PATTERN, l, head, a.pattern, Q, c->seq_len);
         if (layer->folded) {
@@ -574,14 +583,11 @@ static void backward_mlp(const Config *c, const LayerWeights *w, const LayerWeig
                          RunGradients *g) {
     const size_t Q = layer->n_out, d = c->d_model;
     float *dh2 = c->normalization ? g->h2 : g->out;
-    memset(g->post, 0, Q * c->d_mlp * sizeof(float));
-    memset(g->pre, 0, Q * c->d_mlp * sizeof(float));
-    linear_backward(g->post, dw->W_out, dw->b_out, g->out, layer->post, w->W_out, Q, c->d_mlp, d);
+    linear_backward(g->post, NULL, dw->W_out, dw->b_out, g->out, layer->post, w->W_out, Q, c->d_mlp, d);
     relu_backward(g->pre, g->post, layer->pre, Q * c->d_mlp);
-    if (c->normalization) memset(g->h2, 0, Q * d * sizeof(float));
-    linear_backward(dh2, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d, c->d_mlp);
+    linear_backward(dh2, c->normalization ? NULL : g->out, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d, c->d_mlp);
     if (c->normalization)
-        layernorm_backward(g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w, Q, d);
+        layernorm_backward(g->out, g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w, Q, d);
 }
 
 /* A product of two weight matrices is a linear layer whose input is the first of them; and q W_K^T is the backward pass of
@@ -595,23 +601,21 @@ static void backward_attention(const Config *c, const LayerWeights *w, const Lay
         const Head a = head_of(c, w, layer, head), da = head_of(c, dw, layer, head); /* of da, the weights are meant */
         memset(g->qk, 0, asking * d * sizeof(float));
         if (layer->folded) {
-            memset(g->vo, 0, R * d * sizeof(float));
+            zero(g->vo, R * d);
             memset(g->W_VO, 0, d * d * sizeof(float));
             memset(g->b_VO, 0, d * sizeof(float));
             attention_backward(&shape, g->qk, dh_rows, g->vo, g->scores, g->scratch, g->out, a.pattern, a.qk, layer->h, a.vo);
-            linear_backward(dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
-            linear_backward(da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
-            linear_backward(da.b_V, da.W_O, NULL, g->b_VO, a.b_V, a.W_O, 1, dh, d);
+            linear_backward(dh_rows, dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
+            linear_backward(da.W_V, da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
+            linear_backward(da.b_V, da.b_V, da.W_O, NULL, g->b_VO, a.b_V, a.W_O, 1, dh, d);
         } else {
-            memset(g->z, 0, Q * dh * sizeof(float));
-            memset(g->mix, 0, Q * d * sizeof(float));
-            linear_backward(g->z, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
-            linear_backward(g->mix, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
+            linear_backward(g->z, NULL, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
+            linear_backward(g->mix, NULL, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
             attention_backward(&shape, g->qk, dh_rows, dh_rows, g->scores, g->scratch, g->mix, a.pattern, a.qk, layer->h, layer->h);
         }
         linear_forward(g->q, NULL, g->qk, a.W_K, NULL, asking, d, dh);
-        linear_backward(NULL, da.W_K, NULL, a.q, g->qk, NULL, asking, d, dh);
-        linear_backward(dh_asking, da.W_Q, da.b_Q, g->q, layer->h + layer->first_query * d, a.W_Q, asking, d, dh);
+        linear_backward(NULL, NULL, da.W_K, NULL, a.q, g->qk, NULL, asking, d, dh);
+        linear_backward(dh_asking, dh_asking, da.W_Q, da.b_Q, g->q, layer->h + layer->first_query * d, a.W_Q, asking, d, dh);
     }
 }
 
@@ -619,12 +623,12 @@ static void backward_layer(const Config *c, const LayerWeights *w, const LayerWe
                            RunGradients *g) {
     const size_t R = layer->n_rows, d = c->d_model;
     if (c->d_mlp) backward_mlp(c, w, dw, layer, g);
-    memset(g->x, 0, R * d * sizeof(float));
-    if (c->normalization) memset(g->h, 0, R * d * sizeof(float));
+    zero(g->x, R * d);
+    if (c->normalization) zero(g->h, R * d);
     gather_backward(g->x + layer->first_query * d, dw->b_O, g->out, layer->query_row, layer->n_out, d);
     backward_attention(c, w, dw, layer, g);
     if (c->normalization)
-        layernorm_backward(g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
+        layernorm_backward(g->x, g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
 }
 
 /* Adds the gradient of `scale` times the sum of the losses. */
@@ -634,13 +638,10 @@ static void add_gradient(const Model *model, Run *run, const uint32_t *medians, 
     const size_t n = run->n_lists, d = c->d_model;
     RunGradients *g = run->gradients;
     float *dfinal_h = c->normalization ? g->final_h : g->out;
-    memset(g->logits, 0, n * c->max_num * sizeof(float));
-    memset(g->out, 0, n * d * sizeof(float));
-    memset(g->final_h, 0, n * d * sizeof(float));
     cross_entropy_backward(g->logits, run->probs, medians, scale, n, c->max_num);
-    linear_backward(dfinal_h, dw->W_U, dw->b_U, g->logits, run->final_h, w->W_U, n, d, c->max_num);
+    linear_backward(dfinal_h, NULL, dw->W_U, dw->b_U, g->logits, run->final_h, w->W_U, n, d, c->max_num);
     if (c->normalization)
-        layernorm_backward(g->out, dw->ln_final_w, dw->ln_final_b, g->final_h, run->final_normal, run->final_inv_std,
+        layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, g->final_h, run->final_normal, run->final_inv_std,
                            w->ln_final_w, n, d);
     for (size_t l = c->n_layers; l-- > 0;) {
         backward_layer(c, &w->layers[l], &dw->layers[l], &run->layers[l], g);
@@ -765,9 +766,9 @@ void trainer_free(Trainer *t) {
 static size_t draw_hard_lists(Trainer *t) {
     const size_t T = t->model.config.seq_len, full = t->hard_room && t->n_hard == t->hard_room;
     t->n_drawn = full ? (size_t)((double)t->recipe.hard * (double)t->recipe.batch_size) : 0;
+    for (size_t i = 0; i < t->n_drawn; i++) t->drawn[i] = mt_next(&t->data) % (uint32_t)t->hard_room;
     for (size_t i = 0; i < t->n_drawn; i++) {
-        t->drawn[i] = mt_next(&t->data) % (uint32_t)t->hard_room;
-        memcpy(t->batch + i * T, t->hard + t->drawn[i] * T, T * sizeof *t->batch);
+        for (size_t j = 0; j < T; j++) t->batch[i * T + j] = t->hard[t->drawn[i] * T + j];
         t->batch_medians[i] = t->hard_medians[t->drawn[i]];
     }
     return t->n_drawn;
@@ -830,8 +831,13 @@ static float learning_rate(const Trainer *t) {
 static size_t count_right(const Run *run, const uint32_t *medians) {
     const size_t V = run->config.max_num;
     size_t right = 0;
-    for (size_t i = 0; i < run->n_lists; i++) /* a loss below log 2 is a probability above 1/2 */
-        right += run->loss[i] < 0.69f || argmax(run->logits + i * V, V) == medians[i];
+    OMP(omp parallel for schedule(static) reduction(+ : right))
+    for (size_t i = 0; i < run->n_lists; i++) { /* argmax without branches: who comes before the median? */
+        const float *logits = run->logits + i * V, of_median = logits[medians[i]];
+        uint32_t before = 0;
+        for (size_t j = 0; j < V; j++) before += logits[j] > of_median || (logits[j] == of_median && j < medians[i]);
+        right += before == 0;
+    }
     return right;
 }
 
@@ -4131,7 +4137,7 @@ static uint64_t check_linear(float (*a)[SUM_N * SUM_N]) {
     linear_forward(a[3], NULL, a[0], a[2], NULL, n, n, n);
     hash = hash_floats(hash, a[3], n * n);
     memset(a[3], 0, bytes), memset(a[4], 0, bytes), memset(a[5], 0, bytes);
-    linear_backward(a[3], a[4], a[5], a[0], a[2], a[1], n, n, n);
+    linear_backward(a[3], a[3], a[4], a[5], a[0], a[2], a[1], n, n, n);
     return hash_floats(hash_floats(hash_floats(hash, a[3], n * n), a[4], n * n), a[5], n);
 }
 
@@ -4142,7 +4148,7 @@ static uint64_t check_norm(float (*a)[SUM_N * SUM_N]) {
     cancelling(&mt, a[0], n, n, -1), cancelling(&mt, a[1], n, n, -1);
     layernorm_forward(a[2], a[3], a[4], a[0], a[0], a[1], n, n);
     memset(a[5], 0, bytes);
-    layernorm_backward(a[5], a[2], a[4] + n, a[1], a[3], a[4], a[0], n, n);
+    layernorm_backward(a[5], a[5], a[2], a[4] + n, a[1], a[3], a[4], a[0], n, n);
     return hash_floats(hash_floats(HASH_START, a[2], n * n), a[5], n * n);
 }
 

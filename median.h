@@ -91,6 +91,7 @@ typedef struct {
     float *params;
     Weights weights;
     Tensor *tensors;
+    void *memory;   /* in which params stand */
     size_t n_notes; /* what the checkpoint says about its training, as `info` shows it */
     Note notes[MAX_NOTES];
 } Model;

@@ -24,6 +24,8 @@ double sqrt(double) __attribute__((const));
 #if defined __GNUC__ && !defined __clang__ && defined __x86_64__ && defined __GLIBC__ && !defined __AVX2__ && \
     !defined __SANITIZE_ADDRESS__
 #define KERNEL __attribute__((target_clones("avx512f", "avx2", "default")))
+#elif defined __GNUC__
+#define KERNEL __attribute__((noinline))
 #else
 #define KERNEL
 #endif
@@ -36,12 +38,22 @@ double sqrt(double) __attribute__((const));
 #define VECTOR_LOOP
 #endif
 
-/* ---- Threads: rows are shared out in slices ---- */
+/* ---- Threads ---- */
 
+/* A team of threads executes what follows TEAM; each takes its share of a loop that follows SHARE, the same part of the rows
+ * in every function, since that is what its core's cache holds. The terms of a sum are never shared out. Threads go on
+ * without waiting for each other; but for SHARE_AND_WAIT, and SHARE_AS_READY, which hands out tasks of unequal size one
+ * by one. */
 #ifdef _OPENMP
-#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic)")
+#define TEAM _Pragma("omp parallel")
+#define SHARE _Pragma("omp for schedule(static) nowait")
+#define SHARE_AND_WAIT _Pragma("omp for schedule(static)")
+#define SHARE_AS_READY _Pragma("omp for schedule(dynamic)")
 #else
-#define PARALLEL_FOR
+#define TEAM
+#define SHARE
+#define SHARE_AND_WAIT
+#define SHARE_AS_READY
 #endif
 
 int use_threads(int n) {
@@ -342,24 +354,29 @@ KERNEL static void scatter_rows(float *to, const float *x, const uint32_t *row, 
 
 static void scatter(float *to, const float *x, const uint32_t *row, size_t rows, size_t d) {
     const size_t step = smaller(slice(d), d);
-    PARALLEL_FOR
+    SHARE
     for (size_t j = 0; j < d; j += step) scatter_rows(to, x, row, rows, d, j, smaller(step, d - j));
 }
 
 void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
                    size_t rows, size_t d) {
-    add_rows(x, W_E, token, W_pos, position, rows, d);
+    const size_t step = slice(rows);
+    TEAM SHARE
+    for (size_t r = 0; r < rows; r += step)
+        add_rows(x + r * d, W_E, token + r, W_pos, position + r, smaller(step, rows - r), d);
 }
 
 void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
                     size_t rows, size_t d) {
-    scatter(dW_E, dx, token, rows, d);
-    scatter(dW_pos, dx, position, rows, d);
+    TEAM {
+        scatter(dW_E, dx, token, rows, d);
+        scatter(dW_pos, dx, position, rows, d);
+    }
 }
 
 void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
     const size_t step = slice(rows);
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t r = 0; r < rows; r += step) {
         const size_t n = smaller(step, rows - r);
         const uint32_t *row = index ? index + r : NULL;
@@ -373,8 +390,10 @@ void gather_forward(float *out, const float *x, const float *b, const uint32_t *
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d);
 
 void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d) {
-    scatter(dx, dout, index, rows, d);
-    if (db) column_sums(db, dout, NULL, rows, d);
+    TEAM {
+        scatter(dx, dout, index, rows, d);
+        if (db) column_sums(db, dout, NULL, rows, d);
+    }
 }
 
 /* ---- Matrix products ---- */
@@ -496,7 +515,7 @@ static void product(float *out, const float *residual, const float *bias, Matrix
                     size_t N) {
     const size_t height = smaller(slice(M), K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
     const size_t blocks = (M + height - 1) / height * across;
-    PARALLEL_FOR
+    SHARE
     for (size_t i = 0; i < blocks; i++) {
         const size_t m = i / across * height, n = i % across * BLOCK_N;
         const Matrix a_rows = {a.at + m * a.row, a.row, a.col}, b_columns = {b.at + n * b.col, b.row, b.col};
@@ -505,9 +524,12 @@ static void product(float *out, const float *residual, const float *bias, Matrix
     }
 }
 
+/* Columns are summed in stripes, each by one thread; this is the width of a cache line. */
+enum { STRIPE = 16 };
+
 /* sums[j] += sum over r of x[r][j] (times times[r][j]), for n columns. */
 TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
-    double s[COLUMNS] = {0};
+    double s[STRIPE] = {0};
     for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < n; j++)
             s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
@@ -515,34 +537,36 @@ TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, 
 }
 
 KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
-    if (times && n == COLUMNS)
-        add_columns(sums, x, times, rows, d, COLUMNS);
-    else if (n == COLUMNS)
-        add_columns(sums, x, NULL, rows, d, COLUMNS);
+    if (times && n == STRIPE)
+        add_columns(sums, x, times, rows, d, STRIPE);
+    else if (n == STRIPE)
+        add_columns(sums, x, NULL, rows, d, STRIPE);
     else
         add_columns(sums, x, times, rows, d, n);
 }
 
 static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
-    PARALLEL_FOR
-    for (size_t j = 0; j < d; j += COLUMNS)
-        column_slice(sums + j, x + j, times ? times + j : NULL, rows, d, smaller(COLUMNS, d - j));
+    SHARE
+    for (size_t j = 0; j < d; j += STRIPE)
+        column_slice(sums + j, x + j, times ? times + j : NULL, rows, d, smaller(STRIPE, d - j));
 }
 
 void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
                     size_t n_in, size_t n_out) {
     const Matrix x_view = {x, n_in, 1}, W_view = {W, n_out, 1};
-    product(out, residual, b, x_view, W_view, rows, n_in, n_out);
+    TEAM product(out, residual, b, x_view, W_view, rows, n_in, n_out);
 }
 
 /* With L the loss and out[r][j] = b[j] + sum_i x[r][i] W[i][j]:
  *   dL/dx[r][i] = sum_j dout[r][j] W[i][j],   dL/dW[i][j] = sum_r x[r][i] dout[r][j],   dL/db[j] = sum_r dout[r][j]. */
-void linear_backward(float *dx, float *dW, float *db, const float *dout, const float *x, const float *W, size_t rows,
-                     size_t n_in, size_t n_out) {
+void linear_backward(float *dx, const float *dresidual, float *dW, float *db, const float *dout, const float *x,
+                     const float *W, size_t rows, size_t n_in, size_t n_out) {
     const Matrix dout_view = {dout, n_out, 1}, W_transposed = {W, 1, n_out}, x_transposed = {x, 1, n_in};
-    if (dx) product(dx, dx, NULL, dout_view, W_transposed, rows, n_out, n_in);
-    if (dW) product(dW, dW, NULL, x_transposed, dout_view, n_in, rows, n_out);
-    if (db) column_sums(db, dout, NULL, rows, n_out);
+    TEAM {
+        if (dx) product(dx, dresidual, NULL, dout_view, W_transposed, rows, n_out, n_in);
+        if (dW) product(dW, dW, NULL, x_transposed, dout_view, n_in, rows, n_out);
+        if (db) column_sums(db, dout, NULL, rows, n_out);
+    }
 }
 
 /* ---- Layer normalization ---- */
@@ -568,7 +592,7 @@ KERNEL static void layernorm_group(float *restrict out, float *restrict normal, 
 
 void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w, const float *b,
                        size_t rows, size_t d) {
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t r = 0; r < rows; r += GROUP)
         layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, smaller(GROUP, rows - r), d);
 }
@@ -576,7 +600,7 @@ void layernorm_forward(float *out, float *normal, float *inv_std, const float *x
 /* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the mean
  * and through s:  dn[j]/dx[i] = s ([i=j] - 1/d - n[i] n[j] / d).  Hence
  *   dL/dx[i] = s (g[i] - mean(g) - n[i] mean(g n)),   dL/dw = sum over rows of dout n,   dL/db = sum over rows of dout. */
-KERNEL static void layernorm_backward_group(float *restrict dx, const float *restrict dout,
+KERNEL static void layernorm_backward_group(float *dx, const float *dresidual, const float *restrict dout,
                                             const float *restrict normal, const float *restrict inv_std,
                                             const float *restrict w, size_t rows, size_t d) {
     double g_mean[GROUP] = {0}, gn_mean[GROUP] = {0};
@@ -606,19 +630,21 @@ KERNEL static void layernorm_backward_group(float *restrict dx, const float *res
         for (size_t j = 0; j < d; j++) {
             const float g = f32((double)dout[r * d + j] * w[j]);
             const float change = f32(((double)g - g_mean[r]) - (double)normal[r * d + j] * (double)n_mean);
-            dx[r * d + j] = f32((double)dx[r * d + j] + (double)change * inv_std[r]);
+            dx[r * d + j] = f32((dresidual ? (double)dresidual[r * d + j] : 0.0) + (double)change * inv_std[r]);
         }
     }
 }
 
-void layernorm_backward(float *dx, float *dw, float *db, const float *dout, const float *normal, const float *inv_std,
-                        const float *w, size_t rows, size_t d) {
-    PARALLEL_FOR
-    for (size_t r = 0; r < rows; r += GROUP)
-        layernorm_backward_group(dx + r * d, dout + r * d, normal + r * d, inv_std + r, w, smaller(GROUP, rows - r),
-                                 d);
-    column_sums(dw, dout, normal, rows, d);
-    column_sums(db, dout, NULL, rows, d);
+void layernorm_backward(float *dx, const float *dresidual, float *dw, float *db, const float *dout, const float *normal,
+                        const float *inv_std, const float *w, size_t rows, size_t d) {
+    TEAM {
+        SHARE
+        for (size_t r = 0; r < rows; r += GROUP)
+            layernorm_backward_group(dx + r * d, dresidual ? dresidual + r * d : NULL, dout + r * d, normal + r * d,
+                                     inv_std + r, w, smaller(GROUP, rows - r), d);
+        column_sums(dw, dout, normal, rows, d);
+        column_sums(db, dout, NULL, rows, d);
+    }
 }
 
 /* ---- ReLU ---- */
@@ -628,8 +654,7 @@ void relu_forward(float *out, const float *x, size_t n) {
 }
 
 void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (x[i] > 0.0f) dx[i] = f32((double)dx[i] + dout[i]);
+    for (size_t i = 0; i < n; i++) dx[i] = x[i] > 0.0f ? dout[i] : 0.0f;
 }
 
 /* ---- Softmax and cross-entropy ---- */
@@ -678,13 +703,13 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
 }
 
 void softmax_forward(float *p, const float *x, size_t rows, size_t n) {
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t r = 0; r < rows; r += GROUP)
         softmax_group(p + r * n, x + r * n, NULL, NULL, smaller(GROUP, rows - r), n);
 }
 
 void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n) {
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t r = 0; r < rows; r += GROUP)
         softmax_group(p + r * n, logits + r * n, loss + r, label + r, smaller(GROUP, rows - r), n);
 }
@@ -693,15 +718,16 @@ void cross_entropy_forward(float *loss, float *p, const float *logits, const uin
  *   dloss/dx[i] = p[i] - [i = label]. */
 KERNEL static void cross_entropy_backward_rows(float *dlogits, const float *p, const uint32_t *label, float scale,
                                                size_t rows, size_t n) {
-    for (size_t r = 0; r < rows; r++, dlogits += n, p += n) {
-        for (size_t j = 0; j < n; j++) dlogits[j] = f32((double)dlogits[j] + (double)p[j] * scale);
-        dlogits[label[r]] = f32((double)dlogits[label[r]] - (double)scale);
+    for (size_t i = 0; i < rows * n; i++) dlogits[i] = f32((double)p[i] * scale);
+    for (size_t r = 0; r < rows; r++) {
+        float *right = dlogits + r * n + label[r];
+        *right = f32((double)*right - (double)scale);
     }
 }
 
 void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label, float scale, size_t rows, size_t n) {
     const size_t step = slice(rows);
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t r = 0; r < rows; r += step)
         cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, smaller(step, rows - r), n);
 }
@@ -777,7 +803,7 @@ KERNEL static void attention_pattern_group(const Attention *a, Group g, float *p
 }
 
 void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k) {
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t i = 0; i < n_groups(a); i++) attention_pattern_group(a, group_at(a, i), pattern, q, k);
 }
 
@@ -811,7 +837,7 @@ KERNEL static void attention_values_group(const Attention *a, Group g, float *z,
 }
 
 void attention_values(const Attention *a, float *z, const float *pattern, const float *v) {
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t i = 0; i < n_groups(a); i++) attention_values_group(a, group_at(a, i), z, pattern, v);
 }
 
@@ -873,7 +899,7 @@ KERNEL static void attention_dq(const Attention *a, Group g, double *dq, const f
 
 static void add_rounded(float *x, const double *change, size_t n) {
     const size_t step = slice(n);
-    PARALLEL_FOR
+    SHARE
     for (size_t begin = 0; begin < n; begin += step)
         for (size_t i = begin; i < smaller(n, begin + step); i++) x[i] = f32((double)x[i] + change[i]);
 }
@@ -884,22 +910,25 @@ void attention_backward(const Attention *a, float *dq, float *dk, float *dv, flo
                         const float *dz, const float *pattern, const float *q, const float *k, const float *v) {
     const size_t T = a->seq_len, per_position = n_groups(a) / a->n_queries;
     double *q_sum = scratch, *k_sum = q_sum + a->q_rows * a->d_key, *v_sum = k_sum + a->kv_rows * a->d_key;
-    for (size_t i = 0; i < attention_scratch(a); i++) scratch[i] = 0.0;
-    PARALLEL_FOR
-    for (size_t i = 0; i < n_groups(a); i++) attention_dscores(a, group_at(a, i), dscores, dz, pattern, v);
-    PARALLEL_FOR
-    for (size_t task = 0; task < a->n_queries + 2 * T; task++) {
-        for (size_t i = 0; i < per_position && task < a->n_queries; i++)
-            attention_dq(a, group_at(a, task * per_position + i), q_sum, dscores, k);
-        if (task < a->n_queries) continue;
-        if (task < a->n_queries + T)
-            attention_dkv(a, k_sum, dscores, q, a->query_row, a->d_key, task - a->n_queries);
-        else
-            attention_dkv(a, v_sum, pattern, dz, NULL, a->d_value, task - a->n_queries - T);
+    TEAM {
+        SHARE
+        for (size_t i = 0; i < attention_scratch(a); i++) scratch[i] = 0.0;
+        SHARE_AND_WAIT
+        for (size_t i = 0; i < n_groups(a); i++) attention_dscores(a, group_at(a, i), dscores, dz, pattern, v);
+        SHARE_AS_READY
+        for (size_t task = 0; task < a->n_queries + 2 * T; task++) {
+            for (size_t i = 0; i < per_position && task < a->n_queries; i++)
+                attention_dq(a, group_at(a, task * per_position + i), q_sum, dscores, k);
+            if (task < a->n_queries) continue;
+            if (task < a->n_queries + T)
+                attention_dkv(a, k_sum, dscores, q, a->query_row, a->d_key, task - a->n_queries);
+            else
+                attention_dkv(a, v_sum, pattern, dz, NULL, a->d_value, task - a->n_queries - T);
+        }
+        add_rounded(dq, q_sum, a->q_rows * a->d_key);
+        add_rounded(dk, k_sum, a->kv_rows * a->d_key);
+        add_rounded(dv, v_sum, a->kv_rows * a->d_value);
     }
-    add_rounded(dq, q_sum, a->q_rows * a->d_key);
-    add_rounded(dk, k_sum, a->kv_rows * a->d_key);
-    add_rounded(dv, v_sum, a->kv_rows * a->d_value);
 }
 
 /* ---- Singular values ---- */
@@ -976,7 +1005,7 @@ KERNEL static void adam_slice(const Adam *adam, uint32_t step, float *restrict x
 
 void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient, size_t n) {
     const size_t share = slice(n);
-    PARALLEL_FOR
+    TEAM SHARE
     for (size_t i = 0; i < n; i += share)
         adam_slice(adam, step, x + i, m + i, v + i, gradient + i, smaller(share, n - i));
 }

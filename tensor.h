@@ -13,8 +13,10 @@
  *   - No stored float is subnormal, since some processors would flush it to zero.
  *
  * Arrays are contiguous and row-major: (rows, n) is rows times n floats, one row after the other. Outputs don't overlap
- * inputs unless it is said. A backward function receives d... = d loss / d ... of what its forward wrote and *adds*
- * to the gradients it computes; a caller zeroes them once before the step. Nothing here allocates, prints or exits. */
+ * inputs unless it is said. A backward function receives d... = d loss / d ... of what its forward wrote. To gradients of
+ * parameters, and of rows that are used many times (embed, gather, attention), it *adds*: a caller zeroes them once before
+ * the step. The gradient of a layer's input it writes, and on top of it what dresidual holds: the gradient that reaches the
+ * same input by another way. Nothing here allocates, prints or exits. */
 #ifndef TENSOR_H
 #define TENSOR_H
 
@@ -117,20 +119,22 @@ void gather_backward(float *dx, float *db, const float *dout, const uint32_t *in
  * b may be NULL, residual may be NULL or out itself. */
 void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
                     size_t n_in, size_t n_out);
-/* dx += dout W^T,  dW += x^T dout,  db += the column sums of dout. Each of dx, dW and db may be NULL. */
-void linear_backward(float *dx, float *dW, float *db, const float *dout, const float *x, const float *W, size_t rows,
-                     size_t n_in, size_t n_out);
+/* dx = dresidual + dout W^T,  dW += x^T dout,  db += the column sums of dout. Each of dx, dW and db may be NULL; dresidual
+ * may be NULL or dx itself. */
+void linear_backward(float *dx, const float *dresidual, float *dW, float *db, const float *dout, const float *x,
+                     const float *W, size_t rows, size_t n_in, size_t n_out);
 
 /* Layer normalization (Ba, Kiros & Hinton 2016) of each row: normal = (x - mean) * inv_std, out = normal * w + b, with
  * inv_std = 1 / sqrt(mean of (x - mean)^2 + 1e-5). x, normal, out (rows, d); w, b (d); inv_std (rows). */
 void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w, const float *b,
                        size_t rows, size_t d);
-void layernorm_backward(float *dx, float *dw, float *db, const float *dout, const float *normal, const float *inv_std,
-                        const float *w, size_t rows, size_t d);
+/* dx = dresidual + what comes through the normalization, dw += ..., db += ...; dresidual may be NULL or dx itself. */
+void layernorm_backward(float *dx, const float *dresidual, float *dw, float *db, const float *dout, const float *normal,
+                        const float *inv_std, const float *w, size_t rows, size_t d);
 
 /* out = max(x, 0), n numbers. */
 void relu_forward(float *out, const float *x, size_t n);
-/* dx += dout where x > 0. */
+/* dx = dout where x > 0, else 0. */
 void relu_backward(float *dx, const float *dout, const float *x, size_t n);
 
 /* p = softmax of each row: exp(x - max) / sum of the same. x and p (rows, n) may be the same array. An entry of
@@ -139,7 +143,7 @@ void softmax_forward(float *p, const float *x, size_t rows, size_t n);
 
 /* loss[r] = -log softmax(logits[r])[label[r]], and p = softmax(logits), which backward needs; logits and p may be one. */
 void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n);
-/* dlogits += scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. */
+/* dlogits = scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. */
 void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label, float scale, size_t rows, size_t n);
 
 /* One head of causal attention over many lists. Query t of a list looks at its positions 0 .. t. Only the last n_queries

@@ -329,6 +329,7 @@ typedef struct Case {
     uint32_t *index, *index2;
     Attention attention;
     void (*layer)(struct Case *c, int step);
+    int written;                         /* whether backward wrote the first gradient, and added nothing */
 } Case;
 
 enum { MAKE, NAIVE, FORWARD, BACKWARD }; /* what a layer is asked for: its arrays, the naive output, a call */
@@ -366,15 +367,23 @@ static void gather(Case *c, int step) { /* with b and index; without b; forward 
     if (step == BACKWARD) gather_backward(c->grad[0], c->grad[1], c->dout, c->index, rows, d);
 }
 
+/* What is to be added to the input's gradient: nothing, or what stands there, or what stands elsewhere. */
+static const float *dresidual(Case *c) {
+    const size_t kind = c->number % 3;
+    c->written = kind == 0;
+    return kind == 0 ? NULL : kind == 1 || !c->grad[0] ? c->grad[0] : copy(c->grad[0], c->n[0]);
+}
+
 static void linear(Case *c, int step) { /* with b or not; without residual, it being out, or in its own array */
     const size_t rows = c->rows, d = c->d, n = c->d_out;
     float *const residuals[] = {NULL, c->out, c->side}, *residual = residuals[c->number / 2 % 3], **in = c->in;
+    float **grad = c->grad;
     if (step == MAKE) make_arrays(c, rows * d, d * n, c->number % 2 ? n : 0, rows * n);
     if (step == NAIVE) FOR(i, residual ? rows * n : 0) c->expected[i] = (double)c->side2[i];
     if (step == NAIVE) naive_linear(c->expected, c->x[0], c->x[1], c->x[2], rows, d, n);
     if (step == FORWARD && residual) memcpy(residual, c->side2, rows * n * sizeof(float));
     if (step == FORWARD) linear_forward(c->out, residual, in[0], in[1], in[2], rows, d, n);
-    if (step == BACKWARD) linear_backward(c->grad[0], c->grad[1], c->grad[2], c->dout, in[0], in[1], rows, d, n);
+    if (step == BACKWARD) linear_backward(grad[0], dresidual(c), grad[1], grad[2], c->dout, in[0], in[1], rows, d, n);
 }
 
 static void layernorm(Case *c, int step) { /* every third row varies so little that the 1e-5 matters */
@@ -384,7 +393,8 @@ static void layernorm(Case *c, int step) { /* every third row varies so little t
     if (step == MAKE) FOR(i, rows * d) in[0][i] = f32((i / d % 3 == 2 ? 0.004 : 2.0) * (double)in[0][i] + 0.5);
     if (step == NAIVE) naive_norm(c->expected, c->x[0], c->x[1], c->x[2], rows, d);
     if (step == FORWARD) layernorm_forward(c->out, c->side, c->side2, in[0], in[1], in[2], rows, d);
-    if (step == BACKWARD) layernorm_backward(grad[0], grad[1], grad[2], c->dout, c->side, c->side2, in[1], rows, d);
+    if (step == BACKWARD)
+        layernorm_backward(grad[0], dresidual(c), grad[1], grad[2], c->dout, c->side, c->side2, in[1], rows, d);
 }
 
 static void relu(Case *c, int step) { /* every fifth number is 0, the others are farther from it than 0.1 */
@@ -393,7 +403,7 @@ static void relu(Case *c, int step) { /* every fifth number is 0, the others are
     if (step == MAKE) FOR(i, n) c->in[0][i] = i % 5 == 4 ? 0.0f : c->in[0][i] + (c->in[0][i] < 0 ? -0.1f : 0.1f);
     if (step == NAIVE) FOR(i, n) c->expected[i] = c->x[0][i] > 0.01 ? c->x[0][i] : 0.0; /* of slope 0 at 0 */
     if (step == FORWARD) relu_forward(c->out, c->in[0], n);
-    if (step == BACKWARD) relu_backward(c->grad[0], c->dout, c->in[0], n);
+    if (step == BACKWARD) relu_backward(c->grad[0], c->dout, c->in[0], n), c->written = 1;
 }
 
 static void make_logits(Case *c, size_t n_out, int steep) { /* steep: rows around 0, 1000 and -1000 */
@@ -428,7 +438,7 @@ static void cross_entropy(Case *c, int step) { /* in place; or with steep rows *
         FOR(r, rows) c->expected[r] = naive_softmax(p, c->x[0] + r * d, d) - c->x[0][r * d + c->index[r]];
     if (step == FORWARD) memcpy(c->side, c->in[0], rows * d * sizeof(float));
     if (step == FORWARD) cross_entropy_forward(c->out, c->side, variant ? c->side : c->in[0], c->index, rows, d);
-    if (step == BACKWARD) cross_entropy_backward(c->grad[0], c->side, c->index, c->dout[0], rows, d);
+    if (step == BACKWARD) cross_entropy_backward(c->grad[0], c->side, c->index, c->dout[0], rows, d), c->written = 1;
 }
 
 /* Sizes of its own. The rows of q and of k, v are shared out among positions, interleaved; some rows stay unused. */
@@ -499,7 +509,7 @@ static double layer_loss(void *of) {
     return loss;
 }
 
-/* Gradients start from numbers other than zero, to which backward must add. */
+/* Gradients start from numbers other than zero, to which backward must add, but where it writes the first one. */
 static void check_layer(size_t number, int backward) {
     static const char *const names[] = {"input 0", "input 1", "input 2"};
     FOR(i, LENGTH(SIZES)) {
@@ -515,6 +525,7 @@ static void check_layer(size_t number, int backward) {
         if (!backward) ALL_NEAR(c.out, c.expected, c.n_out, 1e-6);
         FOR(k, 3) if (c.n[k] && (k < LAYERS[number].needed || i % 4 != k)) c.grad[k] = copy(before[k], c.n[k]);
         if (backward) c.layer(&c, BACKWARD);
+        if (c.written) memset(before[0], 0, c.n[0] * sizeof(float));
         FOR(k, backward ? 3 : 0) if (c.grad[k])
             check_gradient(names[k], c.grad[k], before[k], c.x[k], c.n[k], layer_loss, &c, 1.0);
         release();
