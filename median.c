@@ -917,11 +917,16 @@ void text_bytes(Text *text, const void *bytes, size_t n) {
 }
 
 static void text_add_args(Text *text, const char *format, va_list args) {
-    va_list again;
-    va_copy(again, args);
-    const size_t n = (size_t)vsnprintf(NULL, 0, format, args);
-    if (text_reserve(text, n)) text->size += (size_t)vsnprintf(text->data + text->size, n + 1, format, again);
-    va_end(again);
+    size_t n = 200, room; /* a guess, which is right but for long strings */
+    do {
+        if (!text_reserve(text, n)) return;
+        va_list copy;
+        va_copy(copy, args);
+        room = text->capacity - text->size;
+        n = (size_t)vsnprintf(text->data + text->size, room, format, copy);
+        va_end(copy);
+    } while (n >= room);
+    text->size += n;
 }
 
 void text_add(Text *text, const char *format, ...) {
@@ -2293,8 +2298,8 @@ static void take_last(Prover *p) {
     p->shift += roundings((double)p->heads, p->size);
 }
 
-/* The table, column by column: weight, products with each u_v, coordinates of t. First the rows of pairs, positions made
- * alike on the average; then those of ranges: the least and greatest over their numbers at all positions but the last. */
+/* The table, column by column: weight, products with each u_v, coordinates of t. First the rows of pairs, positions
+ * made alike on the average; then those of ranges, bounds of their numbers' rows, the last position left out. */
 static void fill_table(const Prover *p, size_t head) {
     const size_t V = p->V, K = p->columns, places = p->T - 1;
     const float *t = p->t + head * p->pairs * p->d, *weights = p->weights + head * p->pairs;

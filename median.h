@@ -469,8 +469,8 @@ typedef struct {
     float *step, *fit;        /* (max_num - 1): a(m) of the fit a(m) sign(x - m - 1/2) + b(m), and its R^2 */
     double mean_fit;
     size_t steps_up;          /* m with a(m) > 0 */
-    double other_weight, last_weight, direct_weight; /* slopes against -|x - m|: a number elsewhere; the last, in all; of
-                                                        that, through the residual stream */
+    double other_weight, last_weight; /* slopes against -|x - m|: a number elsewhere; the last, in all */
+    double direct_weight;     /* of that, through the residual stream */
     double weight_ratio;      /* the last number's in all, as a part of another's */
     double scale;             /* mean inv_std of ln_final */
     Rung ladder[LADDER];
