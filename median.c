@@ -1493,65 +1493,83 @@ int trainer_resume(Trainer *t, const char *path, Error *error) {
     return good;
 }
 
-/* ---- 8. Reports --------------------------------------------------------------------------------------------------- */
+/* ---- 8. Reports -------------------------------------------------------------------------------------------------- */
+
+#ifndef MEDIAN_NO_MAIN /* only the command line prints */
 
 /* Everything on stdout passes through a Report, so that a command says what it found once: `say` for sentences, which
  * machines don't want, `table_row` for numbers, which all want. Text stays in memory and goes out in pieces. */
-void report_flush(Report *r) {
-    if (!r->out) return;
-    if (r->text.size) fwrite(r->text.data, 1, r->text.size, r->out);
+typedef enum {
+    REPORT_TEXT, /* for people */
+    REPORT_CSV,  /* one table: the names of its columns, then its rows */
+    REPORT_LONG  /* several tables: a line `table,row,column,value` for each cell */
+} ReportKind;
+
+typedef struct {
+    ReportKind kind;
+    Text text;    /* what has not been written yet */
+    FILE *out;    /* NULL: all stays in text */
+    size_t width; /* of the terminal, in characters */
+    const char *table, *columns; /* of the table under way */
+    size_t row;                  /* the next */
+    int color, overflow;         /* overflow: a number that was told is infinite or NaN */
+} Report;
+
+static void report_flush(Report *r) {
+    if (!r->out || r->text.size == 0) return;
+    fwrite(r->text.data, 1, r->text.size, r->out);
     r->text.size = 0;
 }
 
-void say(Report *r, const char *format, ...) {
+/* For people only. */
+TENSOR_PRINTF(2, 3) static void say(Report *r, const char *format, ...) {
     va_list args;
     if (r->kind != REPORT_TEXT) return;
     va_start(args, format);
     text_add_args(&r->text, format, args);
     va_end(args);
+    if (r->text.size > 60000) report_flush(r);
 }
 
-/* x, which is told. Weights can be so great that what follows from them is infinite or NaN: then the command has failed. */
+/* x, which is told. Weights can be so great that it is infinite or NaN: then the command has failed. */
 static double checked(Report *r, double x) {
     if (!(fabs(x) < HUGE_VAL)) r->overflow = 1;
     return x;
 }
 
-void table_begin(Report *r, const char *name, const char *columns, const char *heading) {
+/* columns: their names, with commas. heading: the first line, for people. */
+static void table_begin(Report *r, const char *name, const char *columns, const char *heading) {
     r->table = name, r->columns = columns, r->row = 0;
     if (r->kind == REPORT_CSV) text_add(&r->text, "%s\n", columns);
     else say(r, "%s", heading);
 }
 
-/* What stands before the k-th cell of a row in a table for machines. */
-static void begin_cell(Report *r, size_t k) {
+/* One row: each conversion of the format, one of %s, %zu, %f, is a cell; machines get strings as they are and numbers
+ * with nine digits, and nothing of what stands between the cells. A number followed by " %%" is a share, which people
+ * get in percent. */
+TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
+    const int people = r->kind == REPORT_TEXT;
     const char *column = r->columns;
-    if (r->kind == REPORT_CSV && k > 0) text_add(&r->text, ",");
-    if (r->kind != REPORT_LONG) return;
-    for (; k > 0; k--) column += strcspn(column, ",") + 1;
-    text_add(&r->text, "%s,%zu,%.*s,", r->table, r->row, (int)strcspn(column, ","), column);
-}
-
-void table_row(Report *r, const char *format, ...) {
-    const int text = r->kind == REPORT_TEXT;
-    size_t k = 0;
     va_list args;
     va_start(args, format);
     for (const char *at = format, *end; *at; at = end) {
         char cell[16];
         if (*at != '%' || at[1] == '%') { /* what stands between the cells */
             end = *at == '%' ? at + 2 : at + strcspn(at, "%");
-            if (text) text_bytes(&r->text, at, *at == '%' ? 1 : (size_t)(end - at));
+            if (people) text_bytes(&r->text, at, *at == '%' ? 1 : (size_t)(end - at));
             continue;
         }
         end = at + strcspn(at, "suf") + 1;
         snprintf(cell, sizeof cell, "%.*s", (int)(end - at), at);
-        begin_cell(r, k++);
-        if (end[-1] == 's') text_add(&r->text, text ? cell : "%s", va_arg(args, const char *));
-        else if (end[-1] == 'u') text_add(&r->text, text ? cell : "%zu", va_arg(args, size_t));
+        const size_t name = strcspn(column, ",");
+        if (r->kind == REPORT_CSV && column != r->columns) text_add(&r->text, ",");
+        if (r->kind == REPORT_LONG) text_add(&r->text, "%s,%zu,%.*s,", r->table, r->row, (int)name, column);
+        column += name + 1;
+        if (end[-1] == 's') text_add(&r->text, people ? cell : "%s", va_arg(args, const char *));
+        else if (end[-1] == 'u') text_add(&r->text, people ? cell : "%zu", va_arg(args, size_t));
         else {
             const double x = checked(r, va_arg(args, double)), percent = strncmp(end, " %%", 3) == 0 ? 100.0 : 1.0;
-            text_add(&r->text, text ? cell : "%.9g", text ? percent * x : x);
+            text_add(&r->text, people ? cell : "%.9g", people ? percent * x : x);
         }
         if (r->kind == REPORT_LONG) text_add(&r->text, "\n");
     }
@@ -1561,7 +1579,15 @@ void table_row(Report *r, const char *format, ...) {
     if (r->text.size > 60000) report_flush(r);
 }
 
-void bar(Report *r, double value, double limit, int width) {
+/* n numbers as a line for machines. */
+static void line_of_numbers(Report *r, const char *between, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) text_add(&r->text, "%s%.9g", i ? between : "", checked(r, (double)x[i]));
+    text_add(&r->text, "\n");
+    if (r->text.size > 60000) report_flush(r);
+}
+
+/* value / limit as a bar of up to `width` characters, and the end of the line: for people. */
+static void bar(Report *r, double value, double limit, int width) {
     const double part = limit > 0 && value > 0 ? value / limit : 0;
     const int n = part < 1 ? (int)(part * width + 0.5) : width;
     for (int i = 0; i < n; i++) say(r, "#");
@@ -1577,15 +1603,14 @@ static size_t strength(double value, double limit) {
     return level < 9 ? (size_t)level : 9;
 }
 
-static void draw_cell(Report *r, double value, double limit, int with_number) {
-    static const int red[] = {231, 231, 230, 223, 216, 209, 203, 197, 160, 124};
-    static const int blue[] = {231, 231, 195, 159, 117, 75, 39, 33, 27, 21};
-    const size_t s = strength(checked(r, value), limit);
-    const int c = r->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
-    if (r->color) say(r, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
-    if (with_number) text_add(&r->text, "%6.3f", value);
-    say(r, "%c%c%s", c, c, r->color ? "\033[0m" : "");
-}
+/* A table as a picture. Up to 13 columns: with its numbers; else two characters a cell, neighbours averaged if need. */
+typedef struct {
+    const float *values; /* (rows, cols) */
+    size_t rows, cols;
+    double limit;                          /* the strongest character's |value|; 0: the table's greatest */
+    const uint32_t *row_names, *col_names; /* NULL: 0, 1, 2, ... */
+    const char *row_title, *col_title;
+} Map;
 
 /* The mean of the cells that share a character when a large table is drawn at a lower resolution. */
 static double block_mean(const Map *map, size_t row, size_t col, size_t step) {
@@ -1595,7 +1620,9 @@ static double block_mean(const Map *map, size_t row, size_t col, size_t step) {
     return sum / n;
 }
 
-void draw_map(Report *r, const Map *map) {
+static void draw_map(Report *r, const Map *map) {
+    static const int red[] = {231, 231, 230, 223, 216, 209, 203, 197, 160, 124};
+    static const int blue[] = {231, 231, 195, 159, 117, 75, 39, 33, 27, 21};
     const int numbers = map->cols <= 13;
     double limit = map->limit, least = 0;
     size_t step = 1;
@@ -1607,23 +1634,27 @@ void draw_map(Report *r, const Map *map) {
     say(r, "%*s%s\n%7s", 8, "", map->col_title, map->row_title);
     for (size_t j = 0; j < map->cols; j += numbers ? 1 : 5 * step)
         say(r, "%*zu%*s", numbers ? 6 : 2, map->col_names ? (size_t)map->col_names[j] : j, numbers ? 2 : 8, "");
-    say(r, "\n");
     for (size_t i = 0; i < map->rows; i += step) {
-        say(r, "%6zu ", map->row_names ? (size_t)map->row_names[i] : i);
+        say(r, "\n%6zu ", map->row_names ? (size_t)map->row_names[i] : i);
         for (size_t j = 0; j < map->cols; j += step) {
-            const double value = block_mean(map, i, j, step);
+            const double value = checked(r, block_mean(map, i, j, step));
+            const size_t s = strength(value, limit);
+            const int c = r->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
             if (value < least) least = value;
-            draw_cell(r, value, limit, numbers);
+            if (r->color) say(r, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
+            if (numbers) say(r, "%6.3f", value);
+            say(r, "%c%c%s", c, c, r->color ? "\033[0m" : "");
         }
-        say(r, "\n");
     }
-    if (r->color) say(r, "%7s scale: white 0, red %.3g%s\n", "", limit, least < 0 ? ", blue negative" : "");
+    say(r, "\n%7s scale: ", "");
+    if (r->color) say(r, "white 0, red %.3g%s\n", limit, least < 0 ? ", blue negative" : "");
     else {
-        say(r, "%7s scale: '%c' from %.3g, '%c' %.3g", "", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
+        say(r, "'%c' from %.3g, '%c' %.3g", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
         say(r, least < 0 ? "; negative: '%c' to '%c'\n" : "\n", ramp_negative[2], ramp_negative[9]);
     }
-    report_flush(r);
 }
+
+#endif
 
 /* ---- 9. Looking at attention ------------------------------------------------------------------------------------ */
 
@@ -2578,7 +2609,7 @@ void certificate_free(Certificate *r) {
     memset(r, 0, sizeof *r);
 }
 
-/* ---- 14. The command line ----------------------------------------------------------------------------------------- */
+/* ---- 14. The command line ---------------------------------------------------------------------------------------- */
 
 #ifndef MEDIAN_NO_MAIN
 
@@ -2586,44 +2617,74 @@ void certificate_free(Certificate *r) {
 #define MEDIAN_MODEL "median.safetensors"
 #endif
 
+enum { LIST_TEXT = 7 * MAX_SEQ_LEN, MAX_NUMBERS = 2 * MAX_SEQ_LEN + 1 };
+
+/* A command at work: its options, and what it looks at: a model, the lists of a seed, and one list (for patching, a
+ * second one) in particular. */
 typedef struct {
     Settings settings; /* first, so that the table `settings` fits */
-    const char *preset, *model, *init, *resume, *out, *log;
+    const char *preset, *path, *init, *resume, *out, *log; /* path: --model */
     size_t size, threads, effort, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
     char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
-    int epochs_given, steps_given;
-    const char *setting_given; /* the first that is no matter of how, but of what is trained */
-    const char **numbers;
+    int steps_given, help;
+    const char *setting_given; /* one that is no matter of how, but of what is trained */
     size_t n_numbers;
-    int help;
+    const char *numbers[MAX_NUMBERS];
+    Error *error; /* the first that is no option */
     Streams streams;
-} Options;
+    Model model;
+    size_t V, T;    /* its max_num and seq_len */
+    Run run, other; /* other: for interventions, made when it is needed */
+    size_t n, seed;
+    uint32_t *lists, *medians; /* n of them */
+    uint32_t list[2 * MAX_SEQ_LEN], median[2];
+    char text[LIST_TEXT]; /* what list_text made last */
+    int on_tour;          /* `list` is there already */
+    void *memory;
+} Session;
+
+#define CLI(field) offsetof(Session, field)
 
 /* The options that are not settings of a model or its training. */
 static const Setting cli_settings[] = {
-    {"preset", SETTING_TEXT, offsetof(Options, preset), 0, 0, NULL, "default or original; other options override it"},
-    {"model", SETTING_TEXT, offsetof(Options, model), 0, 0, NULL, "checkpoint, " MEDIAN_MODEL " by default"},
-    {"init", SETTING_TEXT, offsetof(Options, init), 0, 0, NULL, "start from the weights of this checkpoint"},
-    {"resume", SETTING_TEXT, offsetof(Options, resume), 0, 0, NULL, "go on with an interrupted training's state"},
-    {"out", SETTING_TEXT, offsetof(Options, out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
-    {"log", SETTING_TEXT, offsetof(Options, log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
-    {"save-every", SETTING_COUNT, offsetof(Options, save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
-    {"size", SETTING_COUNT, offsetof(Options, size), 1, 1e9, NULL, "how many lists (bench: steps)"},
-    {"threads", SETTING_COUNT, offsetof(Options, threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
-    {"effort", SETTING_COUNT, offsetof(Options, effort), 1, 4e9, NULL, "sets of lists tried for a last number and median (262144)"},
-    {"csv", SETTING_FLAG, offsetof(Options, csv), 0, 1, NULL, "print for machines"},
-    {"color", SETTING_FLAG, offsetof(Options, color), 0, 1, NULL, "draw in colour"},
-    {"raw", SETTING_FLAG, offsetof(Options, raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
-    {"query-pos", SETTING_COUNT, offsetof(Options, query_pos), 0, MAX_SEQ_LEN, NULL, "the query's position"},
-    {"key-pos", SETTING_COUNT, offsetof(Options, key_pos), 0, MAX_SEQ_LEN, NULL, "the key's position"},
-    {"head", SETTING_LIST, offsetof(Options, heads), 0, 0, "L.H", "a head as LAYER.HEAD; ablate takes several, with commas"},
-    {"layer", SETTING_LIST, offsetof(Options, layers), 0, 0, "L", "a whole layer, or several, with commas"},
-    {"part", SETTING_CHOICE, offsetof(Options, part), 0, 1, "attn|mlp", "of the layer"},
-    {"positions", SETTING_LIST, offsetof(Options, positions), 0, 0, "0,1,...", "only there"},
-    {"kind", SETTING_CHOICE, offsetof(Options, kind), 0, 2, "mean|zero|resample", "what replaces the values"},
-    {"width", SETTING_COUNT, offsetof(Options, width), 40, 1000, NULL, "columns of the terminal"},
-    {"logits", SETTING_FLAG, offsetof(Options, logits), 0, 1, NULL, "print every logit instead of the prediction"},
+    {"preset", SETTING_TEXT, CLI(preset), 0, 0, NULL, "default or original; other options override it"},
+    {"model", SETTING_TEXT, CLI(path), 0, 0, NULL, "checkpoint, " MEDIAN_MODEL " by default"},
+    {"init", SETTING_TEXT, CLI(init), 0, 0, NULL, "start from the weights of this checkpoint"},
+    {"resume", SETTING_TEXT, CLI(resume), 0, 0, NULL, "go on with an interrupted training's state"},
+    {"out", SETTING_TEXT, CLI(out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
+    {"log", SETTING_TEXT, CLI(log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
+    {"save-every", SETTING_COUNT, CLI(save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
+    {"size", SETTING_COUNT, CLI(size), 1, 1e9, NULL, "how many lists (bench: steps)"},
+    {"threads", SETTING_COUNT, CLI(threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
+    {"effort", SETTING_COUNT, CLI(effort), 1, 4e9, NULL, "sets of lists tried for a last number and median (262144)"},
+    {"csv", SETTING_FLAG, CLI(csv), 0, 1, NULL, "print for machines"},
+    {"color", SETTING_FLAG, CLI(color), 0, 1, NULL, "draw in colour"},
+    {"raw", SETTING_FLAG, CLI(raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
+    {"query-pos", SETTING_COUNT, CLI(query_pos), 0, MAX_SEQ_LEN, NULL, "the query's position"},
+    {"key-pos", SETTING_COUNT, CLI(key_pos), 0, MAX_SEQ_LEN, NULL, "the key's position"},
+    {"head", SETTING_LIST, CLI(heads), 0, 0, "L.H", "a head as LAYER.HEAD; ablate takes several, with commas"},
+    {"layer", SETTING_LIST, CLI(layers), 0, 0, "L", "a whole layer, or several, with commas"},
+    {"part", SETTING_CHOICE, CLI(part), 0, 1, "attn|mlp", "of the layer"},
+    {"positions", SETTING_LIST, CLI(positions), 0, 0, "0,1,...", "only there"},
+    {"kind", SETTING_CHOICE, CLI(kind), 0, 2, "mean|zero|resample", "what replaces the values"},
+    {"width", SETTING_COUNT, CLI(width), 40, 1000, NULL, "columns of the terminal"},
+    {"logits", SETTING_FLAG, CLI(logits), 0, 1, NULL, "print every logit instead of the prediction"},
 };
+
+typedef struct {
+    const char *name;
+    int (*run)(Session *, Report *);
+    size_t size, seed; /* defaults */
+    size_t batch;      /* lists that session.run takes at once; 0: the command looks at no model */
+    size_t max_lists;  /* that session.lists has */
+    RunKind kind;
+    const char *options; /* names of those it takes, with spaces between them */
+    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
+    const char *summary;
+} Command;
+
+static const Command *find_command(const char *name, Error *error);
+static int run_command(Session *s, const Command *command, Report *r);
 
 TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     va_list args;
@@ -2634,86 +2695,47 @@ TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     return 0;
 }
 
-/* What a command looks at: a model, the lists of a seed, and one list (for patching, a second one) in particular. */
-typedef struct {
-    Model model;
-    Run run, other; /* other: for interventions, made when it is needed */
-    uint32_t *lists, *medians;
-    size_t n, seed;
-    uint32_t list[2 * MAX_SEQ_LEN], median[2];
-    void *memory;
-} Subject;
-
-static void subject_free(Subject *s) {
-    model_free(&s->model);
-    run_free(&s->run);
-    run_free(&s->other);
-    free(s->memory);
+static int cannot_write(const char *what, Error *error) {
+    return fail(error, "cannot write %.400s: %s", what, strerror(errno));
 }
 
-static int subject_prepare(Subject *s, size_t n, size_t seed, size_t batch, RunKind kind, Error *error) {
-    const Config *c = &s->model.config;
+static int parse_list(Session *s, uint32_t *list, const char *const *words, size_t n) {
+    for (size_t i = 0; i < smaller(n, s->T); i++) {
+        const int negative = *words[i] == '-';
+        double value;
+        if (!parse_number(&value, words[i] + negative, 0, 1e15, 1))
+            return usage(s->error, "'%.60s' is not a whole number", words[i]);
+        if ((negative && value > 0) || value >= (double)s->V)
+            return usage(s->error, "%.60s is not in 0..%zu, the numbers that this model knows", words[i], s->V - 1);
+        list[i] = (uint32_t)value;
+    }
+    const char *much = n < s->T ? "few" : "many";
+    return n == s->T || usage(s->error, "too %s numbers: the list has %zu, the model takes %zu", much, n, s->T);
+}
+
+/* s->list: the one among the arguments or, without any, the first of the seed. */
+static int given_list(Session *s, size_t seed) {
     Mt19937 mt;
-    s->n = n, s->seed = seed;
-    if (!run_create(&s->run, c, smaller(n, batch), kind, error)) return 0;
-    s->memory = allocate((double)n * (double)(c->seq_len + 1) * sizeof(uint32_t), "that many lists", error);
-    if (!s->memory) return 0;
-    s->lists = (uint32_t *)s->memory, s->medians = s->lists + n * c->seq_len;
+    if (s->on_tour) return 1;
     mt_seed(&mt, (uint32_t)seed);
-    make_lists(&mt, s->lists, s->medians, n, c->max_num, c->seq_len);
+    make_lists(&mt, s->list, s->median, 1, s->V, s->T);
+    if (s->n_numbers && !parse_list(s, s->list, s->numbers, s->n_numbers)) return 0;
+    s->median[0] = median_of(s->list, s->T);
     return 1;
 }
 
-/* A number of a list, checked. */
-static int parse_entry(uint32_t *number, const char *text, const Config *c, Error *error) {
-    double value;
-    const int negative = *text == '-';
-    if (!parse_number(&value, text + negative, 0, 1e15, 1)) return usage(error, "'%.60s' is not a whole number", text);
-    if ((negative && value > 0) || value >= (double)c->max_num)
-        return usage(error, "%.60s is not in 0..%zu, the numbers that this model knows", text, c->max_num - 1);
-    *number = (uint32_t)value;
-    return 1;
+static const char *list_text(Session *s, const uint32_t *list) {
+    for (size_t i = 0, at = 0; i < s->T; i++)
+        at += (size_t)snprintf(s->text + at, LIST_TEXT - at, "%s%u", i ? " " : "", (unsigned)list[i]);
+    return s->text;
 }
 
-static int parse_list(uint32_t *list, const char *const *words, size_t n, const Config *c, Error *error) {
-    for (size_t i = 0; i < smaller(n, c->seq_len); i++)
-        if (!parse_entry(&list[i], words[i], c, error)) return 0;
-    if (n != c->seq_len)
-        return usage(error, "too %s numbers: the list has %zu, the model takes %zu", n < c->seq_len ? "few" : "many", n,
-                     c->seq_len);
-    return 1;
-}
-
-/* s->list: the one given, or the first of the seed. */
-static int given_list(const Options *o, Subject *s, size_t seed, Error *error) {
-    const Config *c = &s->model.config;
+static int command_data(Session *s, Report *r) {
     Mt19937 mt;
-    mt_seed(&mt, (uint32_t)seed);
-    make_lists(&mt, s->list, s->median, 1, c->max_num, c->seq_len);
-    if (o->n_numbers && !parse_list(s->list, o->numbers, o->n_numbers, c, error)) return 0;
-    s->median[0] = median_of(s->list, c->seq_len);
-    return 1;
-}
-
-enum { LIST_TEXT = 7 * MAX_SEQ_LEN };
-
-static const char *list_text(char text[LIST_TEXT], const uint32_t *list, size_t n) {
-    size_t at = 0;
-    for (size_t i = 0; i < n; i++)
-        at += (size_t)snprintf(text + at, LIST_TEXT - at, "%s%u", i ? " " : "", (unsigned)list[i]);
-    return text;
-}
-
-static int command_data(Options *o, Subject *s, Report *r, Error *error) {
-    const Config *c = &o->settings.config;
-    char text[LIST_TEXT];
-    Mt19937 mt;
-    if (!config_check(c, error)) return error->usage = 1, 0;
-    mt_seed(&mt, (uint32_t)o->settings.recipe.seed);
-    for (size_t i = 0; i < o->size && !(r->out && ferror(r->out)); i++) {
-        make_lists(&mt, s->list, s->median, 1, c->max_num, c->seq_len);
-        say(r, "%s | %u\n", list_text(text, s->list, c->seq_len), (unsigned)s->median[0]);
-        if (i % 1000 == 999) report_flush(r);
+    mt_seed(&mt, (uint32_t)s->settings.recipe.seed);
+    for (size_t i = 0; i < s->size && !(r->out && ferror(r->out)); i++) {
+        make_lists(&mt, s->list, s->median, 1, s->V, s->T);
+        say(r, "%s | %u\n", list_text(s, s->list), (unsigned)s->median[0]);
     }
     return 1;
 }
@@ -2741,44 +2763,29 @@ static int is_terminal(FILE *stream) {
 #endif
 }
 
-/* What a person sees of long work: a bar on a terminal, else a line now and then. */
+/* What a person sees of long work: a bar on a terminal, else a line now and then. All but the stream is 0 at first. */
 typedef struct {
     FILE *stream; /* NULL: nothing */
     int terminal;
     double start, shown, first; /* first: the share that was done at the start */
 } Progress;
 
-static Progress progress_start(FILE *stream, double done) {
+/* Called after every step; shows something when it is time to. */
+TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const char *format, ...) {
     const double now = seconds();
-    const Progress p = {stream, is_terminal(stream), now, now, done};
-    return p;
-}
-
-/* Is it time to show something? Asked after every step, so before any text is made. */
-static int progress_due(Progress *p, double done) {
-    const double now = seconds();
-    if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return 0;
+    va_list args;
+    if (p->start == 0) p->terminal = is_terminal(p->stream), p->start = p->shown = now, p->first = done;
+    if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return;
     p->shown = now;
-    return 1;
-}
-
-static void show_progress(Progress *p, double done, const char *text) {
-    const double rate = (done - p->first) / max_double(p->shown - p->start, 1e-9);
     if (p->terminal) fprintf(p->stream, "\r[");
     for (int i = 0; p->terminal && i < 30; i++) fputc((double)i < 30 * done ? '#' : '.', p->stream);
-    fprintf(p->stream, "%s%s", p->terminal ? "] " : "", text);
-    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0.0, p->terminal && done < 1 ? "\033[K" : "\n");
+    if (p->terminal) fprintf(p->stream, "] ");
+    va_start(args, format);
+    vfprintf(p->stream, format, args);
+    va_end(args);
+    const double left = done > p->first ? (1 - done) / (done - p->first) * (now - p->start) : 0;
+    fprintf(p->stream, "  %.0f s left%s", left, p->terminal && done < 1 ? "\033[K" : "\n");
     fflush(p->stream);
-}
-
-static void show_training(Progress *p, const Trainer *t) {
-    const double done = (double)t->step / (double)t->total_steps;
-    char text[160], validation[40] = "";
-    if (!progress_due(p, done)) return;
-    if (t->validated) snprintf(validation, sizeof validation, "  validation %.2f %%", 100 * t->validation.accuracy);
-    snprintf(text, sizeof text, "step %zu/%zu  loss %.4f  accuracy %.2f %%%s", t->step, t->total_steps, t->loss,
-             100 * t->accuracy, validation);
-    show_progress(p, done, text);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -2790,56 +2797,51 @@ static void note_interrupt(int number) {
 }
 #endif
 
-static int not_finite(const Trainer *t, Error *error) {
-    return fail(error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
-}
-
 /* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
-static int run_training(Trainer *t, const Options *o, FILE *log, const char *state, Error *error) {
-    Progress progress = progress_start(o->streams.progress, (double)t->step / (double)t->total_steps);
-    int done = 1;
-    while (done && t->step < t->total_steps && !interrupted) {
-        if (!trainer_step(t)) done = not_finite(t, error);
-        else if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
-            done = fail(error, "cannot write the log: %s", strerror(errno));
-        else if (state && t->step % o->save_every == 0 && t->step < t->total_steps)
-            done = (!log || fflush(log) == 0 || fail(error, "cannot write the log: %s", strerror(errno))) &&
-                   trainer_save(t, state, error);
-        if (done) show_training(&progress, t);
+static int run_training(Trainer *t, const Session *s, FILE *log, const char *state) {
+    const double total = (double)t->total_steps;
+    Progress progress = {s->streams.progress, 0, 0, 0, 0};
+    int done = 1, finite = 1;
+    while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
+        if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
+            done = cannot_write("the log", s->error);
+        else if (state && t->step % s->save_every == 0 && t->step < t->total_steps)
+            done = (!log || fflush(log) == 0 || cannot_write("the log", s->error)) && trainer_save(t, state, s->error);
+        if (done)
+            show_progress(&progress, (double)t->step / total,
+                          t->validated ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
+                                       : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
+                          t->step, t->total_steps, t->loss, 100 * t->accuracy, 100 * t->validation.accuracy);
     }
     if (t->step < t->total_steps && progress.terminal) fputc('\n', progress.stream);
-    if (done && !is_finite(&t->model)) return not_finite(t, error);
+    if (done && !(finite && is_finite(&t->model)))
+        return fail(s->error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
     if (!done || t->step == t->total_steps) return done;
-    if (!state) return fail(error, "interrupted after step %zu", t->step);
-    return trainer_save(t, state, error) &&
-           fail(error, "interrupted after step %zu; it goes on with: median train --resume %.400s --out %.400s", t->step,
-                state, o->out);
+    if (!state) return fail(s->error, "interrupted after step %zu", t->step);
+    return trainer_save(t, state, s->error) &&
+           fail(s->error, "interrupted after step %zu; it goes on with: median train --resume %.400s --out %.400s",
+                t->step, state, s->out);
 }
 
 /* A new training, or the rest of an old one. */
-static int start_training(Trainer *t, const Options *o, Error *error) {
-    Model start;
-    memset(t, 0, sizeof *t);
-    memset(&start, 0, sizeof start);
-    if (o->resume && o->setting_given)
-        return usage(error, "--%s: a resumed training keeps its own settings", o->setting_given);
-    if (o->resume) return trainer_resume(t, o->resume, error);
-    if (!o->init && !config_check(&o->settings.config, error)) return error->usage = 1, 0;
-    if (o->settings.recipe.trainset_size == 0 && o->settings.recipe.steps == 0)
-        return usage(error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
-    if (o->init && !model_load(&start, o->init, error)) return 0;
-    const int done = trainer_create(t, &o->settings.recipe, &o->settings.config, o->init ? &start : NULL, error);
-    model_free(&start);
-    return done;
+static int start_training(Trainer *t, Session *s) {
+    const Recipe *recipe = &s->settings.recipe;
+    if (s->resume && s->setting_given)
+        return usage(s->error, "--%s: a resumed training keeps its own settings", s->setting_given);
+    if (s->resume) return trainer_resume(t, s->resume, s->error);
+    if (recipe->trainset_size == 0 && recipe->steps == 0)
+        return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
+    if (s->init && !model_load(&s->model, s->init, s->error)) return 0;
+    return trainer_create(t, recipe, &s->settings.config, s->init ? &s->model : NULL, s->error);
 }
 
-static int save_result(Trainer *t, const Options *o, Report *r, Error *error) {
+static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
     Model *result = trainer_result(t);
-    if (!model_save(result, o->out, error)) return 0;
+    if (!model_save(result, path, error)) return 0;
     say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
     if (t->validation.lists && t->validation.loss < HUGE_VAL)
         say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
-    say(r, "\nwrote %s, parameters %016" PRIx64 "\n", o->out, hash_floats(HASH_START, result->params, result->n_params));
+    say(r, "\nwrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
     return 1;
 }
 
@@ -2848,14 +2850,14 @@ static int check_output(const char *path, Error *error) {
     char beside[4100];
 #ifdef HAVE_STAT
     struct stat about;
-    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode))
-        return fail(error, "cannot write %.400s: %s", path, strerror(EISDIR));
+    errno = EISDIR;
+    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return cannot_write(path, error);
 #endif
     if (is_special(path)) return 1;
     if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
         return fail(error, "the name %.60s... is too long", path);
     FILE *f = fopen(beside, "wb");
-    if (!f) return fail(error, "cannot write %.400s: %s", path, strerror(errno));
+    if (!f) return cannot_write(path, error);
     fclose(f);
     remove(beside);
     return 1;
@@ -2874,43 +2876,45 @@ static int read_line(FILE *in, char *line, size_t size, int *cut) {
 }
 
 /* The log of a new training, or that of a resumed one without the steps that will be done again. */
-static FILE *open_log(const Options *o, const Trainer *t, Error *error) {
+static FILE *open_log(const Session *s, const Trainer *t) {
     Text kept = {0};
     char line[200];
     int cut;
-    FILE *old = o->resume ? fopen(o->log, "r") : NULL;
+    FILE *old = s->resume ? fopen(s->log, "r") : NULL;
     text_add(&kept, "step,lr,loss,accuracy\n");
     while (old && read_line(old, line, sizeof line, &cut))
         if (strtod(line, NULL) >= 1 && strtod(line, NULL) <= (double)t->step) text_add(&kept, "%s\n", line);
     if (old) fclose(old);
-    FILE *log = kept.failed ? NULL : fopen(o->log, "w");
+    if (kept.failed) errno = ENOMEM;
+    FILE *log = kept.failed ? NULL : fopen(s->log, "w");
     if (log && fwrite(kept.data, 1, kept.size, log) != kept.size) fclose(log), log = NULL;
-    if (!log) fail(error, "cannot write %.400s: %s", o->log, strerror(kept.failed ? ENOMEM : errno));
+    if (!log) cannot_write(s->log, s->error);
     text_free(&kept);
     return log;
 }
 
-static int command_train(Options *o, Subject *s, Report *r, Error *error) {
+static int command_train(Session *s, Report *r) {
+    char state[4096];
     Trainer t;
     FILE *log = NULL;
-    char state[4096];
-    (void)s;
-    const int keeps_state = !is_special(o->out) && snprintf(state, sizeof state, "%s.state", o->out) < (int)sizeof state;
-    if (!start_training(&t, o, error)) return 0;
-    int done = check_output(o->out, error) && (!keeps_state || check_output(state, error));
-    if (done && o->log) done = (log = open_log(o, &t, error)) != NULL;
+    const int length = snprintf(state, sizeof state, "%s.state", s->out);
+    const int keeps_state = length < (int)sizeof state && !is_special(s->out);
+    if (!start_training(&t, s)) return 0;
+    int done = check_output(s->out, s->error) && (!keeps_state || check_output(state, s->error)) &&
+               (!s->log || (log = open_log(s, &t)) != NULL);
 #ifdef SIGINT
     signal(SIGINT, note_interrupt);
     signal(SIGTERM, note_interrupt);
 #endif
-    if (done) done = run_training(&t, o, log, keeps_state ? state : NULL, error);
-    if (log && fclose(log) != 0 && done) done = fail(error, "cannot write %.400s: %s", o->log, strerror(errno));
+    if (done) done = run_training(&t, s, log, keeps_state ? state : NULL);
+    if (log && fclose(log) != 0 && done) done = cannot_write(s->log, s->error);
     if (done) {
-        done = save_result(&t, o, r, error);
+        done = save_result(&t, s->out, r, s->error);
         if (done && keeps_state) remove(state);
     } else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
-        Error lost = {0};
-        if (save_result(&t, o, r, &lost)) say(r, "(the training diverged; these are the weights of the best validation)\n");
+        Error lost = {{0}, 0};
+        if (save_result(&t, s->out, r, &lost))
+            say(r, "(the training diverged; these are the weights of the best validation)\n");
     }
     trainer_free(&t);
     return done;
@@ -2918,55 +2922,52 @@ static int command_train(Options *o, Subject *s, Report *r, Error *error) {
 
 /* -- info, eval, predict, attention -- */
 
-static int command_info(Options *o, Subject *s, Report *r, Error *error) {
+static int command_info(Session *s, Report *r) {
     const Model *m = &s->model;
     const Settings all = {m->config, recipe_default()};
     char text[80];
-    (void)error;
-    say(r, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", o->model, m->n_params, m->n_tensors, hash_model(m));
-    for (size_t i = 0; i < n_settings && settings[i].offset < sizeof(Config); i++) {
-        setting_print(&settings[i], &all, text, sizeof text);
-        say(r, "%-28s %s\n", settings[i].name, text);
+    size_t n_config = 0;
+    say(r, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", s->path, m->n_params, m->n_tensors,
+        hash_model(m));
+    for (; settings[n_config].offset < sizeof(Config); n_config++) {
+        setting_print(&settings[n_config], &all, text, sizeof text);
+        say(r, "%-28s %s\n", settings[n_config].name, text);
     }
     say(r, "\n");
-    for (size_t i = 0; i < m->n_notes; i++) {
-        size_t j = 0;
-        while (j < n_settings && strcmp(settings[j].name, m->notes[i].key) != 0) j++;
-        if (j == n_settings || settings[j].offset >= sizeof(Config)) say(r, "%-28s %s\n", m->notes[i].key, m->notes[i].value);
+    for (const Note *note = m->notes; note < m->notes + m->n_notes; note++) { /* but those that repeat the above */
+        size_t i = 0;
+        while (i < n_config && strcmp(settings[i].name, note->key) != 0) i++;
+        if (i == n_config) say(r, "%-28s %s\n", note->key, note->value);
     }
     say(r, "\n");
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        shape_text(text, sizeof text, &m->tensors[i]);
-        say(r, "%-28s %s\n", m->tensors[i].name, text);
+    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++) {
+        shape_text(text, sizeof text, t);
+        say(r, "%-28s %s\n", t->name, text);
     }
     return 1;
 }
 
-static void show_evaluation(Report *r, const Evaluation *e) {
-    say(r, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e->accuracy, e->right, e->lists, e->lists - e->right);
-    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", checked(r, e->loss), e->alerts);
-    say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", e->by_distance[0], e->by_distance[1],
-        e->by_distance[2], e->by_distance[3]);
-}
-
 /* In pieces as large as s->lists: any number of lists needs the same memory. */
-static int command_eval(Options *o, Subject *s, Report *r, Error *error) {
-    const Config *c = &s->model.config;
+static int command_eval(Session *s, Report *r) {
     Evaluation e = {0};
     Mt19937 mt;
-    (void)error;
     mt_seed(&mt, (uint32_t)s->seed);
-    for (size_t at = 0; at < o->size; at += s->n) {
-        const size_t n = smaller(s->n, o->size - at);
-        make_lists(&mt, s->lists, s->medians, n, c->max_num, c->seq_len);
+    for (size_t at = 0; at < s->size; at += s->n) {
+        const size_t n = smaller(s->n, s->size - at);
+        make_lists(&mt, s->lists, s->medians, n, s->V, s->T);
         evaluate(&s->model, &s->run, s->lists, s->medians, n, NULL, &e);
     }
-    say(r, "lists      %zu of seed %zu, evaluated with %s\n", e.lists, s->seed, o->model);
-    show_evaluation(r, &e);
-    if (!o->csv) return 1;
+    const size_t *by = e.by_distance;
+    say(r, s->on_tour ? "On %zu lists made with seed %zu:\n\n" : "lists      %zu of seed %zu, evaluated with %s\n",
+        e.lists, s->seed, s->path);
+    say(r, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e.accuracy, e.right, e.lists,
+        e.lists - e.right);
+    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", checked(r, e.loss), e.alerts);
+    say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", by[0], by[1], by[2], by[3]);
+    if (!s->csv) return 1;
     table_begin(r, "evaluation", "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts", "");
-    table_row(r, "%zu%f%f%zu%f%zu%zu%zu%zu%zu", e.lists, e.accuracy, e.loss, e.right, e.mean_distance, e.by_distance[0],
-              e.by_distance[1], e.by_distance[2], e.by_distance[3], e.alerts);
+    table_row(r, "%zu%f%f%zu%f%zu%zu%zu%zu%zu", e.lists, e.accuracy, e.loss, e.right, e.mean_distance, by[0], by[1],
+              by[2], by[3], e.alerts);
     return 1;
 }
 
@@ -2980,132 +2981,122 @@ static size_t next_best(const float *logits, size_t n, size_t before) {
     return best;
 }
 
-/* In pictures of attention, full strength is so many times even attention: a row of even attention is seen, and so is what
- * exceeds it. */
-#define PATTERN_LIMIT 3.0
-
-static void show_prediction(Report *r, Subject *s) {
-    const size_t V = s->model.config.max_num, T = s->model.config.seq_len;
+static int show_prediction(Session *s, Report *r) {
+    const float *logits = s->run.logits, *probs = s->run.probs;
     size_t order[MAX_SEQ_LEN];
-    char text[LIST_TEXT];
     model_forward(&s->model, &s->run, s->list, 1, NULL);
     model_loss(&s->run, s->median);
-    const size_t guess = argmax(s->run.logits, V);
-    rank_order(s->list, T, order);
-    say(r, "list       %s\nsorted    ", list_text(text, s->list, T));
-    for (size_t i = 0; i < T; i++) say(r, i == T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
-    say(r, "\nprediction %zu, %s (the median is %u), loss %.5g\n\n", guess, guess == s->median[0] ? "right" : "wrong",
-        (unsigned)s->median[0], checked(r, (double)s->run.loss[0]));
+    const size_t guess = argmax(logits, s->V), median = s->median[0];
+    rank_order(s->list, s->T, order);
+    say(r, "list       %s\nsorted    ", list_text(s, s->list));
+    for (size_t i = 0; i < s->T; i++) say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
+    say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong", median);
+    say(r, "loss %.5g\n\n", checked(r, (double)s->run.loss[0]));
     say(r, "number     logit  probability\n");
-    for (size_t i = 0, v = guess; i < smaller(5, V); i++, v = next_best(s->run.logits, V, v)) {
-        say(r, "%6zu %9.3f  %8.5f  ", v, (double)s->run.logits[v], (double)s->run.probs[v]);
-        bar(r, (double)s->run.probs[v], 1, 40);
-    }
-}
-
-/* Attention of each number of s->list (row), which the run has just seen, to itself and those before it; of the last layer,
- * and in a run that keeps no others, of the last number. */
-static void show_patterns(Report *r, const Subject *s) {
-    const Config *c = &s->model.config;
-    const size_t T = c->seq_len;
-    size_t n_queries;
-    for (size_t head = 0; head < c->n_layers * c->n_heads; head++) {
-        const float *pattern = head_pattern(&s->run, head, &n_queries);
-        const Map map = {pattern, n_queries, T, PATTERN_LIMIT / (double)T, s->list + T - n_queries, s->list, "query", "attends to"};
-        say(r, "\nlayer %zu head %zu\n", head / c->n_heads, head % c->n_heads);
-        draw_map(r, &map);
-    }
-}
-
-/* Answers to the first n lists of s->lists, one a line. */
-static void add_answers(Report *r, Subject *s, const uint32_t *lists, size_t n, int logits) {
-    const size_t V = s->model.config.max_num;
-    model_forward(&s->model, &s->run, lists, n, NULL);
-    for (size_t i = 0; i < n; i++) {
-        const float *row = s->run.logits + i * V;
-        const size_t guess = argmax(row, V);
-        checked(r, (double)row[guess]);
-        if (!logits) say(r, "%zu\n", guess);
-        for (size_t v = 0; logits && v < V; v++) {
-            text_add(&r->text, "%.9g", checked(r, (double)row[v]));
-            say(r, v + 1 < V ? " " : "\n");
-        }
-    }
-    report_flush(r);
-}
-
-static int parse_line(uint32_t *list, char *line, const Config *c, Error *error) {
-    const char *words[MAX_SEQ_LEN + 1], *const space = " \t\r,";
-    size_t n = 0;
-    for (char *word = strtok(line, space); word && n <= c->seq_len; word = strtok(NULL, space)) words[n++] = word;
-    return parse_list(list, words, n, c, error);
-}
-
-/* Lists from the input, one a line; empty lines are passed over. */
-static int predict_stream(const Options *o, Subject *s, Report *r, Error *error) {
-    char line[16384];
-    size_t n = 0, number = 0;
-    int cut;
-    FILE *in = o->streams.in;
-    Error reason = {0};
-    while (!reason.usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &cut)) {
-        number++;
-        if (line[strspn(line, " \t\r,")] == 0 && !cut) continue;
-        if (cut) usage(&reason, "it is too long");
-        else n += (size_t)parse_line(s->lists + n * s->model.config.seq_len, line, &s->model.config, &reason);
-        if (n == s->run.capacity) add_answers(r, s, s->lists, n, o->logits != 0), n = 0;
-    }
-    if (n) add_answers(r, s, s->lists, n, o->logits != 0);
-    if (reason.usage) return fail(error, "standard input, line %zu: %.300s", number, reason.text);
-    return !ferror(in) || fail(error, "cannot read standard input: %s", strerror(errno));
-}
-
-static int command_predict(Options *o, Subject *s, Report *r, Error *error) {
-    if (o->n_numbers == 0) return predict_stream(o, s, r, error);
-    if (!given_list(o, s, 1, error)) return 0;
-    if (o->logits) add_answers(r, s, s->list, 1, 1);
-    else {
-        show_prediction(r, s);
-        show_patterns(r, s);
+    for (size_t i = 0, v = guess; i < smaller(5, s->V); i++, v = next_best(logits, s->V, v)) {
+        say(r, "%6zu %9.3f  %8.5f  ", v, (double)logits[v], (double)probs[v]);
+        bar(r, (double)probs[v], 1, 40);
     }
     return 1;
 }
 
+/* In pictures of attention, full strength is so many times even attention: a row of even attention is seen, and so is
+ * what exceeds it. */
+#define PATTERN_LIMIT 3.0
+
+/* Attention of each number of s->list (row), which the run has just seen, to itself and those before it; of the last
+ * layer, and in a run that keeps no others, of the last number. */
+static void show_patterns(const Session *s, Report *r) {
+    const size_t T = s->T, H = s->model.config.n_heads;
+    size_t n;
+    for (size_t head = 0; head < s->model.config.n_layers * H; head++) {
+        const float *pattern = head_pattern(&s->run, head, &n);
+        const Map map = {pattern, n, T, PATTERN_LIMIT / (double)T, s->list + T - n, s->list, "query", "attends to"};
+        say(r, "\nlayer %zu head %zu\n", head / H, head % H);
+        draw_map(r, &map);
+    }
+}
+
+/* Answers to n lists, one a line. */
+static void add_answers(Session *s, Report *r, const uint32_t *lists, size_t n) {
+    model_forward(&s->model, &s->run, lists, n, NULL);
+    for (const float *row = s->run.logits; row < s->run.logits + n * s->V; row += s->V) {
+        const size_t guess = argmax(row, s->V);
+        checked(r, (double)row[guess]);
+        if (s->logits) line_of_numbers(r, " ", row, s->V);
+        else say(r, "%zu\n", guess);
+    }
+    report_flush(r);
+}
+
+/* The list among the arguments or, without any, lists from the input, one a line; empty lines are passed over. */
+static int command_predict(Session *s, Report *r) {
+    const char *words[MAX_SEQ_LEN + 1], *const space = " \t\r,";
+    char line[16384];
+    size_t n = 0, number = 0;
+    int cut;
+    FILE *in = s->streams.in;
+    if (s->n_numbers) {
+        if (!given_list(s, 1)) return 0;
+        if (s->logits) add_answers(s, r, s->list, 1);
+        else show_prediction(s, r), show_patterns(s, r);
+        return 1;
+    }
+    while (!s->error->usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &cut)) {
+        size_t n_words = 0;
+        number++;
+        for (char *word = strtok(line, space); word && n_words <= s->T; word = strtok(NULL, space))
+            words[n_words++] = word;
+        if (cut) usage(s->error, "it is too long");
+        else if (n_words) n += (size_t)parse_list(s, s->lists + n * s->T, words, n_words);
+        if (n == s->run.capacity) add_answers(s, r, s->lists, n), n = 0;
+    }
+    if (n) add_answers(s, r, s->lists, n);
+    const Error reason = *s->error;
+    s->error->usage = 0;
+    if (reason.usage) return fail(s->error, "standard input, line %zu: %.300s", number, reason.text);
+    return !ferror(in) || fail(s->error, "cannot read standard input: %s", strerror(errno));
+}
+
 /* The last position's attention by position, by rank and, for machines, by number. */
 static void show_attention(Report *r, const AttentionStats *a, const Config *c) {
-    const struct {
-        const char *name;
-        size_t n;
-    } kinds[] = {{"position", c->seq_len}, {"rank", c->seq_len}, {"number", c->max_num}};
+    static const char *const kinds[] = {"position", "rank", "number"};
+    const size_t T = c->seq_len, V = c->max_num, n_kinds = r->kind == REPORT_TEXT ? 2 : 3;
     table_begin(r, "attention", "layer,head,by,index,mean,deviation",
                 "layer  head  the last position to    mean  deviation\n");
     for (size_t head = 0; head < a->heads; head++) {
-        const Moments *last = a->query + (head * c->seq_len + c->seq_len - 1) * c->seq_len;
-        const Moments *of_kind[] = {last, a->rank + head * c->seq_len, a->token + head * c->max_num};
-        for (size_t k = 0; k < (r->kind == REPORT_TEXT ? 2 : 3); k++)
-            for (size_t i = 0; i < kinds[k].n; i++) {
-                const Moments *m = &of_kind[k][i];
+        const Moments *of_kind[] = {a->query + (head * T + T - 1) * T, a->rank + head * T, a->token + head * V};
+        for (size_t k = 0; k < n_kinds; k++)
+            for (size_t i = 0; i < (k < 2 ? T : V); i++) {
+                const double mean = mean_of(&of_kind[k][i]), deviation = deviation_of(&of_kind[k][i]);
                 table_row(r, "%5zu %5zu  %-8s %3zu         %7.3f    %7.3f  ", head / c->n_heads, head % c->n_heads,
-                          kinds[k].name, i, mean_of(m), deviation_of(m));
-                bar(r, mean_of(m), 1, 50);
+                          kinds[k], i, mean, deviation);
+                bar(r, mean, 1, 50);
             }
     }
-    say(r, "(rank 0: the least number, rank %zu: the median, rank %zu: the greatest)\n", c->seq_len / 2, c->seq_len - 1);
+    say(r, "(rank 0: the least number, rank %zu: the median, rank %zu: the greatest)\n", T / 2, T - 1);
 }
 
-/* Averages over s->lists. */
-static int show_mean_attention(Report *r, Subject *s, Error *error) {
+/* The patterns of a list, if there is one, then averages over s->lists. */
+static int command_attention(Session *s, Report *r) {
     const Config *c = &s->model.config;
-    const size_t T = c->seq_len;
+    const size_t T = s->T;
     AttentionStats stats;
-    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", error);
-    if (!means || !attention_create(&stats, c, error)) return free(means), 0;
+    if (s->n_numbers && !given_list(s, 1)) return 0;
+    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", s->error);
+    if (!means || !attention_create(&stats, c, s->error)) return free(means), 0;
+    if (s->n_numbers || s->on_tour) {
+        model_forward(&s->model, &s->run, s->list, 1, NULL);
+        show_patterns(s, r);
+        say(r, "\n");
+    }
     for (size_t at = 0; at < s->n; at += s->run.capacity) {
         model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, s->n - at), NULL);
         observe_attention(&stats, &s->run, s->lists + at * T);
     }
     for (size_t head = 0; head < stats.heads; head++) {
-        say(r, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads, s->n, s->seed);
+        say(r, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads, s->n,
+            s->seed);
         for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&stats.query[head * T * T + i]));
         const Map map = {means, T, T, PATTERN_LIMIT / (double)T, NULL, NULL, "query", "position attended to"};
         draw_map(r, &map);
@@ -3117,68 +3108,49 @@ static int show_mean_attention(Report *r, Subject *s, Error *error) {
     return 1;
 }
 
-static int command_attention(Options *o, Subject *s, Report *r, Error *error) {
-    if (o->n_numbers && !given_list(o, s, 1, error)) return 0;
-    if (o->n_numbers) {
-        model_forward(&s->model, &s->run, s->list, 1, NULL);
-        show_patterns(r, s);
-        say(r, "\n");
-    }
-    return show_mean_attention(r, s, error);
-}
-
 /* -- circuits, weights -- */
 
-/* "L.H" for a head of the model. */
-static int parse_head(const Config *c, const char *text, size_t *layer, size_t *head, Error *error) {
-    char left[24];
-    double l, h;
-    const size_t dot = strcspn(text, ".");
-    snprintf(left, sizeof left, "%.*s", (int)smaller(dot, 20), text);
-    if (!text[dot] || !parse_number(&l, left, 0, 1e6, 1) || !parse_number(&h, text + dot + 1, 0, 1e6, 1))
-        return usage(error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0", text);
-    if (l >= (double)c->n_layers || h >= (double)c->n_heads)
-        return usage(error, "--head %.40s: the model has %zu layers of %zu heads", text, c->n_layers, c->n_heads);
-    *layer = (size_t)l, *head = (size_t)h;
-    return 1;
+/* A whole number below `limit` at *text, which moves behind it and the mark that follows; a last ',' may be missing. */
+static int next_index(const char **text, char mark, size_t limit, size_t *index) {
+    const char *at = *text;
+    for (*index = 0; *at >= '0' && *at <= '9' && *index < limit; at++) *index = 10 * *index + (size_t)(*at - '0');
+    const int good = at > *text && *index < limit && (*at == mark || (!*at && mark == ','));
+    *text = at + (*at != 0);
+    return good;
 }
 
-static int check_position(const Config *c, const char *name, size_t position, Error *error) {
-    return position == NO_POSITION || position < c->seq_len ||
-           usage(error, "--%s is %zu, must be less than %zu", name, position, c->seq_len);
+/* The next in the list of --head. */
+static int next_head(const Session *s, const char **text, size_t *layer, size_t *head) {
+    const size_t L = s->model.config.n_layers, H = s->model.config.n_heads;
+    return (next_index(text, '.', L, layer) && next_index(text, ',', H, head)) ||
+           usage(s->error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0; the model has %zu layers of %zu heads",
+                 s->heads, L, H);
 }
 
-static void show_circuit(Report *r, const Circuit *which, const float *table, size_t V) {
-    const int qk = which->kind == CIRCUIT_QK;
-    const Map map = {table, V, V, 0, NULL, NULL, qk ? "query" : "number", qk ? "key" : "logit of"};
-    for (size_t i = 0; r->kind != REPORT_TEXT && i < V * V; i++) {
-        text_add(&r->text, "%.9g", checked(r, (double)table[i]));
-        text_add(&r->text, (i + 1) % V ? "," : "\n");
-        if (r->text.size > 60000) report_flush(r);
-    }
-    say(r, "layer %zu head %zu, %s%s\n", which->layer, which->head, which->raw ? "raw " : "",
-        qk ? "QK: how much a query number (row) looks at a key number (column)"
-           : "OV: what attending to a number (row) adds to the logit of each (column)");
-    draw_map(r, &map);
-    say(r, "\n");
-}
-
-static int command_circuits(Options *o, Subject *s, Report *r, Error *error) {
-    const Config *c = &s->model.config;
-    size_t layer = 0, head = 0;
-    const size_t V = c->max_num, kind = o->n_numbers == 1 ? choice_index("qk|ov", o->numbers[0]) : 2;
-    if (kind > 1) return usage(error, "which circuits? median circuits qk, or median circuits ov");
-    if (!check_position(c, "query-pos", o->query_pos, error) || !check_position(c, "key-pos", o->key_pos, error) ||
-        (*o->heads && !parse_head(c, o->heads, &layer, &head, error)))
-        return 0;
-    const double floats = (double)V * (double)V + (double)circuit_scratch(c);
-    float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", error);
-    for (size_t i = 0; table && i < c->n_layers * c->n_heads; i++) {
-        const Circuit which = {kind ? CIRCUIT_OV : CIRCUIT_QK, o->raw != 0, i / c->n_heads, i % c->n_heads, o->query_pos,
-                               o->key_pos};
-        if ((*o->heads || o->csv) && (which.layer != layer || which.head != head)) continue;
+static int command_circuits(Session *s, Report *r) {
+    const size_t V = s->V, H = s->model.config.n_heads, positions[] = {s->query_pos, s->key_pos};
+    const size_t ov = s->n_numbers == 1 ? choice_index("qk|ov", s->numbers[0]) : 2;
+    const char *heads = s->heads;
+    Circuit which = {ov ? CIRCUIT_OV : CIRCUIT_QK, s->raw != 0, 0, 0, s->query_pos, s->key_pos};
+    if (ov > 1) return usage(s->error, "which circuits? median circuits qk, or median circuits ov");
+    for (size_t i = 0; i < 2; i++)
+        if (positions[i] != NO_POSITION && positions[i] >= s->T)
+            return usage(s->error, "--%s-pos is %zu, must be less than %zu", i ? "key" : "query", positions[i], s->T);
+    if (*heads && !next_head(s, &heads, &which.layer, &which.head)) return 0;
+    if (*heads) return usage(s->error, "--head is '%.40s', must be one head", s->heads);
+    const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
+    float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", s->error);
+    const Map map = {table, V, V, 0, NULL, NULL, ov ? "number" : "query", ov ? "logit of" : "key"};
+    const size_t first = which.layer * H + which.head, n = *s->heads || s->csv ? 1 : s->model.config.n_layers * H;
+    for (size_t i = first; table && i < first + n; i++) {
+        which.layer = i / H, which.head = i % H;
         circuit_table(&s->model, &which, table, table + V * V);
-        show_circuit(r, &which, table, V);
+        for (size_t t = 0; r->kind != REPORT_TEXT && t < V; t++) line_of_numbers(r, ",", table + t * V, V);
+        say(r, "layer %zu head %zu, %s%s\n", which.layer, which.head, which.raw ? "raw " : "",
+            ov ? "OV: what attending to a number (row) adds to the logit of each (column)"
+               : "QK: how much a query number (row) looks at a key number (column)");
+        draw_map(r, &map);
+        say(r, "\n");
     }
     free(table);
     return table != NULL;
@@ -3188,7 +3160,8 @@ static int command_circuits(Options *o, Subject *s, Report *r, Error *error) {
 static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, Error *error) {
     const size_t few = smaller(rows, cols), many = rows + cols - few;
     const Map map = {data, rows, cols, 0, NULL, NULL, "", ""};
-    float *columns = (float *)allocate((double)few * (double)(many + 1) * (double)sizeof *columns, "singular values", error);
+    const double bytes = (double)few * (double)(many + 1) * (double)sizeof *data;
+    float *columns = (float *)allocate(bytes, "singular values", error);
     if (!columns) return 0;
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < cols; j++) columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
@@ -3205,7 +3178,6 @@ static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, E
 enum { BINS = 40 };
 
 static int show_tensor(Report *r, const Tensor *t, Error *error) {
-    const int text = r->kind == REPORT_TEXT;
     char shape[80];
     Moments moments = {0, 0, 0};
     float min = t->data[0], max = t->data[0];
@@ -3219,190 +3191,157 @@ static int show_tensor(Report *r, const Tensor *t, Error *error) {
         if (++bins[(size_t)place] > most) most = bins[(size_t)place];
     }
     shape_text(shape, sizeof shape, t);
-    text_add(&r->text, text ? "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n" : "%s,%s,%.9g,%.9g,%.9g,%.9g",
+    text_add(&r->text, r->kind == REPORT_TEXT ? "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n"
+                                              : "%s,%s,%.9g,%.9g,%.9g,%.9g",
              t->name, shape, mean_of(&moments), deviation_of(&moments), (double)min, (double)max);
     say(r, "  histogram |");
     for (size_t i = 0; i < BINS; i++)
         say(r, "%c", bins[i] ? ramp_positive[1 + strength((double)bins[i], (double)most) * 8 / 9] : ' ');
     say(r, "|\n");
-    const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1], rows = t->size / heads / cols;
+    const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1];
+    const size_t rows = t->size / heads / cols;
     for (size_t head = 0; head < heads; head++) {
         if (heads > 1) say(r, "  head %zu\n", head);
         if (!show_matrix(r, t->data + head * rows * cols, rows, cols, error)) return 0;
     }
     text_add(&r->text, "\n");
-    report_flush(r);
     return 1;
 }
 
-static int command_weights(Options *o, Subject *s, Report *r, Error *error) {
-    (void)o;
+static int command_weights(Session *s, Report *r) {
+    int done = 1;
     table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...", "");
-    for (size_t i = 0; i < s->model.n_tensors; i++)
-        if (!show_tensor(r, &s->model.tensors[i], error)) return 0;
-    return 1;
+    for (size_t i = 0; done && i < s->model.n_tensors; i++) done = show_tensor(r, &s->model.tensors[i], s->error);
+    return done;
 }
 
 /* -- ablate, attribute, patch -- */
 
 /* A run that is intervened in, beside the one that keeps what it computed. */
-static int need_other_run(Subject *s, Error *error) {
-    return s->other.memory || run_create(&s->other, &s->model.config, s->run.capacity, s->run.kind, error);
+static int need_other_run(Session *s) {
+    return s->other.memory || run_create(&s->other, &s->model.config, s->run.capacity, s->run.kind, s->error);
 }
 
-/* The next piece of a comma-separated list into word; 0 at its end. */
-static int next_word(const char **at, char *word, size_t size) {
-    const size_t n = strcspn(*at, ",");
-    if (!**at) return 0;
-    snprintf(word, size, "%.*s", (int)smaller(n, size - 1), *at);
-    *at += n + ((*at)[n] == ',');
-    return 1;
-}
-
-#define MAX_TARGETS 256
-typedef struct {
-    size_t n;
-    Target targets[MAX_TARGETS];
-} Targets;
+enum { MAX_TARGETS = 256 };
 
 /* The place at each of --positions, or at all. */
-static int add_target(Targets *all, const Options *o, const Config *c, Target place, Error *error) {
-    char word[40];
-    double value;
-    const char *at = o->positions;
+static int add_target(const Session *s, Target *targets, size_t *n, Target place) {
+    const char *at = s->positions;
+    place.position = ALL_POSITIONS;
     do {
-        place.position = ALL_POSITIONS;
-        if (next_word(&at, word, sizeof word)) {
-            if (!parse_number(&value, word, 0, 1e6, 1) || value >= (double)c->seq_len)
-                return usage(error, "--positions: '%.40s' must be a number below %zu", word, c->seq_len);
-            place.position = (size_t)value;
-        }
-        if (all->n == MAX_TARGETS) return usage(error, "more than %d targets", MAX_TARGETS);
-        all->targets[all->n++] = place;
+        if (*at && !next_index(&at, ',', s->T, &place.position))
+            return usage(s->error, "--positions is '%.40s', must be numbers below %zu", s->positions, s->T);
+        if (*n == MAX_TARGETS) return usage(s->error, "more than %d targets", MAX_TARGETS);
+        targets[(*n)++] = place;
     } while (*at);
     return 1;
 }
 
-/* --head and --layer, each at --positions: the targets of one joint ablation. */
-static int parse_targets(const Options *o, const Config *c, Targets *all, Error *error) {
-    char word[40];
-    double value;
-    Target t = {HOOK_HEAD, 0, ALL_HEADS, 0};
-    for (const char *at = o->heads; next_word(&at, word, sizeof word);)
-        if (!parse_head(c, word, &t.layer, &t.head, error) || !add_target(all, o, c, t, error)) return 0;
-    t.head = ALL_HEADS;
-    if (o->part) t.site = HOOK_MLP, t.head = 0;
-    if (o->part && !c->d_mlp) return usage(error, "--part mlp: this model has no MLP");
-    for (const char *at = o->layers; next_word(&at, word, sizeof word);) {
-        if (!parse_number(&value, word, 0, 1e6, 1) || value >= (double)c->n_layers)
-            return usage(error, "--layer is '%.40s', must be a number below %zu", word, c->n_layers);
-        t.layer = (size_t)value;
-        if (!add_target(all, o, c, t, error)) return 0;
+/* --head and --layer, each at --positions: the targets of one joint ablation, *n of them. */
+static int parse_targets(const Session *s, Target *targets, size_t *n) {
+    const size_t L = s->model.config.n_layers;
+    const char *heads = s->heads, *layers = s->layers;
+    Target t = {HOOK_HEAD, 0, 0, 0};
+    if (s->part && !s->model.config.d_mlp) return usage(s->error, "--part mlp: this model has no MLP");
+    while (*heads)
+        if (!next_head(s, &heads, &t.layer, &t.head) || !add_target(s, targets, n, t)) return 0;
+    t.site = s->part ? HOOK_MLP : HOOK_HEAD, t.head = s->part ? 0 : ALL_HEADS;
+    while (*layers) {
+        if (!next_index(&layers, ',', L, &t.layer))
+            return usage(s->error, "--layer is '%.40s', must be numbers below %zu", s->layers, L);
+        if (!add_target(s, targets, n, t)) return 0;
     }
-    for (t.layer = 0; !*o->heads && !*o->layers && (*o->positions || o->part) && t.layer < c->n_layers; t.layer++)
-        if (!add_target(all, o, c, t, error)) return 0;
+    for (t.layer = 0; !*s->heads && !*s->layers && (*s->positions || s->part) && t.layer < L; t.layer++)
+        if (!add_target(s, targets, n, t)) return 0;
     return 1;
 }
 
-/* Rows of an ablation table, over the lists that s->run has just seen. */
-typedef struct {
-    Report *report;
-    Subject *subject;
-    ReplaceKind kind;
-} Ablation;
-
-static void show_ablation(const Ablation *a, const Target *targets, size_t n, const char *layer, const char *head,
+/* A row of the ablation table, over the lists that s->run has just seen. */
+static void show_ablation(Session *s, Report *r, const Target *targets, size_t n, const char *layer, const char *head,
                           const char *positions) {
     static const char *const kinds[] = {"mean", "zero", "resample"};
-    Subject *s = a->subject;
     Evaluation e = {0};
-    run_intervention(&s->model, &s->other, &s->run, s->lists, a->kind, targets, n);
+    run_intervention(&s->model, &s->other, &s->run, s->lists, (ReplaceKind)s->kind, targets, n);
     evaluate_batch(&s->other, s->medians, &e);
-    table_row(a->report, "%-8s %-8s %-12s %-9s %9.3f %% %11.5f %7zu of %zu\n", layer, head, positions,
-              n ? kinds[a->kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
+    table_row(r, "%-8s %-8s %-12s %-9s %9.3f %% %11.5f %7zu of %zu\n", layer, head, positions,
+              n ? kinds[s->kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
 }
 
-/* Every head at every position, every head, every layer. */
-static void ablation_sweep(const Ablation *a) {
-    const Config *c = &a->subject->model.config;
-    char layer[24], head[24], position[24];
-    for (size_t l = 0; l < c->n_layers; l++) {
-        Target t = {HOOK_HEAD, l, 0, 0};
-        snprintf(layer, sizeof layer, "%zu", l);
-        for (t.head = 0; t.head < c->n_heads; t.head++) {
-            snprintf(head, sizeof head, "%zu", t.head);
-            for (t.position = 0; t.position < c->seq_len; t.position++) {
-                snprintf(position, sizeof position, "%zu", t.position);
-                show_ablation(a, &t, 1, layer, head, position);
-            }
-            t.position = ALL_POSITIONS;
-            show_ablation(a, &t, 1, layer, head, "all");
-        }
-        t.head = ALL_HEADS;
-        show_ablation(a, &t, 1, layer, "attn", "all");
-        t.site = HOOK_MLP, t.head = 0;
-        if (c->d_mlp) show_ablation(a, &t, 1, layer, "mlp", "all");
-    }
+/* An index as text, or what is said in place of one that is too great. */
+static const char *index_text(char text[24], size_t index, size_t n, const char *otherwise) {
+    if (index < n) snprintf(text, 24, "%zu", index);
+    else snprintf(text, 24, "%s", otherwise);
+    return text;
 }
 
 /* "0,1,2" becomes "0 1 2": a CSV cell has no comma. */
-static void spaced(char *to, size_t size, const char *from, const char *if_empty) {
-    snprintf(to, size, "%s", *from ? from : if_empty);
-    for (; *to; to++)
-        if (*to == ',') *to = ' ';
+static void spaced(char to[LIST_SIZE], const char *from, const char *if_empty) {
+    snprintf(to, LIST_SIZE, "%s", *from ? from : if_empty);
+    while ((to = strchr(to, ',')) != NULL) *to = ' ';
 }
 
-static int command_ablate(Options *o, Subject *s, Report *r, Error *error) {
+/* The targets given or, without any, every head at every position, every head, every layer. */
+static int command_ablate(Session *s, Report *r) {
     static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
-    const Ablation a = {r, s, (ReplaceKind)o->kind};
+    const size_t H = s->model.config.n_heads, T = s->T, parts = H + (s->model.config.d_mlp ? 2 : 1);
     const size_t n = smaller(s->n, s->run.capacity);
     char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
-    Targets all = {0};
-    if (!parse_targets(o, &s->model.config, &all, error) || !need_other_run(s, error)) return 0;
+    Target targets[MAX_TARGETS] = {{HOOK_HEAD, 0, 0, 0}};
+    size_t n_targets = 0;
+    if (!parse_targets(s, targets, &n_targets) || !need_other_run(s)) return 0;
     model_forward(&s->model, &s->run, s->lists, n, NULL);
-    say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[o->kind], n, s->seed);
+    say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[s->kind], n, s->seed);
     table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists",
                 "layer    head     positions    kind        accuracy          loss  loss > 0.7\n");
-    if (r->kind == REPORT_TEXT) show_ablation(&a, NULL, 0, "-", "-", "nothing");
-    spaced(heads, sizeof heads, o->heads, o->part ? "mlp" : "attn");
-    spaced(layers, sizeof layers, *o->layers ? o->layers : *o->heads ? "" : "all", "-");
-    spaced(positions, sizeof positions, o->positions, "all");
-    if (*o->heads && strchr(o->heads, ',') == NULL && !*o->layers) { /* one head: its layer and head apart */
-        snprintf(layers, sizeof layers, "%zu", all.targets[0].layer);
-        snprintf(heads, sizeof heads, "%zu", all.targets[0].head);
+    if (r->kind == REPORT_TEXT) show_ablation(s, r, NULL, 0, "-", "-", "nothing");
+    spaced(heads, s->heads, s->part ? "mlp" : "attn");
+    spaced(layers, s->layers, *s->heads ? "-" : "all");
+    spaced(positions, s->positions, "all");
+    if (*s->heads && !strchr(s->heads, ',') && !*s->layers) { /* one head: its layer and head apart */
+        snprintf(layers, sizeof layers, "%zu", targets[0].layer);
+        snprintf(heads, sizeof heads, "%zu", targets[0].head);
     }
-    if (all.n) show_ablation(&a, all.targets, all.n, layers, heads, positions);
-    else ablation_sweep(&a);
+    if (n_targets) show_ablation(s, r, targets, n_targets, layers, heads, positions);
+    for (size_t i = 0; n_targets == 0 && i < s->model.config.n_layers * parts; i++) {
+        const size_t l = i / parts, part = i % parts; /* of each layer every head, attention, and the MLP */
+        for (size_t t = part < H ? 0 : T; t <= T; t++) {
+            const Target target = {part > H ? HOOK_MLP : HOOK_HEAD, l, part > H ? 0 : part < H ? part : ALL_HEADS,
+                                   t < T ? t : ALL_POSITIONS};
+            show_ablation(s, r, &target, 1, index_text(layers, l, SIZE_MAX, ""),
+                          index_text(heads, part, H, part > H ? "mlp" : "attn"), index_text(positions, t, T, "all"));
+        }
+    }
     return 1;
 }
 
 /* Of s->list: the logit of its median, against that of the best other number. */
-static int command_attribute(Options *o, Subject *s, Report *r, Error *error) {
+static int command_attribute(Session *s, Report *r) {
     const Config *c = &s->model.config;
-    const size_t V = c->max_num, room = attribution_terms(c);
+    const size_t room = attribution_terms(c);
     const float *logits = s->run.logits;
     double limit = 0;
-    if (!given_list(o, s, s->seed, error)) return 0;
+    if (!given_list(s, s->seed)) return 0;
     model_forward(&s->model, &s->run, s->list, 1, NULL);
-    const size_t best = argmax(logits, V), median = s->median[0];
-    Attribution a = {{median, best == median ? next_best(logits, V, best) : best}, 0, NULL, 0, {0, 0}};
-    a.terms = (Term *)allocate((double)room * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * 4.0, "the terms", error);
+    const size_t best = argmax(logits, s->V), median = s->median[0];
+    const size_t other = best == median ? next_best(logits, s->V, best) : best;
+    Attribution a = {{median, other}, 0, NULL, 0, {0, 0}};
+    const double bytes = (double)room * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * sizeof(float);
+    a.terms = (Term *)allocate(bytes, "the terms", s->error);
     if (!a.terms) return 0;
     attribute(&s->model, &s->run, &a, (float *)(a.terms + room));
-    for (size_t i = 0; i < a.n_terms; i++) limit = max_double(limit, fabs(a.terms[i].logit[0] - a.terms[i].logit[1]));
-    say(r, "What makes the logit of the median, %zu, and of the best other number, %zu\n\n", a.numbers[0], a.numbers[1]);
+    say(r, "What makes the logit of the median, %zu, and of the best other number, %zu\n\n", median, other);
     table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin",
                 "term        layer  head  position  number      logit      other     margin\n");
-    for (size_t i = 0; i < a.n_terms; i++) {
-        const Term *t = &a.terms[i];
+    for (size_t i = 0; i < a.n_terms; i++) limit = max_double(limit, fabs(a.terms[i].logit[0] - a.terms[i].logit[1]));
+    for (const Term *t = a.terms; t < a.terms + a.n_terms; t++) {
         const double margin = t->logit[0] - t->logit[1];
         table_row(r, "%-11s %5zu %5zu %9zu %7zu %10.4f %10.4f %+10.4f  ", t->part, t->layer, t->head, t->position,
                   (size_t)s->list[t->position], t->logit[0], t->logit[1], margin);
         bar(r, fabs(margin), limit, 30);
     }
-    say(r, "sum                                       %10.4f %10.4f %+10.4f\n", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
-    say(r, "logits of the forward pass                %10.4f %10.4f %+10.4f\n", (double)logits[a.numbers[0]],
-        (double)logits[a.numbers[1]], (double)logits[a.numbers[0]] - (double)logits[a.numbers[1]]);
+    const double x = (double)logits[median], y = (double)logits[other];
+    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
+    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "logits of the forward pass", x, y, x - y);
     free(a.terms);
     return 1;
 }
@@ -3411,77 +3350,62 @@ static double margin(const Run *run, const size_t *numbers) {
     return (double)run->logits[numbers[0]] - (double)run->logits[numbers[1]];
 }
 
-/* The clean list in s->run; in s->other the corrupted one, into which a clean value is put, and how much of the clean answer
- * comes back: 1 all of it, 0 nothing. */
-typedef struct {
-    Report *report;
-    Subject *subject;
-    size_t numbers[2];
-    double clean, corrupted; /* margins of the first number over the second */
-} Patching;
-
-static void show_patch(const Patching *p, const char *site, Target target) {
-    Subject *s = p->subject;
-    char position[24] = "all";
-    if (target.position != ALL_POSITIONS) snprintf(position, sizeof position, "%zu", target.position);
-    run_intervention(&s->model, &s->other, &s->run, s->list + s->model.config.seq_len, REPLACE_SAME, &target, 1);
-    const double patched = margin(&s->other, p->numbers), whole = p->clean - p->corrupted;
-    const double restored = whole > 0 || whole < 0 ? (patched - p->corrupted) / whole : 0.0;
-    table_row(p->report, "%-9s %5zu %5zu %9s %10.4f %10.4f %10.4f %9.3f  ", site, target.layer, target.head, position,
-              p->clean, p->corrupted, patched, restored);
-    bar(p->report, restored, 1, 30);
-}
-
-static void patch_sweep(const Patching *p) {
-    static const char *const names[] = {"residual", "pattern", "head", "mlp"}; /* in the order of HookSite */
-    const Config *c = &p->subject->model.config;
-    for (size_t l = 0; l < c->n_layers; l++)
-        for (size_t site = 0; site < (c->d_mlp ? 4 : 3); site++) {
-            const int per_head = site == HOOK_PATTERN || site == HOOK_HEAD, last_only = site && l + 1 == c->n_layers;
-            Target t = {(HookSite)site, l, 0, ALL_POSITIONS};
-            if (l == 0 && site == HOOK_RESIDUAL) show_patch(p, names[site], t);
-            for (t.head = 0; t.head < (per_head ? c->n_heads : 1); t.head++)
-                for (t.position = last_only ? c->seq_len - 1 : 0; t.position < c->seq_len; t.position++)
-                    show_patch(p, names[site], t);
-        }
-}
-
 /* The second list: given behind the first, or the first with its median moved by half the range. */
-static int other_list(const Options *o, Subject *s, Error *error) {
-    const Config *c = &s->model.config;
-    const size_t T = c->seq_len;
+static int other_list(Session *s) {
+    const size_t T = s->T;
     uint32_t *other = s->list + T;
-    size_t differ = 0;
-    for (size_t t = 0; t < T; t++)
-        other[t] = s->list[t] == s->median[0] && !differ++ ? (uint32_t)((s->list[t] + c->max_num / 2) % c->max_num) : s->list[t];
-    if (o->n_numbers && !parse_list(other, o->numbers + T, T, c, error)) return 0;
-    differ = 0;
-    for (size_t t = 0; t < T; t++) differ += s->list[t] != other[t];
-    if (differ != 1) return usage(error, "the two lists must differ in one number; they differ in %zu", differ);
+    size_t t = 0, differ = 0;
+    memcpy(other, s->list, T * sizeof *other);
+    while (other[t] != s->median[0]) t++;
+    other[t] = (uint32_t)((other[t] + s->V / 2) % s->V);
+    if (s->n_numbers && !parse_list(s, other, s->numbers + T, T)) return 0;
+    for (t = 0; t < T; t++) differ += s->list[t] != other[t];
+    if (differ != 1) return usage(s->error, "the two lists must differ in one number; they differ in %zu", differ);
     s->median[1] = median_of(other, T);
     return 1;
 }
 
-static int command_patch(Options *o, Subject *s, Report *r, Error *error) {
-    const size_t T = s->model.config.seq_len, V = s->model.config.max_num;
-    char text[LIST_TEXT];
-    Options first = *o;
-    if (o->n_numbers && o->n_numbers != 2 * T)
-        return usage(error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, o->n_numbers);
-    first.n_numbers /= 2;
-    if (!given_list(&first, s, s->seed, error) || !other_list(o, s, error) || !need_other_run(s, error)) return 0;
+/* The clean list is run in s->run, the corrupted one in s->other; what counts is the margin of one number's logit over
+ * another's. One clean value after the other is put into the corrupted run: how much of the clean margin comes back?
+ * 1 all of it, 0 nothing. */
+static int command_patch(Session *s, Report *r) {
+    static const char *const names[] = {"residual", "pattern", "head", "mlp"}; /* in the order of HookSite */
+    const Config *c = &s->model.config;
+    const size_t T = s->T, V = s->V, n_sites = c->d_mlp ? 4 : 3;
+    const float *logits = s->run.logits;
+    if (s->n_numbers && s->n_numbers != 2 * T)
+        return usage(s->error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, s->n_numbers);
+    s->n_numbers /= 2;
+    if (!given_list(s, s->seed) || !other_list(s) || !need_other_run(s)) return 0;
     model_forward(&s->model, &s->run, s->list, 1, NULL);
     model_forward(&s->model, &s->other, s->list + T, 1, NULL);
-    Patching p = {r, s, {s->median[0], s->median[1]}, 0, 0};
-    if (p.numbers[0] == p.numbers[1]) p.numbers[1] = next_best(s->run.logits, V, V);
-    if (p.numbers[0] == p.numbers[1]) p.numbers[1] = next_best(s->run.logits, V, p.numbers[1]);
-    p.clean = margin(&s->run, p.numbers), p.corrupted = margin(&s->other, p.numbers);
-    say(r, "clean      %s  median %u\n", list_text(text, s->list, T), (unsigned)s->median[0]);
-    say(r, "corrupted  %s  median %u\n\n", list_text(text, s->list + T, T), (unsigned)s->median[1]);
-    say(r, "Margins are logit(%zu) - logit(%zu). With one clean value put into the corrupted run:\n\n", p.numbers[0], p.numbers[1]);
+    size_t numbers[2] = {s->median[0], s->median[1]};
+    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, V);
+    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, numbers[1]);
+    say(r, "clean      %s  median %u\n", list_text(s, s->list), (unsigned)s->median[0]);
+    say(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + T), (unsigned)s->median[1]);
+    say(r, "Margins are logit(%zu) - logit(%zu). With one clean value put into the corrupted run:\n\n", numbers[0],
+        numbers[1]);
     table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored",
                 "site      layer  head  position      clean  corrupted    patched  restored\n");
-    patch_sweep(&p);
+    const double clean = margin(&s->run, numbers), corrupted = margin(&s->other, numbers), whole = clean - corrupted;
+    for (size_t i = 0; i < c->n_layers * n_sites; i++) {
+        Target target = {(HookSite)(i % n_sites), i / n_sites, 0, 0};
+        const int per_head = target.site == HOOK_PATTERN || target.site == HOOK_HEAD;
+        const size_t first = target.site != HOOK_RESIDUAL && target.layer + 1 == c->n_layers ? T : 1;
+        for (target.head = 0; target.head < (per_head ? c->n_heads : 1); target.head++)
+            for (size_t t = i ? first : 0; t <= T; t++) { /* position t - 1; 0: all, where the residual stream begins */
+                char position[24];
+                target.position = t ? t - 1 : ALL_POSITIONS;
+                index_text(position, target.position, T, "all");
+                run_intervention(&s->model, &s->other, &s->run, s->list + T, REPLACE_SAME, &target, 1);
+                const double patched = margin(&s->other, numbers);
+                const double restored = whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0;
+                table_row(r, "%-9s %5zu %5zu %9s %10.4f %10.4f %10.4f %9.3f  ", names[target.site], target.layer,
+                          target.head, position, clean, corrupted, patched, restored);
+                bar(r, restored, 1, 30);
+            }
+    }
     return 1;
 }
 
@@ -3490,29 +3414,31 @@ static int command_patch(Options *o, Subject *s, Report *r, Error *error) {
 static double share(size_t part, size_t whole) { return whole ? (double)part / (double)whole : 0.0; }
 
 static void show_uniformity(Report *r, const Explanation *e, const Config *c) {
-    say(r, "1. Where does the last position look?\n\n");
-    say(r, "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n", e->lists, 1.0 / (double)c->seq_len);
+    say(r, "1. Where does the last position look?\n\n"
+           "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n",
+        e->lists, 1.0 / (double)c->seq_len);
     show_attention(r, &e->attention, c);
     for (size_t head = 0; head < e->attention.heads; head++) {
-        const Moments *token = e->attention.token + head * c->max_num;
         double least = HUGE_VAL, most = -HUGE_VAL;
         for (size_t v = 0; v < c->max_num; v++) {
-            if (token[v].n == 0) continue;
-            least = -max_double(-least, -mean_of(&token[v])), most = max_double(most, mean_of(&token[v]));
+            const Moments *number = &e->attention.token[head * c->max_num + v];
+            if (number->n > 0 && mean_of(number) < least) least = mean_of(number);
+            if (number->n > 0 && mean_of(number) > most) most = mean_of(number);
         }
-        say(r, "Layer %zu head %zu gives every number, wherever it stands, %.3f to %.3f on average.\n", head / c->n_heads,
-            head % c->n_heads, least, most);
+        say(r, "Layer %zu head %zu gives every number, wherever it stands, %.3f to %.3f on average.\n",
+            head / c->n_heads, head % c->n_heads, least, most);
     }
     table_begin(r, "entropy", "mean,deviation", "");
-    table_row(r, "Entropy %.4f of the greatest possible, on average; deviation %.4f.\n\n", mean_of(&e->attention.entropy),
-              deviation_of(&e->attention.entropy));
+    table_row(r, "Entropy %.4f of the greatest possible, on average; deviation %.4f.\n\n",
+              mean_of(&e->attention.entropy), deviation_of(&e->attention.entropy));
 }
 
-static void show_ov(Report *r, const Explanation *e, const Config *c) {
-    const size_t V = c->max_num;
+static void show_ov(Report *r, const Explanation *e, size_t V) {
     const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of"};
     const Map ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred"};
-    say(r, "2. What does a number say?\n\nThe effective OV circuit: what attending to a number adds to each logit.\n\n");
+    const float *values = e->values, *ideal_values = e->ideal_values;
+    say(r, "2. What does a number say?\n\n"
+           "The effective OV circuit: what attending to a number adds to each logit.\n\n");
     draw_map(r, &ov);
     say(r, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
     draw_map(r, &ideal);
@@ -3521,12 +3447,13 @@ static void show_ov(Report *r, const Explanation *e, const Config *c) {
     table_begin(r, "modes", "mode,singular_value,ideal,overlap",
                 "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) mode/max_num)\n");
     for (size_t k = 0; k < smaller(8, V); k++)
-        table_row(r, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, e->values[0] > 0 ? (double)e->values[k] / (double)e->values[0] : 0.0,
-                  (double)e->ideal_values[k] / (double)e->ideal_values[0], (double)e->overlap[k]);
+        table_row(r, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, values[0] > 0 ? (double)values[k] / (double)values[0] : 0.0,
+                  (double)ideal_values[k] / (double)ideal_values[0], (double)e->overlap[k]);
 }
 
-/* A curve as text, `height` lines high; the zero line is dotted. */
-static void draw_curve(Report *r, const float *y, size_t n, size_t height) {
+/* A curve as text; the zero line is dotted. */
+static void draw_curve(Report *r, const float *y, size_t n) {
+    const size_t height = 9;
     double limit = 0;
     for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
     for (size_t line = 0; line < height; line++) {
@@ -3539,14 +3466,15 @@ static void draw_curve(Report *r, const float *y, size_t n, size_t height) {
     }
 }
 
-static void show_votes(Report *r, const Explanation *e, const Config *c) {
-    const size_t V = c->max_num, every = r->kind == REPORT_TEXT && V > 24 ? V / 12 : 1;
-    say(r, "\n3. Votes\n\nlogit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
+static void show_votes(Report *r, const Explanation *e, size_t V) {
+    const size_t every = r->kind == REPORT_TEXT && V > 24 ? V / 12 : 1;
+    say(r, "\n3. Votes\n\n"
+           "logit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
     for (size_t i = 1; i <= 3; i++) {
         const size_t m = smaller(V - 2, i * V / 4);
         say(r, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1,
             (double)e->fit[m]);
-        if (r->kind == REPORT_TEXT) draw_curve(r, e->votes + m * V, V, 9);
+        draw_curve(r, e->votes + m * V, V);
     }
     table_begin(r, "votes", "m,step,fit", "\n   m  step a(m)  R^2\n");
     for (size_t m = 0; m + 1 < V; m += every) {
@@ -3557,57 +3485,61 @@ static void show_votes(Report *r, const Explanation *e, const Config *c) {
 }
 
 static void show_direct_path(Report *r, const Explanation *e) {
-    say(r, "\n4. The last number\n\nThe last number also reaches the logits through the residual stream, without any head. In "
-           "units of\n-|x - m| (slope of the best fit):\n\n");
-    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio", "");
+    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio", "\n4. The last number\n\n"
+                "The last number also reaches the logits through the residual stream, without any head. In units of\n"
+                "-|x - m| (slope of the best fit):\n\n");
     table_row(r, "  any other number, attention x OV     %8.4f\n  the last number, attention x OV      %8.4f\n"
                  "  the last number, residual stream     %8.4f\n  the last number, in all              %8.4f\n"
                  "  in all, as a part of another's       %8.4f\n",
               e->other_weight, e->last_weight - e->direct_weight, e->direct_weight, e->last_weight, e->weight_ratio);
-    say(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the last one\n"
-           "counts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
+    say(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the "
+           "last one\ncounts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
 }
 
 static void show_ladder(Report *r, const Explanation *e) {
     static const char *const names[LADDER] = {"the network", "attention frozen to its mean by position",
                                               "and ln_final's scale frozen", "votes a(m) sign(x - m - 1/2) + c(m)",
                                               "the median itself"};
-    const size_t mistakes = e->lists - e->ladder[0].right;
-    say(r, "\n5. The ladder\n\nEver simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", e->lists, mistakes);
+    const size_t n = e->lists, mistakes = n - e->ladder[0].right;
+    say(r, "\n5. The ladder\n\n"
+           "Ever simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", n, mistakes);
     table_begin(r, "ladder", "rung,model,accuracy,agreement,mistakes_repeated,loss",
                 "                                                right    like the  its mistakes      loss\n"
                 "                                                          network      repeated\n");
     for (size_t i = 0; i < LADDER; i++) {
         const Rung *rung = &e->ladder[i];
-        table_row(r, "(%zu) %-40s %8.3f %% %8.3f %% %11.2f %% %10.5f\n", i, names[i], share(rung->right, e->lists),
-                  share(rung->like_network, e->lists), share(rung->mistakes_shared, mistakes), rung->loss);
+        table_row(r, "(%zu) %-40s %8.3f %% %8.3f %% %11.2f %% %10.5f\n", i, names[i], share(rung->right, n),
+                  share(rung->like_network, n), share(rung->mistakes_shared, mistakes), rung->loss);
     }
 }
 
-/* Shares of right answers among the lists of each class, classes first .. first + 9 / width of a table of Tally together. */
-static void show_tallies(Report *r, const char *name, const char *heading, const Tally *tallies, size_t n, size_t width) {
-    table_begin(r, name, "from,lists,accuracy", heading);
+/* Shares of right answers among the lists of each class, `width` classes together. */
+static void show_tallies(Report *r, const char *name, const char *title, const Tally *tallies, size_t n, size_t width) {
+    table_begin(r, name, "from,lists,accuracy", title);
     for (size_t first = 0; first < n; first += width) {
         Tally sum = {0, 0};
-        for (size_t i = first; i < smaller(n, first + width); i++) sum.lists += tallies[i].lists, sum.right += tallies[i].right;
-        if (sum.lists) table_row(r, "  from %-4zu %9zu lists  %8.3f %% right\n", first, sum.lists, share(sum.right, sum.lists));
+        for (size_t i = first; i < smaller(n, first + width); i++)
+            sum.lists += tallies[i].lists, sum.right += tallies[i].right;
+        if (sum.lists)
+            table_row(r, "  from %-4zu %9zu lists  %8.3f %% right\n", first, sum.lists, share(sum.right, sum.lists));
     }
 }
 
-static void show_failures(Report *r, const Explanation *e, const Config *c) {
-    const size_t tenth = r->kind == REPORT_TEXT ? (c->max_num + 9) / 10 : 1;
-    char text[LIST_TEXT];
-    say(r, "\n6. Where it fails\n\n");
-    show_tallies(r, "by_median", "By the median:\n", e->by_median, c->max_num, tenth);
-    show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, c->max_num, tenth);
-    show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, c->seq_len + 1, 1);
+static void show_failures(Session *s, Report *r, const Explanation *e) {
+    const size_t tenth = r->kind == REPORT_TEXT ? (s->V + 9) / 10 : 1;
+    show_tallies(r, "by_median", "\n6. Where it fails\n\nBy the median:\n", e->by_median, s->V, tenth);
+    show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, s->V,
+                 tenth);
+    show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, s->T + 1, 1);
     table_begin(r, "worst", "loss,list", "The lists of greatest loss:\n");
     for (size_t i = 0; i < WORST_LISTS && e->worst[i].count; i++)
-        table_row(r, "  %8.4f  %s\n", -e->worst[i].key, list_text(text, e->worst[i].list, c->seq_len));
+        table_row(r, "  %8.4f  %s\n", -e->worst[i].key, list_text(s, e->worst[i].list));
 }
 
 /* Every claim beside the number that it stands on, and the limits between which that must be. */
 static void show_verdict(Report *r, const Explanation *e) {
+    const double like_sum = share(e->ladder[2].like_network, e->lists);
+    const double like_votes = share(e->ladder[3].like_network, e->lists);
     const struct {
         const char *claim;
         double value, low, high;
@@ -3617,40 +3549,42 @@ static void show_verdict(Report *r, const Explanation *e) {
         {"So it votes up from every m below it and down from the others: R^2", e->mean_fit, 0.5, 1},
         {"Attention is nearly even: entropy relative to the greatest", mean_of(&e->attention.entropy), 0.95, 1},
         {"The last number doesn't outvote a majority: its weight to another's", e->weight_ratio, 0, 2},
-        {"A plain sum of votes answers as the network does: share", share(e->ladder[2].like_network, e->lists), 0.8, 1},
-        {"And so does the sum with equal votes a(m) sign(x - m - 1/2): share", share(e->ladder[3].like_network, e->lists), 0.8, 1}};
-    const size_t n_claims = sizeof claims / sizeof *claims;
+        {"A plain sum of votes answers as the network does: share", like_sum, 0.8, 1},
+        {"And so does the sum with equal votes a(m) sign(x - m - 1/2): share", like_votes, 0.8, 1}};
+    const size_t n = sizeof claims / sizeof *claims;
     size_t holding = 0, first = 0; /* first: how many of the first claims hold, up to the first that doesn't */
     table_begin(r, "verdict", "holds,claim,value,above,to", "\n7. Verdict\n\n");
-    for (size_t i = 0; i < n_claims; i++) {
-        const int holds = claims[i].value > claims[i].low && claims[i].value <= claims[i].high;
+    for (size_t i = 0; i < n; i++) {
+        const double x = claims[i].value, low = claims[i].low, high = claims[i].high;
+        const int holds = x > low && x <= high;
         first += holds && first == i, holding += (size_t)holds;
-        table_row(r, "  %-3s  %-68s %7.4f  (above %.2f to %.2f)\n", holds ? "yes" : "NO", claims[i].claim, claims[i].value,
-                  claims[i].low, claims[i].high);
+        table_row(r, "  %-3s  %-68s %7.4f  (above %.2f to %.2f)\n", holds ? "yes" : "NO", claims[i].claim, x, low,
+                  high);
     }
-    if (holding == n_claims)
-        say(r, "\nThe mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as more "
-               "numbers\nlie above than below. It minimises sum |x - m|, which is what the median does.\n");
+    if (holding == n)
+        say(r, "\nThe mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as "
+               "more numbers\nlie above than below. It minimises sum |x - m|, which is what the median does.\n");
     else if (first >= 2 && holding >= 5)
-        say(r, "\nMuch of the mechanism is there, but not all: the lines with NO say what this network does otherwise.\n");
-    else
-        say(r, "\nThe mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
-    say(r, "(Measured on a sample of lists. How many of all there are come out right, `median certify` counts, with proof.)\n");
+        say(r, "\nMuch of the mechanism is there, but not all: "
+               "the lines with NO say what this network does otherwise.\n");
+    else say(r, "\nThe mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
+    say(r, "(Measured on a sample of lists. How many of all there are come out right, `median certify` counts, "
+           "with proof.)\n");
 }
 
-static int command_explain(Options *o, Subject *s, Report *r, Error *error) {
-    const Config *c = &s->model.config;
+static int command_explain(Session *s, Report *r) {
     Explanation e;
-    if (o->csv) r->kind = REPORT_LONG;
-    if (!explain(&s->model, s->lists, s->medians, s->n, &e, error)) return 0;
-    say(r, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes that sum: the\n"
+    if (s->csv) r->kind = REPORT_LONG;
+    if (!explain(&s->model, s->lists, s->medians, s->n, &e, s->error)) return 0;
+    say(r, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes "
+           "that sum: the\n"
            "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n");
-    show_uniformity(r, &e, c);
-    show_ov(r, &e, c);
-    show_votes(r, &e, c);
+    show_uniformity(r, &e, &s->model.config);
+    show_ov(r, &e, s->V);
+    show_votes(r, &e, s->V);
     show_direct_path(r, &e);
     show_ladder(r, &e);
-    show_failures(r, &e, c);
+    show_failures(s, r, &e);
     show_verdict(r, &e);
     explanation_free(&e);
     return 1;
@@ -3658,80 +3592,53 @@ static int command_explain(Options *o, Subject *s, Report *r, Error *error) {
 
 /* -- the tour and the journey -- */
 
-static int tour_evaluation(Options *o, Subject *s, Report *r, Error *error) {
-    Evaluation e = {0};
-    (void)o, (void)error;
-    evaluate(&s->model, &s->run, s->lists, s->medians, s->n, NULL, &e);
-    say(r, "On %zu lists made with seed %zu:\n\n", s->n, s->seed);
-    show_evaluation(r, &e);
-    return 1;
-}
-
-static int tour_prediction(Options *o, Subject *s, Report *r, Error *error) {
-    (void)o, (void)error;
-    show_prediction(r, s);
-    return 1;
-}
-
-static int tour_attention(Options *o, Subject *s, Report *r, Error *error) {
-    (void)o;
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
-    show_patterns(r, s);
-    say(r, "\n");
-    return show_mean_attention(r, s, error);
-}
-
 static const struct {
     const char *title;
-    int (*show)(Options *, Subject *, Report *, Error *);
-    const char *lesson, *next; /* what it means; what to type next, %s being the list */
+    int (*show)(Session *, Report *);
+    const char *lesson; /* what it means, and what to type next; %s is the list */
 } chapters[] = {
-    {"1. How good is it?", tour_evaluation,
-     "The network has never seen a rule for sorting or for medians, only lists and answers. More lists:",
-     "median eval --size 1000000"},
-    {"2. One list", tour_prediction,
-     "The five numbers that it would most likely name. Neighbours of the median in value come next: what the network knows\n"
-     "is not a choice among the list's numbers but a place on a scale. A list of your own:",
-     "median predict %s"},
-    {"3. Who looks where?", tour_attention,
-     "Each row is shared out among the columns and adds up to 1. A number sees itself and those before it. The answer is\n"
-     "read off at the last position, so in the last layer only the last row matters. If that row is nearly even, attention\n"
-     "doesn't pick the median out; it collects all numbers. The list above:",
-     "median attention %s"},
-    {"4. What is needed?", command_ablate,
-     "In the last layer only the last position's output is used. Other replacements, several at once:",
-     "median ablate --kind resample --head 0.0 --positions 0,1"},
-    {"5. What makes the answer?", command_attribute,
-     "Every logit is a sum of what each part writes, ln_final's scale taken as given. Numbers above the median and numbers\n"
-     "below it pull the margin to opposite sides. Another list:",
-     "median attribute --seed 24"},
-    {"6. Which value carries it?", command_patch,
-     "Restored 1: this value alone brings the clean answer back. 0: it carries nothing of the difference. Two of your own:",
-     "median patch LIST OTHER-LIST"},
-    {"7. How it works", command_explain,
-     "The circuits as tables: median circuits ov --csv. All weights: median weights. A network that knows nothing yet:",
-     "median train --steps 1 --out untrained.safetensors && median explain --model untrained.safetensors"},
+    {"1. How good is it?", command_eval, "\n"
+     "The network has never seen a rule for sorting or for medians, only lists and answers. More lists:\n"
+     "    median eval --size 1000000\n"},
+    {"2. One list", show_prediction, "\n"
+     "The five numbers that it would most likely name. Neighbours of the median in value come next: what the network "
+     "knows\nis not a choice among the list's numbers but a place on a scale. A list of your own:\n"
+     "    median predict %s\n"},
+    {"3. Who looks where?", command_attention, "\n"
+     "Each row is shared out among the columns and adds up to 1. A number sees itself and those before it. The answer "
+     "is\nread off at the last position, so in the last layer only the last row matters. If that row is nearly even, "
+     "attention\ndoesn't pick the median out; it collects all numbers. The list above:\n"
+     "    median attention %s\n"},
+    {"4. What is needed?", command_ablate, "\n"
+     "In the last layer only the last position's output is used. Other replacements, several at once:\n"
+     "    median ablate --kind resample --head 0.0 --positions 0,1\n"},
+    {"5. What makes the answer?", command_attribute, "\n"
+     "Every logit is a sum of what each part writes, ln_final's scale taken as given. Numbers above the median and "
+     "numbers\nbelow it pull the margin to opposite sides. Another list:\n"
+     "    median attribute --seed 24\n"},
+    {"6. Which value carries it?", command_patch, "\n"
+     "Restored 1: this value alone brings the clean answer back. 0: it carries nothing of the difference. "
+     "Two of your own:\n"
+     "    median patch LIST OTHER-LIST\n"},
+    {"7. How it works", command_explain, "\n"
+     "The circuits as tables: median circuits ov --csv. All weights: median weights. "
+     "A network that knows nothing yet:\n"
+     "    median train --steps 1 --out untrained.safetensors && median explain --model untrained.safetensors\n"},
 };
 
 static void underlined(Report *r, const char *title) {
-    say(r, "\n%s\n%.*s\n\n", title, (int)strlen(title), "================================================================");
+    say(r, "\n%s\n%.*s\n\n", title, (int)strlen(title), "========================================");
 }
 
 /* One list of seed 23 runs through all chapters. */
-static int command_tour(Options *o, Subject *s, Report *r, Error *error) {
-    char text[LIST_TEXT];
-    say(r, "%s: %zu parameters, hash %016" PRIx64 "\n", o->model, s->model.n_params, hash_model(&s->model));
-    if (!given_list(o, s, 23, error)) return 0;
-    list_text(text, s->list, s->model.config.seq_len);
+static int command_tour(Session *s, Report *r) {
+    say(r, "%s: %zu parameters, hash %016" PRIx64 "\n", s->path, s->model.n_params, hash_model(&s->model));
+    if (!given_list(s, 23)) return 0;
+    s->on_tour = 1;
     for (size_t i = 0; i < sizeof chapters / sizeof *chapters; i++) {
-        const size_t seed = s->seed;
         underlined(r, chapters[i].title);
-        if (chapters[i].show == command_attribute || chapters[i].show == command_patch) s->seed = 23;
-        if (!chapters[i].show(o, s, r, error)) return 0;
-        s->seed = seed;
-        say(r, "\n%s\n    ", chapters[i].lesson);
-        say(r, chapters[i].next, text);
-        say(r, "\n");
+        if (!chapters[i].show(s, r)) return 0;
+        say(r, chapters[i].lesson, list_text(s, s->list));
     }
     return 1;
 }
@@ -3739,49 +3646,47 @@ static int command_tour(Options *o, Subject *s, Report *r, Error *error) {
 /* The hash of the parameters in median.safetensors. */
 static const uint64_t shipped_hash = UINT64_C(0x0d3ac20f5e37dd26);
 
-static int command_journey(Options *o, Subject *s, Report *r, Error *error) {
-    const Config config = config_default();
-    const Recipe recipe = recipe_default();
-    Options five = *o;
+static int command_journey(Session *s, Report *r) {
+    const size_t size = s->size;
+    Recipe *recipe = &s->settings.recipe;
     Trainer t;
     say(r, "A small transformer learns to find the median of a list, and shows how it does it.\n");
     underlined(r, "The data");
-    five.size = 5, five.settings.recipe.seed = recipe.seed;
-    command_data(&five, s, r, error);
-    say(r, "\nSeven numbers from 0 to 49, and the one that would stand in the middle if they were sorted. The network sees\n"
-           "the lists and is told the medians; nobody tells it how to sort.\n");
+    *recipe = recipe_default(), s->size = 5;
+    command_data(s, r);
+    s->size = size;
+    say(r, "\nSeven numbers from 0 to 49, and the one that would stand in the middle if they were sorted. The network "
+           "sees\nthe lists and is told the medians; nobody tells it how to sort.\n");
     underlined(r, "Training");
-    if (!trainer_create(&t, &recipe, &config, NULL, error)) return 0;
+    if (!trainer_create(&t, recipe, &s->settings.config, NULL, s->error)) return 0;
     say(r, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu lists each.\n", t.model.n_params,
-        t.total_steps, recipe.batch_size);
+        t.total_steps, recipe->batch_size);
     report_flush(r);
     if (r->out) fflush(r->out);
-    int done = run_training(&t, o, NULL, NULL, error);
+    const int done = run_training(&t, s, NULL, NULL);
     if (done) {
         Model *result = trainer_result(&t);
         say(r, "Trained: validation accuracy %.3f %%. The parameters are %s shipped median.safetensors, bit for bit.\n",
             100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "those of the" : "NOT those of the");
         s->model = *result;
         memset(result, 0, sizeof *result);
-        done = subject_prepare(s, o->size, o->settings.recipe.seed, 512, RUN_ALL_POSITIONS, error);
+        recipe->seed = s->seed, s->path = "This network";
     }
     trainer_free(&t);
-    if (done) o->model = "This network";
-    return done && command_tour(o, s, r, error);
+    return done && run_command(s, find_command("tour", s->error), r);
 }
 
 /* -- bench -- */
 
-/* Floating-point operations of a forward pass as it is done here, a multiplication with its addition counting two: matrix
- * products and attention. A backward pass does each product twice, once for either factor. */
+/* Floating-point operations of a forward pass as it is done here, a multiplication with its addition counting two:
+ * matrix products and attention. A backward pass does each product twice, once for either factor. */
 static double forward_flops(const Run *run) {
     const Config *c = &run->config;
     const double d = (double)c->d_model, dh = (double)c->d_head, T = (double)c->seq_len;
     double sum = 2.0 * (double)run->n_lists * d * (double)c->max_num;
-    for (size_t l = 0; l < c->n_layers; l++) {
-        const LayerRun *layer = &run->layers[l];
-        const double rows = (double)layer->n_rows, queries = (double)layer->n_out, asking = rows - (double)layer->first_query;
-        const double seen = layer->n_queries == 1 ? T : (T + 1) / 2;
+    for (const LayerRun *layer = run->layers; layer < run->layers + c->n_layers; layer++) {
+        const double rows = (double)layer->n_rows, queries = (double)layer->n_out;
+        const double asking = rows - (double)layer->first_query, seen = layer->n_queries == 1 ? T : (T + 1) / 2;
         const double values = layer->folded ? (rows + dh) * d * d : 2 * queries * d * dh;
         const double head = 2 * asking * d * dh + values + queries * seen * 2 * d;
         sum += 2.0 * ((double)c->n_heads * head + 2.0 * queries * d * (double)c->d_mlp);
@@ -3790,195 +3695,172 @@ static double forward_flops(const Run *run) {
 }
 
 /* FLOPs go to stdout, rates to where the progress goes: stdout is the same bytes everywhere, every time. */
-static int command_bench(Options *o, Subject *s, Report *r, Error *error) {
-    Recipe *recipe = &o->settings.recipe;
-    FILE *to = o->streams.progress;
+static int command_bench(Session *s, Report *r) {
+    Recipe *recipe = &s->settings.recipe;
+    FILE *to = s->streams.progress;
     Trainer t;
-    (void)s;
-    if (!config_check(&o->settings.config, error)) return error->usage = 1, 0;
-    recipe->steps = o->size, recipe->valset_size = recipe->batch_size;
-    if (!trainer_create(&t, recipe, &o->settings.config, NULL, error)) return 0;
-    const size_t batch = recipe->batch_size, rounds = 5, steps = (o->size + rounds - 1) / rounds;
-    double best = HUGE_VAL, best_forward = HUGE_VAL;
-    for (size_t round = 0; round < rounds; round++) { /* the fastest of five rounds: what the machine can do undisturbed */
-        double start = seconds();
-        for (size_t i = 0; i < steps && t.step < t.total_steps; i++) trainer_step(&t);
-        best = -max_double(-best, -(seconds() - start) / (double)steps);
-        start = seconds();
-        for (size_t i = 0; i < steps; i++)
-            for (size_t at = 0; at < batch; at += t.run.capacity)
-                model_forward(&t.model, &t.run, t.batch + at * t.model.config.seq_len, smaller(t.run.capacity, batch - at), NULL);
-        best_forward = -max_double(-best_forward, -(seconds() - start) / (double)steps);
+    const size_t batch = recipe->batch_size, rounds = 5, steps = (s->size + rounds - 1) / rounds;
+    double best[2] = {HUGE_VAL, HUGE_VAL}; /* seconds a training step takes, and a forward pass over as many lists */
+    recipe->steps = s->size, recipe->valset_size = batch;
+    if (!trainer_create(&t, recipe, &s->settings.config, NULL, s->error)) return 0;
+    for (size_t round = 0; round < 2 * rounds; round++) { /* the fastest counts: what the machine can do undisturbed */
+        const double start = seconds();
+        for (size_t i = 0; i < steps; i++) {
+            if (round % 2 == 0 && t.step < t.total_steps) trainer_step(&t);
+            for (size_t at = 0; round % 2 && at < batch; at += t.run.capacity)
+                model_forward(&t.model, &t.run, t.batch + at * s->T, smaller(t.run.capacity, batch - at), NULL);
+        }
+        const double taken = (seconds() - start) / (double)steps;
+        if (taken < best[round % 2]) best[round % 2] = taken;
     }
     const double forward = forward_flops(&t.run) * (double)batch / (double)t.run.n_lists, step = 3 * forward;
-    say(r, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch, t.run.layers[0].n_rows);
+    say(r, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch,
+        t.run.layers[0].n_rows);
     say(r, "training   %10.3f MFLOP a step\n", step * 1e-6);
     say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / (double)batch);
     report_flush(r);
     if (to) {
-        fprintf(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best * 1e3, 1 / best,
-                (double)batch / best, step * 1e-9 / best);
-        fprintf(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best_forward * 1e3,
-                (double)batch / best_forward, forward * 1e-9 / best_forward);
+        fprintf(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best[0] * 1e3,
+                1 / best[0], (double)batch / best[0], step * 1e-9 / best[0]);
+        fprintf(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best[1] * 1e3,
+                (double)batch / best[1], forward * 1e-9 / best[1]);
         fprintf(to, "memory     %10.2f MiB for activations and gradients\n", t.run.bytes / 1048576.0);
     }
     trainer_free(&t);
     return 1;
 }
 
-/* -- certify -- */
+/* -- certify, test -- */
 
 static void show_certified(void *context, double done) {
-    Progress *p = (Progress *)context;
-    char text[40];
-    if (!progress_due(p, done)) return;
-    snprintf(text, sizeof text, "%.2f %% of all lists", 100 * done);
-    show_progress(p, done, text);
+    show_progress((Progress *)context, done, "%.2f %% of all lists", 100 * done);
 }
 
-static void show_sightings(Report *r, const Sighting *s, size_t n, const char *title) {
-    say(r, "\n%s\n", title);
-    for (size_t i = 0; i < SIGHTINGS && s[i].count; i++) {
-        say(r, "%12.6f  median %zu, answer %zu: ", s[i].margin, s[i].median, s[i].answer);
-        for (size_t t = 0; t < n; t++) say(r, " %u", (unsigned)s[i].list[t]);
-        say(r, "\n");
-    }
-}
-
-static void show_certified_row(Report *r, const char *name, const uint64_t n[3]) {
-    char text[3][24];
-    const double all = (double)(n[0] + n[1] + n[2]);
-    for (size_t i = 0; i < 3; i++) snprintf(text[i], sizeof text[i], "%" PRIu64, n[i]);
-    table_row(r, "%6s  %20s %20s %20s  %12.7f %% %12.7f %%\n", name, text[0], text[1], text[2], (double)n[0] / all,
-              (double)(n[0] + n[2]) / all);
-}
-
-static int command_certify(Options *o, Subject *s, Report *r, Error *error) {
-    const Config *c = &s->model.config;
+static int command_certify(Session *s, Report *r) {
+    const size_t V = s->V;
     Certificate all;
-    Progress progress = progress_start(o->streams.progress, 0);
-    const CertifyOptions options = {1e-3, (uint64_t)o->effort, show_certified, NULL, &progress};
-    if (!certify(&s->model, &options, &all, error)) return 0;
-    say(r, "All %" PRIu64 " lists of %zu numbers below %zu, proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.lists,
-        c->seq_len, c->max_num, all.boxes, all.lists_run);
+    Progress progress = {s->streams.progress, 0, 0, 0, 0};
+    const CertifyOptions options = {1e-3, (uint64_t)s->effort, show_certified, NULL, &progress};
+    if (!certify(&s->model, &options, &all, s->error)) return 0;
+    say(r, "All %" PRIu64 " lists of %zu numbers below %zu, ", all.lists, s->T, V);
+    say(r, "proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.boxes, all.lists_run);
     table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to",
-                "median                 right                wrong            undecided  accuracy from             to\n");
-    for (size_t m = 0; m < c->max_num; m++) {
-        uint64_t n[3] = {0};
-        char name[24];
-        for (size_t i = 0; i < 3 * c->max_num; i++) n[i % 3] += all.cells[i / 3 * c->max_num + m][i % 3];
-        snprintf(name, sizeof name, "%zu", m);
-        show_certified_row(r, name, n);
+                "median                 right                wrong            undecided"
+                "  accuracy from             to\n");
+    for (size_t m = 0; m <= V; m++) { /* the last row: all medians */
+        uint64_t n[3] = {all.right, all.wrong, all.undecided};
+        char name[24], text[3][24];
+        for (size_t k = 0; k < 3; k++) {
+            if (m < V) n[k] = 0;
+            for (size_t last = 0; m < V && last < V; last++) n[k] += all.cells[last * V + m][k];
+            snprintf(text[k], sizeof text[k], "%" PRIu64, n[k]);
+        }
+        const double lists = (double)(n[0] + n[1] + n[2]), least = (double)n[0], most = (double)(n[0] + n[2]);
+        table_row(r, "%6s  %20s %20s %20s  %12.7f %% %12.7f %%\n", index_text(name, m, V, "all"), text[0], text[1],
+                  text[2], least / lists, most / lists);
     }
-    const uint64_t n[3] = {all.right, all.wrong, all.undecided};
-    show_certified_row(r, "all", n);
-    show_sightings(r, all.closest, c->seq_len, "The smallest margins: the median's logit less the greatest other");
-    show_sightings(r, all.worst, c->seq_len, "The worst among the wrong lists that were run, at least one of each set");
+    for (int worst = 0; worst < 2; worst++) {
+        const Sighting *seen = worst ? all.worst : all.closest;
+        say(r, worst ? "\nThe worst among the wrong lists that were run, at least one of each set\n"
+                     : "\nThe smallest margins: the median's logit less the greatest other\n");
+        for (size_t i = 0; i < SIGHTINGS && seen[i].count; i++)
+            say(r, "%12.6f  median %zu, answer %zu:  %s\n", seen[i].margin, seen[i].median, seen[i].answer,
+                list_text(s, seen[i].list));
+    }
     certificate_free(&all);
     return 1;
 }
 
-static int command_test(Options *o, Subject *s, Report *r, Error *error) {
-    (void)s, (void)r;
-    return run_tests(o->n_numbers, o->numbers) == 0 || fail(error, "a test failed");
+static int command_test(Session *s, Report *r) {
+    (void)r;
+    return run_tests(s->n_numbers, s->numbers) == 0 || fail(s->error, "a test failed");
 }
 
 /* -- the commands and their options -- */
 
-typedef struct {
-    const char *name;
-    int (*run)(Options *, Subject *, Report *, Error *);
-    const char *options; /* the names of the options it takes, each between spaces */
-    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
-    size_t size, seed;   /* defaults */
-    size_t batch;        /* lists that the subject's run takes at once; 0: the command has no subject */
-    size_t max_lists;    /* that the subject has */
-    RunKind kind;
-    const char *summary;
-} Command;
+static int command_check(Session *s, Report *r);
 
-static int command_check(Options *o, Subject *s, Report *r, Error *error);
-
-#define ON_LISTS " size seed model "
-#define SHAPE " max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size threads "
+#define ON_LISTS "size seed model "
+#define SHAPE "max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size threads "
+#define NO_MODEL 0, 0, RUN_FORWARD
+#define ONE_LIST 1, 1, RUN_FORWARD
 static const Command commands[] = {
-    {"", command_journey, " color width ", NULL, 20000, 1000, 0, 0, RUN_FORWARD, "the whole journey: the data, training, the tour"},
-    {"tour", command_tour, ON_LISTS "color width ", NULL, 20000, 1000, 512, SIZE_MAX, RUN_ALL_POSITIONS, "the journey on a trained model"},
-    {"data", command_data, " size max-num seq-len seed ", NULL, 10, 23, 0, 0, RUN_FORWARD, "prints lists and their medians"},
-    {"train", command_train,
-     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced hard seed "
-     "no-shuffle keep init resume out log save-every ",
-     NULL, 1, 23, 0, 0, RUN_FORWARD, "trains a model"},
-    {"info", command_info, " model ", NULL, 1, 1, 1, 1, RUN_FORWARD, "a checkpoint's configuration, recipe, tensors, hash"},
-    {"eval", command_eval, ON_LISTS "csv threads ", NULL, 100000, 1000, 4096, 16384, RUN_FORWARD, "accuracy and loss on fresh lists"},
-    {"predict", command_predict, " model logits ", "the list; without it, lists from stdin, one a line", 256, 1, 256, 256,
-     RUN_FORWARD, "the median, as the model sees it"},
-    {"attention", command_attention, ON_LISTS "csv color ", "a list whose patterns are drawn", 10000, 1000, 256, SIZE_MAX,
-     RUN_ALL_POSITIONS, "who looks where"},
-    {"circuits", command_circuits, " model raw query-pos key-pos head csv color width ", "qk or ov", 1, 1, 1, 1, RUN_FORWARD,
+    {"", command_journey, 20000, 1000, NO_MODEL, "color width", NULL,
+     "the whole journey: the data, training, the tour"},
+    {"tour", command_tour, 20000, 1000, 512, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "color width", NULL,
+     "the journey on a trained model"},
+    {"data", command_data, 10, 23, NO_MODEL, "size max-num seq-len seed", NULL, "prints lists and their medians"},
+    {"train", command_train, 1, 23, NO_MODEL,
+     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced "
+     "hard seed no-shuffle keep init resume out log save-every", NULL, "trains a model"},
+    {"info", command_info, 1, 1, ONE_LIST, "model", NULL, "a checkpoint's configuration, recipe, tensors, hash"},
+    {"eval", command_eval, 100000, 1000, 4096, 16384, RUN_FORWARD, ON_LISTS "csv threads", NULL,
+     "accuracy and loss on fresh lists"},
+    {"predict", command_predict, 256, 1, 256, 256, RUN_FORWARD, "model logits",
+     "the list; without it, lists from stdin, one a line", "the median, as the model sees it"},
+    {"attention", command_attention, 10000, 1000, 256, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "csv color",
+     "a list whose patterns are drawn", "who looks where"},
+    {"circuits", command_circuits, 1, 1, ONE_LIST, "model raw query-pos key-pos head csv color width", "qk or ov",
      "QK and OV circuits"},
-    {"weights", command_weights, " model csv color width ", NULL, 1, 1, 1, 1, RUN_FORWARD,
+    {"weights", command_weights, 1, 1, ONE_LIST, "model csv color width", NULL,
      "every tensor: statistics, singular values, picture"},
-    {"ablate", command_ablate, ON_LISTS "head layer part positions kind csv ", NULL, 200, 42, SIZE_MAX, SIZE_MAX, RUN_FORWARD,
-     "what breaks when activations are replaced"},
-    {"attribute", command_attribute, " model seed csv ", "the list; without it, the first of the seed", 1, 23, 1, 1, RUN_FORWARD,
+    {"ablate", command_ablate, 200, 42, SIZE_MAX, SIZE_MAX, RUN_FORWARD, ON_LISTS "head layer part positions kind csv",
+     NULL, "what breaks when activations are replaced"},
+    {"attribute", command_attribute, 1, 23, ONE_LIST, "model seed csv", "the list; without it, the first of the seed",
      "what makes the logit of one list's median"},
-    {"patch", command_patch, " model seed csv ", "a clean list, then one that differs in one number", 1, 23, 1, 1, RUN_FORWARD,
+    {"patch", command_patch, 1, 23, ONE_LIST, "model seed csv", "a clean list, then one that differs in one number",
      "which value carries the answer from one list to another"},
-    {"explain", command_explain, ON_LISTS "csv color width ", NULL, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, "the explanation, tested"},
-    {"certify", command_certify, " model threads effort csv ", NULL, 1, 1, 1, 1, RUN_FORWARD,
+    {"explain", command_explain, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, ON_LISTS "csv color width", NULL,
+     "the explanation, tested"},
+    {"certify", command_certify, 1, 1, ONE_LIST, "model threads effort csv", NULL,
      "the accuracy over all possible lists: counted, by proof"},
-    {"check", command_check, " ", NULL, 1, 1, 0, 0, RUN_FORWARD, "golden values: does this build compute the same bits?"},
-    {"bench", command_bench, SHAPE "size ", NULL, 500, 23, 0, 0, RUN_FORWARD,
+    {"check", command_check, 1, 1, NO_MODEL, "", NULL, "golden values: does this build compute the same bits?"},
+    {"bench", command_bench, 500, 23, NO_MODEL, SHAPE "size", NULL,
      "speed of training and inference; --size is the number of steps"},
-    {"test", command_test, " ", "test names, or parts of them; all tests without", 1, 1, 0, 0, RUN_FORWARD, "the tests"},
+    {"test", command_test, 1, 1, NO_MODEL, "", "test names, or parts of them; all tests without", "the tests"},
 };
-static const size_t n_commands = sizeof commands / sizeof *commands;
+enum { N_COMMANDS = sizeof commands / sizeof *commands, N_CLI = sizeof cli_settings / sizeof *cli_settings };
+enum { MAX_OPTIONS = 48 }; /* of a command */
 
-/* An option as the command takes it, NULL if it doesn't. */
-static const Setting *find_option(const Command *command, const char *name, size_t length) {
-    for (size_t i = 0; i < n_settings + sizeof cli_settings / sizeof *cli_settings; i++) {
-        const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
-        char word[32];
-        if (strlen(s->name) != length || strncmp(s->name, name, length) != 0) continue;
-        snprintf(word, sizeof word, " %s ", s->name);
-        if (strstr(command->options, word)) return s;
+/* The options that a command takes, in its order; returns how many. */
+static size_t options_of(const Command *command, const Setting **options) {
+    size_t n = 0, length;
+    for (const char *name = command->options; *name; name += length + (name[length] == ' ')) {
+        length = strcspn(name, " ");
+        for (size_t i = 0; i < n_settings + N_CLI; i++) {
+            const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
+            if (strlen(s->name) == length && strncmp(s->name, name, length) == 0) options[n++] = s;
+        }
     }
-    return NULL;
+    return n;
 }
 
-/* The next word of a command's options, found. */
-static const Setting *next_option(const Command *command, const char **at) {
-    *at += strspn(*at, " ");
-    const size_t n = strcspn(*at, " ");
-    const Setting *s = n ? find_option(command, *at, n) : NULL;
-    *at += n;
-    return s;
-}
-
-static void options_default(Options *o, const Command *command) {
-    memset(o, 0, sizeof *o);
-    o->settings.config = config_default();
-    o->settings.recipe = recipe_default();
-    o->settings.recipe.seed = command->seed;
-    o->preset = "default", o->model = MEDIAN_MODEL, o->out = "trained.safetensors";
-    o->size = command->size, o->threads = 1, o->width = 120, o->save_every = 2000, o->effort = 262144;
-    o->query_pos = o->key_pos = NO_POSITION;
+static void options_default(Session *s, const Command *command, int original) {
+    memset(s, 0, offsetof(Session, error));
+    s->settings.config = config_default();
+    s->settings.recipe = original ? recipe_original() : recipe_default();
+    s->settings.recipe.seed = command->seed;
+    s->preset = "default", s->path = MEDIAN_MODEL, s->out = "trained.safetensors";
+    s->size = command->size, s->threads = 1, s->width = 120, s->save_every = 2000, s->effort = 262144;
+    s->query_pos = s->key_pos = NO_POSITION;
 }
 
 static void command_help(const Command *command, Report *r) {
     static const char *const values[] = {" N", " X", "", "", " TEXT", ""}; /* in the order of SettingKind */
-    const char *at = command->options;
-    Options defaults;
-    options_default(&defaults, command);
+    const Setting *options[MAX_OPTIONS];
+    const size_t n = options_of(command, options);
+    Session defaults;
+    options_default(&defaults, command, 0);
     say(r, "median%s%s [--option value]...%s\n\n%s\n\n", *command->name ? " " : "", command->name,
         command->numbers ? " [number...]" : "", command->summary);
     if (command->numbers) say(r, "  %-28s %s\n", "number...", command->numbers);
-    for (const Setting *s; (s = next_option(command, &at)) != NULL;) {
+    for (size_t i = 0; i < n; i++) {
+        const Setting *s = options[i];
         char left[64], value[40] = "";
-        snprintf(left, sizeof left, "--%s%s%s", s->name, s->choices ? " " : values[s->kind], s->choices ? s->choices : "");
-        if (s->offset < sizeof(Settings) && s->kind != SETTING_FLAG) setting_print(s, &defaults, value, sizeof value);
-        if (strcmp(s->name, "size") == 0) snprintf(value, sizeof value, "%zu", command->size);
+        snprintf(left, sizeof left, "--%s%s", s->name, values[s->kind]);
+        if ((s->offset < sizeof(Settings) && s->kind != SETTING_FLAG) || s->offset == CLI(size))
+            setting_print(s, &defaults, value, sizeof value);
+        if (s->choices) snprintf(left, sizeof left, "--%s %s", s->name, s->choices);
         say(r, "  %-28s %s%s%s%s\n", left, s->help, *value ? " (" : "", value, *value ? ")" : "");
     }
 }
@@ -3986,123 +3868,106 @@ static void command_help(const Command *command, Report *r) {
 static void general_help(Report *r) {
     say(r, "median COMMAND [--option value | --option=value]... [number...]\n\n"
            "A small transformer that learns to find the median of a list, to be looked into.\n\n");
-    for (size_t i = 0; i < n_commands; i++)
+    for (size_t i = 0; i < N_COMMANDS; i++)
         say(r, "  %-12s %s\n", *commands[i].name ? commands[i].name : "(none)", commands[i].summary);
     say(r, "\nmedian COMMAND --help lists a command's options; median --version.\n"
            "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
 }
 
-/* Edits (insert, delete, replace) that turn a into b: Levenshtein's distance, one row of the table at a time. */
-static size_t distance(const char *a, const char *b, size_t b_length) {
-    size_t row[64];
-    if (b_length >= 63) return 99;
-    for (size_t j = 0; j <= b_length; j++) row[j] = j;
-    for (size_t i = 0; a[i]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (size_t j = 0; j < b_length; j++) {
-            const size_t replaced = diagonal + (a[i] != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = smaller(replaced, smaller(row[j], row[j + 1]) + 1);
-        }
+/* Which of n options a word names or, with options NULL, which command. If none, n, and the error tells the most
+ * similar name: that with the shortest stretch between what both begin with and what both end with. */
+static size_t find_name(const Setting *const *options, size_t n, const char *word, size_t length, Error *error) {
+    const char *best = NULL, *what = options ? "option" : "command", *dashes = options ? "--" : "";
+    size_t least = 4;
+    for (size_t i = 0; i < n; i++) {
+        const char *name = options ? options[i]->name : commands[i].name;
+        const size_t size = strlen(name), common = smaller(size, length);
+        size_t head = 0, tail = 0;
+        while (head < common && name[head] == word[head]) head++;
+        while (tail < common - head && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
+        const size_t differ = size + length - common - head - tail;
+        if (differ == 0) return i;
+        if (differ < least && size) best = name, least = differ;
     }
-    return row[b_length];
-}
-
-/* Usage error about a word that is not known, with the known one that is nearest to it, if any is near. */
-typedef struct {
-    const char *best;
-    size_t distance;
-} Nearest;
-
-static void compare(Nearest *nearest, const char *known, const char *word, size_t length) {
-    const size_t d = distance(known, word, length);
-    if (d < nearest->distance && *known) nearest->best = known, nearest->distance = d;
-}
-
-static int unknown(const char *what, const char *dashes, const char *word, size_t length, const Nearest *nearest, Error *error) {
-    char hint[60] = "";
-    if (nearest->best) snprintf(hint, sizeof hint, "; did you mean %s%s?", dashes, nearest->best);
-    return usage(error, "unknown %s %s%.*s%s", what, dashes, (int)smaller(length, 60), word, hint);
-}
-
-/* One option at argv[*i], its value there or in the next argument. */
-static int parse_option(const Command *command, Options *o, int argc, char **argv, int *i, Error *error) {
-    const char *name = argv[*i] + 2, *value = strchr(name, '=');
-    const size_t length = value ? (size_t)(value - name) : strlen(name);
-    const Setting *s = find_option(command, name, length);
-    if (!s) {
-        Nearest nearest = {NULL, 4};
-        const char *at = command->options;
-        while ((s = next_option(command, &at)) != NULL) compare(&nearest, s->name, name, length);
-        return unknown("option", "--", name, length, &nearest, error);
-    }
-    if (s->kind == SETTING_FLAG && value) return usage(error, "--%s takes no value", s->name);
-    if (s->kind == SETTING_FLAG) value = "1";
-    else if (value) value++;
-    else if (++*i < argc) value = argv[*i];
-    else return usage(error, "--%s needs a value", s->name);
-    if (!setting_parse(s, o, value, error)) return error->usage = 1, 0;
-    if (s->offset < sizeof(Settings) || s->offset == offsetof(Options, init)) o->setting_given = s->name;
-    if (strcmp(s->name, "epochs") == 0) o->epochs_given = 1;
-    if (strcmp(s->name, "steps") == 0) o->steps_given = 1;
-    return 1;
-}
-
-/* Options in any order; a preset is taken first, so that the others override it. numbers: room for all arguments. */
-static int parse_options(const Command *command, Options *o, const char **numbers, int argc, char **argv, Error *error) {
-    const char *preset = "default";
-    for (int pass = 0; pass < 2; pass++) {
-        const size_t which = choice_index("default|original", preset);
-        if (which > 1) return usage(error, "--preset is '%.60s', must be one of default|original", preset);
-        options_default(o, command);
-        if (which) o->settings.recipe = recipe_original();
-        o->settings.recipe.seed = command->seed;
-        o->numbers = numbers;
-        for (int i = *command->name ? 2 : 1; i < argc; i++) {
-            if (strcmp(argv[i], "--help") == 0) o->help = 1;
-            else if (strncmp(argv[i], "--", 2) == 0) {
-                if (!parse_option(command, o, argc, argv, &i, error)) return 0;
-            } else if (command->numbers) o->numbers[o->n_numbers++] = argv[i];
-            else return usage(error, "unexpected argument '%.60s'", argv[i]);
-        }
-        preset = o->preset;
-    }
-    if (o->epochs_given && !o->steps_given) o->settings.recipe.steps = 0;
-    return 1;
+    length = smaller(length, 60);
+    if (best) usage(error, "unknown %s %s%.*s; did you mean %s%s?", what, dashes, (int)length, word, dashes, best);
+    else usage(error, "unknown %s %s%.*s", what, dashes, (int)length, word);
+    return n;
 }
 
 static const Command *find_command(const char *name, Error *error) {
-    Nearest nearest = {NULL, 4};
-    for (size_t i = 0; i < n_commands; i++) {
-        if (strcmp(commands[i].name, name) == 0) return &commands[i];
-        compare(&nearest, commands[i].name, name, strlen(name));
+    const size_t i = find_name(NULL, N_COMMANDS, name, strlen(name), error);
+    return i < N_COMMANDS ? &commands[i] : NULL;
+}
+
+/* The option at argv[*i], its value there or in the next argument. */
+static int parse_option(Session *s, const Command *command, int argc, char **argv, int *i) {
+    const Setting *options[MAX_OPTIONS];
+    const char *name = argv[*i] + 2, *value = strchr(name, '=');
+    const size_t n = options_of(command, options), length = value ? (size_t)(value - name) : strlen(name);
+    const size_t found = find_name(options, n, name, length, s->error);
+    if (found == n) return 0;
+    const Setting *option = options[found];
+    if (option->kind == SETTING_FLAG && value) return usage(s->error, "--%s takes no value", option->name);
+    if (option->kind == SETTING_FLAG) value = "1";
+    else if (value) value++;
+    else if (++*i < argc) value = argv[*i];
+    else return usage(s->error, "--%s needs a value", option->name);
+    if (option->offset < sizeof(Settings) || option->offset == CLI(init)) s->setting_given = option->name;
+    if (option->offset == RECIPE(steps)) s->steps_given = 1;
+    if (option->offset == RECIPE(epochs) && !s->steps_given) s->settings.recipe.steps = 0;
+    return setting_parse(option, s, value, s->error) || (s->error->usage = 1, 0);
+}
+
+/* Options in any order; a preset is taken first, so that the others override it. */
+static int parse_options(Session *s, const Command *command, int argc, char **argv) {
+    const char *preset = "default";
+    for (int pass = 0; pass < 2; pass++) {
+        const size_t which = choice_index("default|original", preset);
+        if (which > 1) return usage(s->error, "--preset is '%.60s', must be one of default|original", preset);
+        options_default(s, command, which == 1);
+        for (int i = *command->name ? 2 : 1; i < argc; i++) {
+            if (strcmp(argv[i], "--help") == 0) s->help = 1;
+            else if (strncmp(argv[i], "--", 2) == 0) {
+                if (!parse_option(s, command, argc, argv, &i)) return 0;
+            } else if (!command->numbers) return usage(s->error, "unexpected argument '%.60s'", argv[i]);
+            else if (s->n_numbers == MAX_NUMBERS) return usage(s->error, "too many numbers: more than %d", MAX_NUMBERS);
+            else s->numbers[s->n_numbers++] = argv[i];
+        }
+        preset = s->preset;
     }
-    unknown("command", "", name, strlen(name), &nearest, error);
-    return NULL;
+    return 1;
 }
 
 /* -- check: golden values, stage by stage -- */
 
-/* Later stages build on earlier ones, so the first that differs is where to look. */
+/* What the stages must find: those of arithmetic, then those of two models. Later ones build on earlier ones, so the
+ * first that differs is where to look. */
+static const char golden[][17] = {
+    "d421d8ca32d81b6f", "36ebe45cafb7c14c", "e5474b92f166965c", "2c8aa2da52a410bf", "948a8941c863be5f",
+    "113b32915715ef56", "90a1a857c76b5820", "674b3525efd1c053", "af403ce3ba83e7b8", "cb0a052860ccdd2c",
+    "856e7331f496b68a", "13e96ee9a5725947", "cd981d381a5cbdb3", "4804496b6be9cee3", "3929a007ea0fcad4",
+    "5a73e095fca54035", "25ec0b2920235afa", "29fdc057c4414906", "11d06e77eed8903f", "9bc86692d5dc7ef0",
+    "6342486daf4767dd", "ce3493eadfe0837d", "afefdde04a64a466"};
+
 typedef struct {
+    Session *session;
     Report *report;
+    size_t stage; /* the next */
+    const char *of;
     char first_difference[100];
 } Checker;
 
-static void check_stage(Checker *c, const char *of, const char *name, uint64_t hash, uint64_t expected) {
-    say(c->report, "%s%-*s %016" PRIx64, of, 44 - (int)strlen(of), name, hash);
-    if (hash == expected) say(c->report, "  ok\n");
-    else {
-        say(c->report, "  DIFFERS, expected %016" PRIx64 "\n", expected);
-        if (!*c->first_difference) snprintf(c->first_difference, sizeof c->first_difference, "%s%s", of, name);
-    }
+static void check_stage(Checker *c, const char *name, uint64_t hash) {
+    const char *expected = golden[c->stage++];
+    char found[20];
+    snprintf(found, sizeof found, "%016" PRIx64, hash);
+    const int same = strcmp(found, expected) == 0;
+    say(c->report, "%s%-*s %s  ", c->of, 44 - (int)strlen(c->of), name, found);
+    say(c->report, same ? "ok\n" : "DIFFERS, expected %s\n", expected);
+    if (!same && !*c->first_difference)
+        snprintf(c->first_difference, sizeof c->first_difference, "%s%s", c->of, name);
     report_flush(c->report);
-}
-
-/* hash_floats looks at bit patterns only. */
-static uint64_t hash_words(uint64_t hash, const uint32_t *words, size_t n) {
-    return hash_floats(hash, (const float *)(const void *)words, n);
 }
 
 /* Sums of quotients and roots: their last bits tell whether double operations round to 53 bits, as IEEE-754 demands. */
@@ -4113,64 +3978,58 @@ static uint64_t check_doubles(void) {
         sum += sqrt((double)i) / (double)(i + 2);
         memcpy(&bits, &sum, sizeof bits);
         const uint32_t words[2] = {(uint32_t)(bits & UINT32_C(0xffffffff)), (uint32_t)(bits >> 32)};
-        hash = hash_words(hash, words, 2);
+        hash = hash_floats(hash, (const float *)(const void *)words, 2); /* which looks at bit patterns only */
     }
     return hash;
 }
 
-/* Numbers whose sums nearly cancel, so that every bit of a double sum, and with it the order, shows in the float that it is
- * rounded to: sizes from 2^-30 to 2^30, the second half of each row times `second`, and a little noise. */
-static void cancelling(Mt19937 *mt, float *x, size_t rows, size_t n, double second) {
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < n; j++) {
-            const double digits = (double)(mt_next(mt) >> 8) * 0x1p-24, size = ldexp(digits, (int)(mt_next(mt) % 61) - 30);
-            const double noise = (double)(mt_next(mt) >> 8) * 0x1p-34;
-            x[r * n + j] = f32((j < n / 2 ? size : second * (double)x[r * n + j - n / 2]) + noise);
-        }
+enum { SIDE = 70, SQUARE = SIDE * SIDE }; /* rows and columns of the arrays that the sums are taken over */
+
+/* Fills two arrays with numbers whose sums nearly cancel, so that every bit of a double sum, and with it the order,
+ * shows in the float that it is rounded to: sizes from 2^-30 to 2^30, the second half of each row the first times
+ * `sign`, or -1 in the second array, and a little noise. Behind them stand zeros. */
+static void cancelling(float *x, uint32_t seed, double sign) {
+    Mt19937 mt;
+    mt_seed(&mt, seed);
+    memset(x + 2 * SQUARE, 0, 6 * SQUARE * sizeof *x);
+    for (size_t i = 0; i < 2 * SQUARE; i++) {
+        const double digits = (double)(mt_next(&mt) >> 8) * 0x1p-24, factor = i < SQUARE ? sign : -1;
+        const double size = ldexp(digits, (int)(mt_next(&mt) % 61) - 30), noise = (double)(mt_next(&mt) >> 8) * 0x1p-34;
+        x[i] = f32((i % SIDE < SIDE / 2 ? size : factor * (double)x[i - SIDE / 2]) + noise);
+    }
 }
 
-enum { SUM_N = 70 }; /* rows and columns of the arrays that the sums are taken over */
-
-static uint64_t check_linear(float (*a)[SUM_N * SUM_N]) {
-    const size_t n = SUM_N, bytes = sizeof *a;
-    Mt19937 mt;
-    mt_seed(&mt, 3);
-    cancelling(&mt, a[0], n, n, 1), cancelling(&mt, a[1], n, n, -1);
-    linear_forward(a[2], NULL, a[0], a[1], a[1], n, n, n);
-    uint64_t hash = hash_floats(HASH_START, a[2], n * n);
-    for (size_t i = 0; i < n * n; i++) a[2][i] = a[1][i % n * n + i / n]; /* transposed: now columns cancel */
-    linear_forward(a[3], NULL, a[0], a[2], NULL, n, n, n);
-    hash = hash_floats(hash, a[3], n * n);
-    memset(a[3], 0, bytes), memset(a[4], 0, bytes), memset(a[5], 0, bytes);
-    linear_backward(a[3], a[3], a[4], a[5], a[0], a[2], a[1], n, n, n);
-    return hash_floats(hash_floats(hash_floats(hash, a[3], n * n), a[4], n * n), a[5], n);
+static uint64_t check_linear(float *x) {
+    float *W = x + SQUARE, *W_transposed = W + SQUARE, *out = W_transposed + SQUARE, *dx = out + 2 * SQUARE;
+    cancelling(x, 3, 1);
+    for (size_t i = 0; i < SQUARE; i++) W_transposed[i] = W[i % SIDE * SIDE + i / SIDE]; /* there, columns cancel */
+    linear_forward(out, NULL, x, W, W, SIDE, SIDE, SIDE);
+    linear_forward(out + SQUARE, NULL, x, W_transposed, NULL, SIDE, SIDE, SIDE);
+    linear_backward(dx, dx, dx + SQUARE, dx + 2 * SQUARE, x, W_transposed, W, SIDE, SIDE, SIDE);
+    return hash_floats(HASH_START, out, 4 * SQUARE + SIDE);
 }
 
-static uint64_t check_norm(float (*a)[SUM_N * SUM_N]) {
-    const size_t n = SUM_N, bytes = sizeof *a;
-    Mt19937 mt;
-    mt_seed(&mt, 4);
-    cancelling(&mt, a[0], n, n, -1), cancelling(&mt, a[1], n, n, -1);
-    layernorm_forward(a[2], a[3], a[4], a[0], a[0], a[1], n, n);
-    memset(a[5], 0, bytes);
-    layernorm_backward(a[5], a[5], a[2], a[4] + n, a[1], a[3], a[4], a[0], n, n);
-    return hash_floats(hash_floats(HASH_START, a[2], n * n), a[5], n * n);
+static uint64_t check_norm(float *x) {
+    float *b = x + SQUARE, *out = b + SQUARE, *dx = out + SQUARE, *normal = dx + SQUARE, *inv_std = normal + SQUARE;
+    cancelling(x, 4, -1);
+    layernorm_forward(out, normal, inv_std, x, x, b, SIDE, SIDE);
+    layernorm_backward(dx, dx, out, inv_std + SIDE, b, normal, inv_std, x, SIDE, SIDE);
+    return hash_floats(HASH_START, out, 2 * SQUARE);
 }
 
-static uint64_t check_attention(float (*a)[SUM_N * SUM_N], double *scratch) {
-    uint32_t rows[SUM_N], queries[SUM_N / 7];
-    const Attention shape = {SUM_N / 7, 7, 1, SUM_N, SUM_N, SUM_N / 7, SUM_N, rows, queries, 0x1p-10f};
-    const size_t n = SUM_N, lists = shape.n_lists, bytes = sizeof *a;
-    Mt19937 mt;
-    mt_seed(&mt, 5);
-    for (uint32_t i = 0; i < SUM_N; i++) rows[i] = i % 7 * (SUM_N / 7) + i / 7;
-    for (uint32_t i = 0; i < SUM_N / 7; i++) queries[i] = i;
-    cancelling(&mt, a[0], n, n, 1), cancelling(&mt, a[1], n, n, -1);
-    attention_pattern(&shape, a[2], a[0], a[1]);
-    attention_values(&shape, a[3], a[2], a[1]);
-    memset(a[3] + lists * n, 0, bytes / 2), memset(a[4], 0, bytes), memset(a[5], 0, bytes);
-    attention_backward(&shape, a[3] + lists * n, a[4], a[5], a[2] + lists * 7, scratch, a[0], a[2], a[0], a[1], a[1]);
-    return hash_floats(hash_floats(hash_floats(HASH_START, a[3], 2 * lists * n), a[4], n * n), a[5], n * n);
+static uint64_t check_attention(float *q) {
+    uint32_t rows[SIDE], queries[SIDE / 7];
+    const size_t lists = SIDE / 7;
+    const Attention shape = {lists, 7, 1, SIDE, SIDE, lists, SIDE, rows, queries, 0x1p-10f};
+    float *k = q + SQUARE, *z = k + SQUARE, *dq = z + lists * SIDE, *dk = dq + lists * SIDE, *dv = dk + SQUARE;
+    float *pattern = dv + SQUARE, *dscores = pattern + lists * 7;
+    for (uint32_t i = 0; i < SIDE; i++) rows[i] = i % 7 * (SIDE / 7) + i / 7;
+    for (uint32_t i = 0; i < SIDE / 7; i++) queries[i] = i;
+    cancelling(q, 5, 1);
+    attention_pattern(&shape, pattern, q, k);
+    attention_values(&shape, z, pattern, k);
+    attention_backward(&shape, dq, dk, dv, dscores, (double *)(void *)(q + 8 * SQUARE), q, pattern, q, k, k);
+    return hash_floats(HASH_START, z, 2 * lists * SIDE + 2 * SQUARE);
 }
 
 /* function of 20000 floats all over their range. */
@@ -4187,132 +4046,130 @@ static uint64_t check_function(float (*function)(float)) {
 }
 
 /* The stages that need no model. */
-static int check_arithmetic(Checker *c, Error *error) {
+static int check_arithmetic(Checker *c) {
     Mt19937 mt;
-    float samples[100];
-    const double bytes = 6 * sizeof(float[SUM_N * SUM_N]) + 4 * sizeof(double[SUM_N * SUM_N]);
-    float(*sums)[SUM_N * SUM_N] = (float(*)[SUM_N * SUM_N])allocate(bytes, "the sums", error);
-    if (!sums) return 0;
-    check_stage(c, "", "double arithmetic: sums, quotients, roots", check_doubles(), UINT64_C(0xd421d8ca32d81b6f));
-    uint32_t *words = (uint32_t *)(void *)sums, *medians = words + 7000; /* later the sums' place */
+    const double bytes = 8 * SQUARE * sizeof(float) + 4 * SQUARE * sizeof(double);
+    float *work = (float *)allocate(bytes, "the sums", c->session->error);
+    if (!work) return 0;
+    uint32_t *words = (uint32_t *)(void *)work;
+    check_stage(c, "double arithmetic: sums, quotients, roots", check_doubles());
     mt_seed(&mt, 5489);
     for (size_t i = 0; i < 7000; i++) words[i] = mt_next(&mt);
-    check_stage(c, "", "MT19937: 7000 numbers of seed 5489", hash_words(HASH_START, words, 7000), UINT64_C(0x36ebe45cafb7c14c));
+    check_stage(c, "MT19937: 7000 numbers of seed 5489", hash_floats(HASH_START, work, 7000));
     mt_seed(&mt, 23);
-    make_lists(&mt, words, medians, 1000, 50, 7);
-    check_stage(c, "", "1000 lists and medians of seed 23", hash_words(HASH_START, words, 8000), UINT64_C(0xe5474b92f166965c));
-    for (int i = 0; i < 100; i++) samples[i] = f32(ldexp((1.0 + i) / 3.0, i - 140));
-    check_stage(c, "f32: ", "rounding and flushing", hash_floats(HASH_START, samples, 100), UINT64_C(0x2c8aa2da52a410bf));
-    for (int i = 0; i < 100; i++) samples[i] = f32(1.0 / (i + 3.0) - (double)f32(1.0 / (i + 3.0)));
-    check_stage(c, "f32: ", "the error of rounding", hash_floats(HASH_START, samples, 100), UINT64_C(0x948a8941c863be5f));
-    check_stage(c, "", "exp of 20000 floats", check_function(exp_f32), UINT64_C(0x113b32915715ef56));
-    check_stage(c, "", "log of 20000 floats", check_function(log_f32), UINT64_C(0x90a1a857c76b5820));
-    check_stage(c, "", "the order of sums: linear", check_linear(sums), UINT64_C(0x674b3525efd1c053));
-    check_stage(c, "", "the order of sums: layer normalization", check_norm(sums), UINT64_C(0xaf403ce3ba83e7b8));
-    const uint64_t attention = check_attention(sums, (double *)(void *)(sums + 6));
-    check_stage(c, "", "the order of sums: attention", attention, UINT64_C(0xcb0a052860ccdd2c));
-    free(sums);
-    for (int i = 0; i < 100; i++) samples[i] = cos_pi(f32(i / 99.0));
-    check_stage(c, "", "cosines of the schedule", hash_floats(HASH_START, samples, 100), UINT64_C(0x856e7331f496b68a));
+    make_lists(&mt, words, words + 7000, 1000, 50, 7);
+    check_stage(c, "1000 lists and medians of seed 23", hash_floats(HASH_START, work, 8000));
+    for (int i = 0; i < 100; i++) work[i] = f32(ldexp((1.0 + i) / 3.0, i - 140));
+    check_stage(c, "f32: rounding and flushing", hash_floats(HASH_START, work, 100));
+    for (int i = 0; i < 100; i++) work[i] = f32(1.0 / (i + 3.0) - (double)f32(1.0 / (i + 3.0)));
+    check_stage(c, "f32: the error of rounding", hash_floats(HASH_START, work, 100));
+    check_stage(c, "exp of 20000 floats", check_function(exp_f32));
+    check_stage(c, "log of 20000 floats", check_function(log_f32));
+    check_stage(c, "the order of sums: linear", check_linear(work));
+    check_stage(c, "the order of sums: layer normalization", check_norm(work));
+    check_stage(c, "the order of sums: attention", check_attention(work));
+    for (int i = 0; i < 100; i++) work[i] = cos_pi(f32(i / 99.0));
+    check_stage(c, "cosines of the schedule", hash_floats(HASH_START, work, 100));
+    free(work);
     return 1;
 }
 
-/* Everything that a command can say of a model, as one text. Takes the model over. */
-static int check_reports(Checker *c, const char *of, Model *model, uint64_t expected, Error *error) {
-    static const char *const runs[][2] = {{"tour", ""}, {"weights", ""}, {"circuits", "qk"}, {"circuits", "ov"}, {"explain", ""}};
-    Subject s;
+/* The stages that need a model, on one configuration: a training, and what commands say of its result. */
+static int check_model(Checker *c, const char *of, const Config *config, const Recipe *recipe) {
+    static const char *const runs[][2] = {{"tour"}, {"weights"}, {"circuits", "qk"}, {"circuits", "ov"}, {"explain"}};
+    Session s;
     Report all;
-    Options o;
-    memset(&s, 0, sizeof s), memset(&all, 0, sizeof all);
-    s.model = *model;
-    memset(model, 0, sizeof *model);
-    int done = subject_prepare(&s, 64, 7, 64, RUN_ALL_POSITIONS, error);
-    for (size_t i = 0; done && i < sizeof runs / sizeof *runs; i++) {
-        const Command *command = find_command(runs[i][0], error);
-        const char *number = runs[i][1];
-        options_default(&o, command);
-        o.numbers = &number, o.n_numbers = *number ? 1 : 0, o.csv = i > 2; /* the last two for machines */
-        all.kind = o.csv ? REPORT_CSV : REPORT_TEXT, all.width = 100;
-        done = command->run(&o, &s, &all, error);
-    }
-    if (done && all.text.failed) done = fail(error, "out of memory");
-    if (done) check_stage(c, of, "reports", hash_bytes(HASH_START, all.text.data, all.text.size), expected);
-    text_free(&all.text);
-    subject_free(&s);
-    return done;
-}
-
-/* The stages that need a model, on one configuration. */
-static int check_training(Checker *c, const char *of, const Config *config, const Recipe *recipe, const uint64_t *expected, Error *error) {
     Trainer t;
-    if (!trainer_create(&t, recipe, config, NULL, error)) return 0;
-    check_stage(c, of, "initial weights", hash_model(&t.model), expected[0]);
+    int done = 1;
+    memset(&s, 0, sizeof s), memset(&all, 0, sizeof all);
+    s.error = c->session->error, c->of = of;
+    if (!trainer_create(&t, recipe, config, NULL, s.error)) return 0;
+    check_stage(c, "initial weights", hash_model(&t.model));
     trainer_step(&t);
-    const size_t logits = t.run.n_lists * config->max_num;
-    check_stage(c, of, "logits", hash_floats(HASH_START, t.run.logits, logits), expected[1]);
-    check_stage(c, of, "gradients", hash_model(&t.gradient), expected[2]);
-    check_stage(c, of, "one Adam step", hash_model(&t.model), expected[3]);
+    check_stage(c, "logits", hash_floats(HASH_START, t.run.logits, t.run.n_lists * config->max_num));
+    check_stage(c, "gradients", hash_model(&t.gradient));
+    check_stage(c, "one Adam step", hash_model(&t.model));
     while (t.step < t.total_steps && trainer_step(&t)) {}
-    Model *result = trainer_result(&t);
-    check_stage(c, of, "a short training", hash_model(result), expected[4]);
-    const int done = check_reports(c, of, result, expected[5], error);
+    s.model = *trainer_result(&t);
+    check_stage(c, "a short training", hash_model(&s.model));
+    for (size_t i = 0; done && i < sizeof runs / sizeof *runs; i++) {
+        const Command *command = find_command(runs[i][0], s.error);
+        options_default(&s, command, 0);
+        s.numbers[0] = runs[i][1], s.n_numbers = runs[i][1] != NULL, s.csv = i > 2; /* the last two for machines */
+        s.size = 64, s.settings.recipe.seed = 7;
+        all.kind = s.csv ? REPORT_CSV : REPORT_TEXT, all.width = 100;
+        done = run_command(&s, command, &all);
+    }
+    if (done && all.text.failed) done = fail(s.error, "out of memory");
+    if (done) check_stage(c, "reports", hash_bytes(HASH_START, all.text.data, all.text.size));
+    text_free(&all.text);
     trainer_free(&t);
     return done;
 }
 
-static int command_check(Options *o, Subject *s, Report *r, Error *error) {
+static int command_check(Session *s, Report *r) {
     static const Config deep = {20, 5, 16, 8, 2, 2, 24, 1}, plain = {12, 7, 10, 6, 3, 1, 0, 0};
-    static const uint64_t of_deep[] = {UINT64_C(0x13e96ee9a5725947), UINT64_C(0xcd981d381a5cbdb3), UINT64_C(0x4804496b6be9cee3),
-                                       UINT64_C(0x3929a007ea0fcad4), UINT64_C(0x5a73e095fca54035), UINT64_C(0x25ec0b2920235afa)};
-    static const uint64_t of_plain[] = {UINT64_C(0x29fdc057c4414906), UINT64_C(0x11d06e77eed8903f), UINT64_C(0x9bc86692d5dc7ef0),
-                                        UINT64_C(0x6342486daf4767dd), UINT64_C(0xce3493eadfe0837d), UINT64_C(0xafefdde04a64a466)};
-    Checker c = {r, ""};
+    Checker c = {s, r, 0, "", ""};
     Recipe fresh = recipe_default(), fixed = recipe_original();
-    (void)o, (void)s;
     fresh.steps = 60, fresh.warmup = 10, fresh.batch_size = 64, fresh.valset_size = 200;
     fixed.epochs = 3, fixed.batch_size = 50, fixed.trainset_size = 330, fixed.valset_size = 100;
-    if (!check_arithmetic(&c, error) || !check_training(&c, "2 layers, 2 heads, MLP, LN: ", &deep, &fresh, of_deep, error) ||
-        !check_training(&c, "1 layer, 3 heads, no LN: ", &plain, &fixed, of_plain, error))
+    if (!check_arithmetic(&c) || !check_model(&c, "2 layers, 2 heads, MLP, LN: ", &deep, &fresh) ||
+        !check_model(&c, "1 layer, 3 heads, no LN: ", &plain, &fixed))
         return 0;
-    return !*c.first_difference || fail(error, "check: the first stage that differs is: %s", c.first_difference);
+    return !*c.first_difference || fail(s->error, "check: the first stage that differs is: %s", c.first_difference);
 }
 
 /* -- one command -- */
 
-static int run_command(const Command *command, Options *o, Report *r, Error *error) {
-    Subject s;
-    memset(&s, 0, sizeof s);
-    r->kind = o->csv ? REPORT_CSV : REPORT_TEXT;
-    r->color = o->color || (is_terminal(r->out) && !getenv("NO_COLOR"));
-    r->width = o->width;
-    use_threads((int)o->threads);
-    int done = (!command->batch || (model_load(&s.model, o->model, error) &&
-                                    subject_prepare(&s, smaller(o->size, command->max_lists), o->settings.recipe.seed,
-                                                    command->batch, command->kind, error))) &&
-               command->run(o, &s, r, error);
+/* What a command looks at, if anything: the model, which may be there already, and the lists of the seed. */
+static int prepare(Session *s, const Command *command) {
+    const Config *c = command->batch ? &s->model.config : &s->settings.config;
+    Mt19937 mt;
+    if (command->batch && !s->model.params && !model_load(&s->model, s->path, s->error)) return 0;
+    s->V = c->max_num, s->T = c->seq_len, s->seed = s->settings.recipe.seed;
+    s->n = smaller(s->size, command->max_lists);
+    if (!command->batch) return 1;
+    if (!run_create(&s->run, c, smaller(s->n, command->batch), command->kind, s->error)) return 0;
+    s->memory = allocate((double)s->n * (double)(s->T + 1) * sizeof(uint32_t), "that many lists", s->error);
+    if (!s->memory) return 0;
+    s->lists = (uint32_t *)s->memory, s->medians = s->lists + s->n * s->T;
+    mt_seed(&mt, (uint32_t)s->seed);
+    make_lists(&mt, s->lists, s->medians, s->n, s->V, s->T);
+    return 1;
+}
+
+static int run_command(Session *s, const Command *command, Report *r) {
+    int done = prepare(s, command) && command->run(s, r);
     if (done && command->batch && r->overflow)
-        done = fail(error, "%.400s: its weights are so great that numbers overflow", o->model);
-    subject_free(&s);
+        done = fail(s->error, "%.400s: its weights are so great that numbers overflow", s->path);
+    run_free(&s->run);
+    run_free(&s->other);
+    free(s->memory);
+    s->memory = NULL, s->on_tour = 0;
     return done;
 }
 
 int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error) {
     const char *name = argc > 1 ? argv[1] : "";
-    Options o;
+    Session s;
     Report r;
     int done = 1;
-    memset(&o, 0, sizeof o), memset(&r, 0, sizeof r);
-    r.out = streams->out;
+    memset(&s, 0, sizeof s), memset(&r, 0, sizeof r);
+    s.error = error, s.streams = *streams, r.out = streams->out;
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) general_help(&r);
     else if (strcmp(name, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");
     else {
         const Command *command = find_command(strncmp(name, "--", 2) != 0 ? name : "", error);
-        const char **numbers = command ? (const char **)allocate((double)argc * (double)sizeof name, "the arguments", error) : NULL;
-        done = numbers && parse_options(command, &o, numbers, argc, argv, error);
-        o.streams = *streams;
-        if (done && o.help) command_help(command, &r);
-        else if (done) done = run_command(command, &o, &r, error);
-        free(numbers);
+        done = command && parse_options(&s, command, argc, argv);
+        if (done && s.help) command_help(command, &r);
+        else if (done && !s.init && !s.resume && !config_check(&s.settings.config, error)) done = 0, error->usage = 1;
+        else if (done) {
+            r.kind = s.csv ? REPORT_CSV : REPORT_TEXT, r.width = s.width;
+            r.color = s.color || (is_terminal(r.out) && !getenv("NO_COLOR"));
+            use_threads((int)s.threads);
+            done = run_command(&s, command, &r);
+        }
+        model_free(&s.model);
     }
     report_flush(&r);
     if (done && r.text.failed) done = fail(error, "out of memory");
@@ -4321,8 +4178,8 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
     return done;
 }
 
-/* What the outside does to a program before it runs. A file that is opened while stdin, stdout or stderr is closed would take
- * its place, and get its text; so something that fails to read or write does. */
+/* What the outside does to a program before it runs. A file that is opened while stdin, stdout or stderr is closed
+ * would take its place, and get its text; so something that fails to read or write does. */
 static void prepare_process(void) {
 #ifdef HAVE_STAT
     for (int stream = 0; stream < 3; stream++)

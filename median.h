@@ -298,52 +298,6 @@ int trainer_resume(Trainer *trainer, const char *path, Error *error);
 /* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are passed over. */
 int model_load(Model *model, const char *path, Error *error);
 
-/* ---- 8. Reports -------------------------------------------------------------------------------------------------- */
-
-/* Where a command says what it found: sentences and pictures for people, rows of tables for people and machines. */
-typedef enum {
-    REPORT_TEXT, /* for people */
-    REPORT_CSV,  /* one table: the names of its columns, then its rows */
-    REPORT_LONG  /* several tables: a line `table,row,column,value` for each cell */
-} ReportKind;
-
-typedef struct {
-    ReportKind kind;
-    Text text;                   /* what has not been written yet */
-    FILE *out;                   /* NULL: all stays in text */
-    int color;
-    size_t width;                /* of the terminal, in characters */
-    const char *table, *columns; /* of the table under way, and the row that is next */
-    size_t row;
-    int overflow; /* a number that was told is infinite or NaN */
-} Report;
-
-void report_flush(Report *r);
-
-/* For people only. */
-TENSOR_PRINTF(2, 3) void say(Report *r, const char *format, ...);
-
-/* columns: their names, with commas. heading: the first line, for people. */
-void table_begin(Report *r, const char *name, const char *columns, const char *heading);
-
-/* One row: each conversion of the format, one of %s, %zu, %f, is a cell; machines get strings as they are and numbers with nine
- * digits, and nothing of what stands between the cells. A number followed by " %%" is a share, which people get in percent. */
-TENSOR_PRINTF(2, 3) void table_row(Report *r, const char *format, ...);
-
-/* value / limit as a bar of up to `width` characters, and the end of the line: for people. */
-void bar(Report *r, double value, double limit, int width);
-
-/* A table as a picture. Up to 13 columns: with its numbers; else two characters a cell, neighbours averaged if need be. */
-typedef struct {
-    const float *values; /* (rows, cols) */
-    size_t rows, cols;
-    double limit;                          /* the strongest character's |value|; 0: the table's greatest */
-    const uint32_t *row_names, *col_names; /* NULL: 0, 1, 2, ... */
-    const char *row_title, *col_title;
-} Map;
-
-void draw_map(Report *r, const Map *map);
-
 /* ---- 9. Looking at attention ------------------------------------------------------------------------------------ */
 
 /* Count, sum and sum of squares of what was observed. */

@@ -165,12 +165,12 @@ static void read_lists(const unsigned char *data, size_t size) {
 /* As median_command does, but for running it. */
 static void parse_arguments(const unsigned char *data, size_t size) {
     char *text = (char *)malloc(size + 8), *argv[64] = {text};
-    const char *numbers[64];
     int argc = 1;
-    Options o;
     Error error = {0};
+    Session s;
     Report out;
-    memset(&out, 0, sizeof out);
+    memset(&s, 0, sizeof s), memset(&out, 0, sizeof out);
+    s.error = &error;
     MUST(text);
     strcpy(text, "median");
     memcpy(text + 7, data, size);
@@ -182,13 +182,13 @@ static void parse_arguments(const unsigned char *data, size_t size) {
         *at = 0;
     }
     const Command *command = find_command(argc > 1 && strncmp(argv[1], "--", 2) != 0 ? argv[1] : "", &error);
-    if (!command || !parse_options(command, &o, numbers, argc, argv, &error)) MUST(error.usage && error.text[0]);
+    if (!command || !parse_options(&s, command, argc, argv)) MUST(error.usage && error.text[0]);
     else {
         command_help(command, &out);
         for (size_t i = 0; i < n_settings; i++) { /* each setting can be printed and read again */
             char value[40], again[40];
-            Settings copy = o.settings;
-            setting_print(&settings[i], &o.settings, value, sizeof value);
+            Settings copy = s.settings;
+            setting_print(&settings[i], &s.settings, value, sizeof value);
             MUST(setting_parse(&settings[i], &copy, value, &error));
             setting_print(&settings[i], &copy, again, sizeof again);
             MUST(strcmp(value, again) == 0);
