@@ -3,7 +3,8 @@
  * Read it from top to bottom: the task, the model, its forward and backward pass, training, checkpoints; then the
  * instruments for looking inside. The arithmetic of the layers, with their gradients, is in tensor.c. */
 #if defined __GNUC__ && __GNUC__ >= 8 && !defined __clang__ && !defined __powerpc__
-#pragma GCC optimize("O3", "no-trapping-math", "no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns") /* see tensor.c */
+/* See tensor.c. */
+#pragma GCC optimize("O3", "no-trapping-math", "no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns")
 #endif
 
 #include "median.h"
@@ -111,8 +112,8 @@ static double max_double(double a, double b) { return a > b ? a : b; }
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
 
 /* Half a bubble sort without branches: each round carries the greatest number that is left to the end; when more than
- * half have been carried there, the last one carried is the median. ABREAST lists at once, which processors with vectors
- * sort in the time of one. */
+ * half have been carried there, the last one carried is the median. ABREAST lists at once, which processors with
+ * vectors sort in the time of one. */
 enum { ABREAST = 8 };
 
 static void take_medians(uint32_t *medians, const uint32_t *lists, size_t n, size_t seq_len) {
@@ -151,8 +152,8 @@ static void shuffle(Mt19937 *mt, uint32_t *order, size_t n) {
     }
 }
 
-/* Uniform lists have a median near 0 or max_num - 1 once in a million. Here every median is equally likely: first the median,
- * then half of the others from the numbers up to it, half from those from it on, all in random order. */
+/* Uniform lists have a median near 0 or max_num - 1 once in a million. Here every median is equally likely: first the
+ * median, then half of the others from the numbers up to it, half from those from it on, all in random order. */
 static void balanced_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
     for (size_t i = 0; i < n; i++) {
         uint32_t *list = lists + i * seq_len;
@@ -167,7 +168,8 @@ static void balanced_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size
     }
 }
 
-void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len, float balanced) {
+void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len,
+                         float balanced) {
     const size_t first = (size_t)((double)balanced * (double)n);
     balanced_lists(mt, lists, medians, first, max_num, seq_len);
     make_lists(mt, lists + first * seq_len, medians + first, n - first, max_num, seq_len);
@@ -303,18 +305,19 @@ void model_init(Model *model, Mt19937 *mt) {
 /* ---- 3. Running it ---------------------------------------------------------------------------------------------- */
 
 /* Layer 0 sees no lists, only numbers at positions: at most max_num * seq_len different inputs, usually far fewer than
- * the batch has entries. So a layer works on *rows*, with an index that says which row a list's position has. In layer 0
- * the rows are the different (number, position) pairs of the batch, each normalized and projected once; in later layers
- * every position of every list has a row of its own. Rows are ordered by position, so those of the last position, the
- * only one whose query and output matter in the last layer, stand together at the end.
+ * the batch has entries. So a layer works on *rows*, with an index that says which row a list's position has. In
+ * layer 0 the rows are the different (number, position) pairs of the batch, each normalized and projected once; in
+ * later layers every position of every list has a row of its own. Rows are ordered by position, so those of the last
+ * position, the only one whose query and output matter in the last layer, stand together at the end.
  *
  * Matrix products may be taken in any order, so neither keys nor values are ever computed for every row:
  *
- *   - q . k = (h_q W_Q + b_Q) . (h_s W_K + b_K) = ((h_q W_Q + b_Q) W_K^T) . h_s + a constant of the query, which softmax
- *     doesn't see. So W_K goes to the few queries, and the rows of h themselves are the keys. (b_K has no effect at all,
- *     and its gradient is 0.)
- *   - sum_s a_s (h_s W_V + b_V) W_O: attention may mix the h_s, then W_V and W_O go to each query's mix. Or in layer 0, with
- *     its few rows, each row gets v W_O = h_s (W_V W_O) + b_V W_O first and attention mixes these ("folded"). */
+ *   - q . k = (h_q W_Q + b_Q) . (h_s W_K + b_K) = ((h_q W_Q + b_Q) W_K^T) . h_s + a constant of the query, which
+ *     softmax doesn't see. So W_K goes to the few queries, and the rows of h themselves are the keys. (b_K has no
+ *     effect at all, and its gradient is 0.)
+ *   - sum_s a_s (h_s W_V + b_V) W_O: attention may mix the h_s, then W_V and W_O go to each query's mix. Or in
+ *     layer 0, with its few rows, each row gets v W_O = h_s (W_V W_O) + b_V W_O first, and attention mixes these
+ *     ("folded"). */
 static size_t queries_of_layer(const Run *run, size_t layer) {
     return layer + 1 == run->config.n_layers && run->kind != RUN_ALL_POSITIONS ? 1 : run->config.seq_len;
 }
@@ -494,8 +497,11 @@ static Head head_of(const Config *c, const LayerWeights *w, const LayerRun *laye
     Head h = {w->W_Q + at, w->W_K + at, w->W_V + at, w->W_O + at, w->b_Q + head * dh, w->b_V + head * dh,
               layer->q + head * R * dh, layer->qk + head * R * d, layer->pattern + head * Q * c->seq_len,
               layer->z + head * Q * (layer->folded ? d : dh), NULL, NULL, NULL, NULL};
-    if (layer->folded) h.W_VO = layer->W_VO + head * d * d, h.b_VO = layer->b_VO + head * d, h.vo = layer->vo + head * R * d;
-    else h.mix = layer->mix + head * Q * d;
+    if (layer->folded) {
+        h.W_VO = layer->W_VO + head * d * d, h.b_VO = layer->b_VO + head * d;
+        h.vo = layer->vo + head * R * d;
+    } else
+        h.mix = layer->mix + head * Q * d;
     return h;
 }
 
@@ -585,13 +591,15 @@ static void backward_mlp(const Config *c, const LayerWeights *w, const LayerWeig
     float *dh2 = c->normalization ? g->h2 : g->out;
     linear_backward(g->post, NULL, dw->W_out, dw->b_out, g->out, layer->post, w->W_out, Q, c->d_mlp, d);
     relu_backward(g->pre, g->post, layer->pre, Q * c->d_mlp);
-    linear_backward(dh2, c->normalization ? NULL : g->out, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d, c->d_mlp);
+    linear_backward(dh2, c->normalization ? NULL : g->out, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d,
+                    c->d_mlp);
     if (c->normalization)
-        layernorm_backward(g->out, g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w, Q, d);
+        layernorm_backward(g->out, g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w, Q,
+                           d);
 }
 
-/* A product of two weight matrices is a linear layer whose input is the first of them; and q W_K^T is the backward pass of
- * a linear layer, so its own backward is the forward pass. */
+/* A product of two weight matrices is a linear layer whose input is the first of them; and q W_K^T is the backward
+ * pass of a linear layer, so its own backward is the forward pass. */
 static void backward_attention(const Config *c, const LayerWeights *w, const LayerWeights *dw, const LayerRun *layer,
                                RunGradients *g) {
     const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head, asking = R - layer->first_query;
@@ -604,18 +612,21 @@ static void backward_attention(const Config *c, const LayerWeights *w, const Lay
             zero(g->vo, R * d);
             memset(g->W_VO, 0, d * d * sizeof(float));
             memset(g->b_VO, 0, d * sizeof(float));
-            attention_backward(&shape, g->qk, dh_rows, g->vo, g->scores, g->scratch, g->out, a.pattern, a.qk, layer->h, a.vo);
+            attention_backward(&shape, g->qk, dh_rows, g->vo, g->scores, g->scratch, g->out, a.pattern, a.qk, layer->h,
+                               a.vo);
             linear_backward(dh_rows, dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
             linear_backward(da.W_V, da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
             linear_backward(da.b_V, da.b_V, da.W_O, NULL, g->b_VO, a.b_V, a.W_O, 1, dh, d);
         } else {
             linear_backward(g->z, NULL, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
             linear_backward(g->mix, NULL, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
-            attention_backward(&shape, g->qk, dh_rows, dh_rows, g->scores, g->scratch, g->mix, a.pattern, a.qk, layer->h, layer->h);
+            attention_backward(&shape, g->qk, dh_rows, dh_rows, g->scores, g->scratch, g->mix, a.pattern, a.qk,
+                               layer->h, layer->h);
         }
         linear_forward(g->q, NULL, g->qk, a.W_K, NULL, asking, d, dh);
         linear_backward(NULL, NULL, da.W_K, NULL, a.q, g->qk, NULL, asking, d, dh);
-        linear_backward(dh_asking, dh_asking, da.W_Q, da.b_Q, g->q, layer->h + layer->first_query * d, a.W_Q, asking, d, dh);
+        linear_backward(dh_asking, dh_asking, da.W_Q, da.b_Q, g->q, layer->h + layer->first_query * d, a.W_Q, asking,
+                        d, dh);
     }
 }
 
@@ -641,8 +652,8 @@ static void add_gradient(const Model *model, Run *run, const uint32_t *medians, 
     cross_entropy_backward(g->logits, run->probs, medians, scale, n, c->max_num);
     linear_backward(dfinal_h, NULL, dw->W_U, dw->b_U, g->logits, run->final_h, w->W_U, n, d, c->max_num);
     if (c->normalization)
-        layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, g->final_h, run->final_normal, run->final_inv_std,
-                           w->ln_final_w, n, d);
+        layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, g->final_h, run->final_normal,
+                           run->final_inv_std, w->ln_final_w, n, d);
     for (size_t l = c->n_layers; l-- > 0;) {
         backward_layer(c, &w->layers[l], &dw->layers[l], &run->layers[l], g);
         float *of_input = g->x; /* the input's gradient is that of the layer below's output */
@@ -720,8 +731,8 @@ static void lay_out_trainer(Layout *m, void *owner) {
     t->drawn = lay_words(m, r->batch_size, 1);
 }
 
-/* A large batch is worked off in shares of so many lists, whose gradients add up: memory doesn't grow with the batch, and
- * what a share computes stays in the caches. */
+/* A large batch is worked off in shares of so many lists, whose gradients add up: memory doesn't grow with the batch,
+ * and what a share computes stays in the caches. */
 enum { SHARE = 1024 };
 
 int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const Model *start, Error *error) {
@@ -730,7 +741,8 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     const Recipe *r = &t->recipe;
     if (start) config = &start->config;
     if (r->batch_size == 0) return fail(error, "a batch needs at least one list");
-    if (r->trainset_size == 0 && r->steps == 0) return fail(error, "fresh lists at every step (--trainset-size 0) need --steps");
+    if (r->trainset_size == 0 && r->steps == 0)
+        return fail(error, "fresh lists at every step (--trainset-size 0) need --steps");
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
         !model_create(&t->best, config, error) ||
@@ -743,7 +755,8 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     mt_seed(&t->data, (uint32_t)r->seed + 1);
     make_lists(&t->data, t->val_lists, t->val_medians, r->valset_size, config->max_num, config->seq_len);
     mt_seed(&t->data, (uint32_t)r->seed);
-    make_training_lists(&t->data, t->lists, t->medians, r->trainset_size, config->max_num, config->seq_len, r->balanced);
+    make_training_lists(&t->data, t->lists, t->medians, r->trainset_size, config->max_num, config->seq_len,
+                        r->balanced);
     for (size_t i = 0; i < r->trainset_size; i++) t->order[i] = (uint32_t)i;
     mt_seed(&t->order_mt, (uint32_t)r->seed + 2);
     model_init(&t->model, &t->order_mt);
@@ -774,7 +787,7 @@ static size_t draw_hard_lists(Trainer *t) {
     return t->n_drawn;
 }
 
-/* A fresh list with a great loss is kept: where there is room, or in the place of a drawn one that has become easier. */
+/* A fresh list with a great loss is kept: where there is room, or in place of a drawn one that has become easier. */
 static void keep_hard_lists(Trainer *t, size_t n) {
     const size_t T = t->model.config.seq_len;
     size_t drawn = 0;
@@ -824,7 +837,8 @@ static float learning_rate(const Trainer *t) {
     const double lr = (double)r->adam.lr;
     if (t->step < r->warmup) return f32(lr * (double)(t->step + 1) / (double)r->warmup);
     if (!r->cosine) return r->adam.lr;
-    return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32((double)(t->step - r->warmup) / (double)(t->total_steps - r->warmup)))));
+    const double done = (double)(t->step - r->warmup) / (double)(t->total_steps - r->warmup);
+    return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32(done))));
 }
 
 /* How many lists of the latest model_forward have the right answer. */
@@ -880,7 +894,8 @@ int trainer_step(Trainer *t) {
     Adam adam = t->recipe.adam;
     adam.lr = t->lr;
     t->step++;
-    adam_step(&adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params, t->gradient.params, t->model.n_params);
+    adam_step(&adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params, t->gradient.params,
+              t->model.n_params);
     if (t->step % t->steps_per_epoch == 0 || t->step == t->total_steps) validate(t);
     return 1;
 }

@@ -1,7 +1,7 @@
 /* median.h - a small transformer that learns to find the median of a list of numbers.
  *
- * The chapters stand in the order in which median.c tells them: the task, the model, running it, training it, keeping it
- * in files, looking inside. What it is built of, the layers and their gradients, is in tensor.h.
+ * The chapters stand in the order in which median.c tells them: the task, the model, running it, training it, keeping
+ * it in files, looking inside. What it is built of, the layers and their gradients, is in tensor.h.
  *
  * A function that can fail returns 1 when it is done and 0 when it failed; then *error says why, in one line. Nothing
  * here prints, exits or keeps state between calls: two models in one program don't disturb each other. */
@@ -32,7 +32,8 @@ typedef struct {
 void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len);
 
 /* The same, but the first share `balanced` of the lists have evenly distributed medians. */
-void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len, float balanced);
+void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len,
+                         float balanced);
 
 /* The middle one of seq_len numbers, seq_len odd. */
 uint32_t median_of(const uint32_t *list, size_t seq_len);
@@ -103,21 +104,21 @@ void model_free(Model *model);
 /* FNV-1a of all parameters. */
 uint64_t hash_model(const Model *model);
 
-/* Every W_* normal with deviation 0.8/sqrt(d_model), in the order of the tensors; biases 0, layer normalization's w 1. */
+/* Every W_* normal with deviation 0.8/sqrt(d_model), in the order of the tensors; biases 0, normalization's w 1. */
 void model_init(Model *model, Mt19937 *mt);
 
 /* ---- 3. Running it ---------------------------------------------------------------------------------------------- */
 
 /* The places where a run can be observed or changed while it goes on. */
 typedef enum {
-    HOOK_RESIDUAL, /* the residual stream that enters layer `layer` (n_layers: ln_final): (rows of that layer, d_model) */
+    HOOK_RESIDUAL, /* the residual stream that enters the layer (n_layers: ln_final): (rows of that layer, d_model) */
     HOOK_PATTERN,  /* a head's attention: (queries, seq_len); rows must go on adding up to 1 */
     HOOK_HEAD,     /* a head's output, up to a linear map the same for all: (queries, width) */
     HOOK_MLP       /* the MLP's output: (queries, d_model) */
 } HookSite;
 
-/* Called for each site of each layer, and head where it is a head's. values has `rows` rows of `width`. A query's row is
- * numbered as tensor.h's Attention does; Run tells the rows of the residual stream. */
+/* Called for each site of each layer, and head where it is a head's. values has `rows` rows of `width`. A query's row
+ * is numbered as tensor.h's Attention does; Run tells the rows of the residual stream. */
 typedef struct {
     void (*call)(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width);
     void *context;
@@ -132,7 +133,7 @@ typedef struct {
     uint32_t *query_row;             /* (Q): the row of a query among those that ask */
     float *x, *normal1, *inv_std1, *h; /* (R, d_model), ...: the residual stream and its normalization */
     float *q, *qk;                   /* (n_heads, rows that ask, d_head): queries; (.., d_model): times W_K^T */
-    float *W_VO, *b_VO, *vo;         /* folded: (n_heads, d_model, d_model), (n_heads, d_model), (n_heads, R, d_model) */
+    float *W_VO, *b_VO, *vo; /* folded: (n_heads, d_model, d_model), (n_heads, d_model), (n_heads, R, d_model) */
     float *mix;                      /* not folded: (n_heads, Q, d_model): attention's mix of h */
     float *pattern;                  /* (n_heads, Q, seq_len) */
     float *z;                        /* (n_heads, Q, d_model if folded, else d_head) */
@@ -189,7 +190,7 @@ typedef struct {
 /* Adds the lists of the latest model_forward to *e, which is all 0 at first. */
 void evaluate_batch(Run *run, const uint32_t *medians, Evaluation *e);
 
-/* Runs n lists, any number, in batches of run->capacity, and adds them to *e, which is all 0 at first. hook may be NULL. */
+/* Runs n lists, any number, in batches of run->capacity, and adds them to *e, all 0 at first. hook may be NULL. */
 void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
               Evaluation *e);
 
@@ -232,12 +233,12 @@ typedef struct {
     void *memory;
 } Trainer;
 
-/* Starts a training of `start`'s configuration from start's weights, if they are given (from_start), or from new ones. */
+/* Starts a training of `start`'s configuration from its weights, if they are given (from_start), or from new ones. */
 int trainer_create(Trainer *trainer, const Recipe *recipe, const Config *config, const Model *start, Error *error);
 void trainer_free(Trainer *trainer);
 
-/* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the training. Returns 0, and changes
- * nothing, if the loss is no longer finite. */
+/* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the training. Returns 0, and
+ * changes nothing, if the loss is no longer finite. */
 int trainer_step(Trainer *trainer);
 
 /* The weights to keep, described: those of the best validation, or of the latest, as the recipe says. */
@@ -469,8 +470,8 @@ typedef struct {
     FILE *in, *out, *progress; /* out NULL: what is said stays in *text; progress NULL: none */
 } Streams;
 
-/* Runs a command line, argv[0] being the program's name. Returns 0 if it failed; error->usage then tells wrong usage apart.
- * *text is to be freed. */
+/* Runs a command line, argv[0] being the program's name. Returns 0 if it failed; error->usage then tells wrong usage
+ * apart. *text is to be freed. */
 int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error);
 
 /* ---- Tests: test_median.c ---- */

@@ -1,8 +1,8 @@
 /* tensor.c - see tensor.h for the promise and the habits that keep it. The chapters stand in the header's order. */
 #if defined __GNUC__ && !defined __clang__ && __GNUC__ >= 8 && !defined __powerpc__
 /* A bare `cc *.c` deserves speed too. No value is changed: we look at no exception flag. The last two keep GCC from
- * undoing what stands here on purpose: from unrolling the loops around sums that are kept in registers, and from calling
- * memcpy for seven floats. */
+ * undoing what stands here on purpose: from unrolling the loops around sums that are kept in registers, and from
+ * calling memcpy for seven floats. */
 #pragma GCC optimize("O3", "no-trapping-math", "no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns")
 #endif
 
@@ -40,10 +40,10 @@ double sqrt(double) __attribute__((const));
 
 /* ---- Threads ---- */
 
-/* A team of threads executes what follows TEAM; each takes its share of a loop that follows SHARE, the same part of the rows
- * in every function, since that is what its core's cache holds. The terms of a sum are never shared out. Threads go on
- * without waiting for each other; but for SHARE_AND_WAIT, and SHARE_AS_READY, which hands out tasks of unequal size one
- * by one. */
+/* A team of threads executes what follows TEAM; each takes its share of a loop that follows SHARE, the same part of
+ * the rows in every function, since that is what its core's cache holds. The terms of a sum are never shared out.
+ * Threads go on without waiting for each other; but for SHARE_AND_WAIT, and SHARE_AS_READY, which hands out tasks of
+ * unequal size one by one. */
 #ifdef _OPENMP
 #define TEAM _Pragma("omp parallel")
 #define SHARE _Pragma("omp for schedule(static) nowait")
@@ -199,33 +199,34 @@ void mt_normal(Mt19937 *mt, float *out, size_t n, float deviation) {
 
 /* ---- exp, log ---- */
 
-/* Correctly rounded means: of all floats the one nearest to the true value. A result defined this way depends on neither
- * the compiler nor the C library, and it needs no exact arithmetic, only an error smaller than the distance from the true
- * value to the nearest tie, the midpoint between two floats. The comments derive a bound for the error that holds whether
- * or not products are fused with additions (fusing only takes roundings away); u = 2^-53 is the largest relative error of
- * one double operation. The distances were found by trying every input: .ci/exhaustive.c. */
+/* Correctly rounded means: of all floats the one nearest to the true value. A result defined this way depends on
+ * neither the compiler nor the C library, and it needs no exact arithmetic, only an error smaller than the distance
+ * from the true value to the nearest tie, the midpoint between two floats. The comments derive a bound for the error
+ * that holds whether or not products are fused with additions (fusing only takes roundings away); u = 2^-53 is the
+ * largest relative error of one double operation. The distances were found by trying every input: .ci/exhaustive.c. */
 
-/* ln 2 as a sum. LN2_HI has 45 bits, so its product with an integer of up to 8 bits is exact; LN2_LO has the next 53. */
+/* ln 2 as a sum. LN2_HI has 45 bits: its product with an integer of up to 8 bits is exact. LN2_LO has the next 53. */
 static const double LN2_HI = 0x1.62e42fefa39p-1;
 static const double LN2_LO = 0x1.de6af278ece6p-46;
 
 /* exp(x) in double, for f32 to round. Without branches, calls or tables, so that compilers vectorise loops over it.
  *
- * x = k ln 2 + r with integer k and |r| < 0.3466, hence exp(x) = 2^k exp(r), and exp(r) is its Taylor series up to r^13/13!;
- * the remainder is below 0.06 u.
+ * x = k ln 2 + r with integer k and |r| < 0.3466, hence exp(x) = 2^k exp(r), and exp(r) is its Taylor series up to
+ * r^13/13!; the remainder is below 0.06 u.
  *
  * Error. k * LN2_HI is exact, and its difference to x, a multiple of 2^-45 below 1, too; the second subtraction rounds
  * once, by u/4. Horner's scheme then ends with g = 1 + r*(1/2 + ...), off by 1.4 u if r > 0 and by 0.8 u if r < 0;
- * r*g, off by 0.347 of that and its own u/4; and 1 + r*g, which adds u above 1 and u/2 below. Relative to exp(r) that is
- * less than 2.1 u in all. Four of all inputs have results within twice this of a tie:
- *     0xc16912cd (-14.57) at 1.3 u, 0xbbf0edf1 (-0.0074) at 2.4 u, 0xbae0e25c (-0.0017) at 3.6 u, 0xb3000000 (-2^-25) at 4 u.
+ * r*g, off by 0.347 of that and its own u/4; and 1 + r*g, which adds u above 1 and u/2 below. Relative to exp(r) that
+ * is less than 2.1 u in all. Four of all inputs have results within twice this of a tie:
+ *     0xc16912cd (-14.57)   at 1.3 u,   0xbae0e25c (-0.0017) at 3.6 u,
+ *     0xbbf0edf1 (-0.0074)  at 2.4 u,   0xb3000000 (-2^-25)  at 4 u.
  * They have -2^-6 < r < 0, where all but the last rounding fade with r and the bound is 0.6 u: again less than half.
  */
 TENSOR_INLINE double exp_core(float x) {
-    /* From 100 on the result is infinity, and x becomes 100. Below -87.33654 it is to be 0, and x becomes -1023 ln 2, so that
-     * the exponent field of 2^k below is 0: f32 could make 0 of e^x as well, but converting what is subnormal as a float
-     * takes some processors a hundred cycles. NaN stays NaN. All on the bits, where the comparison with both ends of a
-     * range is one, and which GCC vectorises when it balks at the choice between two floats. */
+    /* From 100 on the result is infinity, and x becomes 100. Below -87.33654 it is to be 0, and x becomes -1023 ln 2,
+     * so that the exponent field of 2^k below is 0: f32 could make 0 of e^x as well, but converting what is subnormal
+     * as a float takes some processors a hundred cycles. NaN stays NaN. All on the bits, where the comparison with
+     * both ends of a range is one, and which GCC vectorises when it balks at the choice between two floats. */
     const uint32_t hundred = 0x42c80000, infinity = 0x7f800000, too_low = 0xc2aeac50, minus_infinity = 0xff800000;
     const uint32_t minus_1023_ln2 = 0xc43145bb;
     uint32_t u;
@@ -235,8 +236,8 @@ TENSOR_INLINE double exp_core(float x) {
     float c;
     memcpy(&c, &u, sizeof c);
 
-    /* Doubles near 2^52 are integers: the addition rounds c / ln 2 to k and leaves k in the last bits of t. The constant
-     * 1 / ln 2 is a float, so the product is exact, and fused or not k is the same. */
+    /* Doubles near 2^52 are integers: the addition rounds c / ln 2 to k and leaves k in the last bits of t. The
+     * constant 1 / ln 2 is a float, so the product is exact, and fused or not k is the same. */
     double t = (double)c * 0x1.715476p+0f + 0x1.8p52;
     double k = t - 0x1.8p52;
     double r = (c - k * LN2_HI) - k * LN2_LO;
@@ -261,18 +262,19 @@ float exp_f32(float x) {
 
 /* log(2^k x) in double, for f32 to round; x > 0 is finite and not subnormal. Without branches, like exp_core.
  *
- * 2^k x = 2^l m with sqrt(1/2) <= m < sqrt(2), hence the logarithm is l ln 2 + log(1 + f) with f = m - 1. With s = f/(2 + f),
- * |s| < 0.1716, log(1 + f) = 2 atanh(s) = 2s + r s, r = 2/3 s^2 + 2/5 s^4 + ...; and as 2s = f - s f = f - f^2/2 + s f^2/2,
+ * 2^k x = 2^l m with sqrt(1/2) <= m < sqrt(2), hence the logarithm is l ln 2 + log(1 + f) with f = m - 1. With
+ * s = f/(2 + f), |s| < 0.1716, log(1 + f) = 2 atanh(s) = 2s + r s, r = 2/3 s^2 + 2/5 s^4 + ...; and as
+ * 2s = f - s f = f - f^2/2 + s f^2/2,
  *     log(2^k x) = a + b,  a = l LN2_HI + f,  b = s (f^2/2 + r) - f^2/2 + l LN2_LO.
  * a is exact (a multiple of 2^-45 below 2^7), and so is f^2/2 (f has 24 bits). Only b, below 0.08, is rounded.
  *
- * Error of b. f^2/2 + r is rounded by 2^-57 and inherits 6 u r from r; the product with s, which is off by u itself, makes
- * that 1.1 * 2^-57; two additions round by 2^-57 each; the remainder of the series is 2^-62. Together: less than 2^-55. For
- * l = 0 all these shrink as f^2, and the same count gives less than 2^-52 times the square of the logarithm. No input's
- * logarithm lies within twice this bound of a tie.
+ * Error of b. f^2/2 + r is rounded by 2^-57 and inherits 6 u r from r; the product with s, which is off by u itself,
+ * makes that 1.1 * 2^-57; two additions round by 2^-57 each; the remainder of the series is 2^-62. Together: less
+ * than 2^-55. For l = 0 all these shrink as f^2, and the same count gives less than 2^-52 times the square of the
+ * logarithm. No input's logarithm lies within twice this bound of a tie.
  *
- * Rounding a + b to double would spoil that, by up to 2^-47. So the sum is kept as hi + lo, and where hi alone might be a
- * tie, lo decides: it goes into the last bit of hi, which neither ties nor floats use ("rounding to odd").
+ * Rounding a + b to double would spoil that, by up to 2^-47. So the sum is kept as hi + lo, and where hi alone might
+ * be a tie, lo decides: it goes into the last bit of hi, which neither ties nor floats use ("rounding to odd").
  */
 TENSOR_INLINE double log_core(float x, int k) {
     const uint32_t one = 0x3f800000, sqrt_half = 0x3f3504f3;
@@ -405,9 +407,9 @@ typedef struct {
     size_t row, col;
 } Matrix;
 
-/* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both factors
- * are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result in
- * registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
+/* The result is made in blocks that fit the caches; within a block, K is worked off in stretches, for which both
+ * factors are copied, as doubles, in the order of use. The innermost step updates a TILE x TILE piece of the result
+ * in registers: 64 sums that advance side by side, each in the order k = 0, 1, 2, ... */
 enum { TILE = 8, BLOCK_M = 32, BLOCK_N = 64, BLOCK_K = 64 };
 
 /* sums[m][n] = from[m * from_row + n] + sum over k of a[m * a_row + k * a_col] * b[k][n]. Inlined with constant
@@ -466,9 +468,10 @@ TENSOR_INLINE Matrix part(Matrix a, size_t row, size_t col) {
     return a;
 }
 
-/* The part of a product that lies in N <= BLOCK_N columns and M rows, at most BLOCK_M of them if the sums of one stretch of K
- * have to wait for the next; what one stretch completes needs only a strip of them, which stays in the cache. a_columns: whether neighbours in a stand
- * in a column, and so are copied column by column. Inlined for either case. */
+/* The part of a product that lies in N <= BLOCK_N columns and M rows, at most BLOCK_M of them if the sums of one
+ * stretch of K have to wait for the next; what one stretch completes needs only a strip of them, which stays in the
+ * cache. a_columns: whether neighbours in a stand in a column, and so are copied column by column. Inlined for either
+ * case. */
 TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, const float *bias, Matrix a, Matrix b,
                          size_t M, size_t K, size_t N, int a_columns) {
     double sums[BLOCK_M / TILE][TILE][BLOCK_N] = {{{0}}}, b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
@@ -597,9 +600,9 @@ void layernorm_forward(float *out, float *normal, float *inv_std, const float *x
         layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, smaller(GROUP, rows - r), d);
 }
 
-/* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the mean
- * and through s:  dn[j]/dx[i] = s ([i=j] - 1/d - n[i] n[j] / d).  Hence
- *   dL/dx[i] = s (g[i] - mean(g) - n[i] mean(g n)),   dL/dw = sum over rows of dout n,   dL/db = sum over rows of dout. */
+/* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the
+ * mean and through s:  dn[j]/dx[i] = s ([i=j] - 1/d - n[i] n[j] / d).  Hence
+ *   dL/dx[i] = s (g[i] - mean(g) - n[i] mean(g n)),   dL/dw = sum of dout n,   dL/db = sum of dout over the rows. */
 KERNEL static void layernorm_backward_group(float *dx, const float *dresidual, const float *restrict dout,
                                             const float *restrict normal, const float *restrict inv_std,
                                             const float *restrict w, size_t rows, size_t d) {
@@ -659,8 +662,8 @@ void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
 
 /* ---- Softmax and cross-entropy ---- */
 
-/* each[r * n + j] = value[r] for rows of n <= LANES numbers. Every row writes LANES of them, and the next one overwrites
- * what is too much; then short rows can be worked off in one long loop. */
+/* each[r * n + j] = value[r] for rows of n <= LANES numbers. Every row writes LANES of them, and the next one
+ * overwrites what is too much; then short rows can be worked off in one long loop. */
 enum { SHORT_ROWS = GROUP * LANES + LANES };
 
 TENSOR_INLINE void spread(double each[SHORT_ROWS], const double *value, size_t rows, size_t n) {
@@ -736,7 +739,7 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
 
 static size_t n_rows(const Attention *a) { return a->n_queries * a->n_lists; }
 
-/* Queries of one position, of GROUP lists or what is left, are worked off together: they see the same number of keys. */
+/* Queries of one position, of GROUP lists or what is left, are worked off together: they see equally many keys. */
 typedef struct {
     size_t list, query, rows, seen;
     const uint32_t *key_row;
@@ -774,8 +777,8 @@ TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const 
         for (size_t u = 0; u < 8; u++) dot[u] += (double)x[i] * (double)y[u][i];
 }
 
-/* out[i][s] = f32(scale x[x_row[i]] . y[key_row[s]]) for the group's queries i (or x[i], where x_row is NULL) and the keys
- * that they see, eight keys at a time; `unseen` for the other keys. */
+/* out[i][s] = f32(scale x[x_row[i]] . y[key_row[s]]) for the group's queries i (or x[i], where x_row is NULL) and the
+ * keys that they see, eight keys at a time; `unseen` for the other keys. */
 TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float unseen, const float *x,
                               const uint32_t *x_row, const float *y, size_t d, double scale) {
     const size_t T = a->seq_len;
@@ -934,8 +937,9 @@ void attention_backward(const Attention *a, float *dq, float *dk, float *dv, flo
 /* ---- Singular values ---- */
 
 /* One-sided Jacobi (Hestenes 1958): pairs of columns are rotated until all are orthogonal; then their lengths are the
- * singular values and their directions the left singular vectors. For columns x and y the angle that makes them orthogonal
- * has tan(2 angle) = 2 x.y / (x.x - y.y); of its two solutions the smaller is taken (Golub & Van Loan, section 8.5). */
+ * singular values and their directions the left singular vectors. For columns x and y the angle that makes them
+ * orthogonal has tan(2 angle) = 2 x.y / (x.x - y.y); of its two solutions the smaller is taken (Golub & Van Loan,
+ * section 8.5). */
 static int rotate_columns(float *x, float *y, size_t n) {
     const double xx = row_dot(x, x, n), yy = row_dot(y, y, n), xy = row_dot(x, y, n);
     if (fabs(xy) <= 1e-6 * sqrt(xx) * sqrt(yy)) return 0;

@@ -13,10 +13,10 @@
  *   - No stored float is subnormal, since some processors would flush it to zero.
  *
  * Arrays are contiguous and row-major: (rows, n) is rows times n floats, one row after the other. Outputs don't overlap
- * inputs unless it is said. A backward function receives d... = d loss / d ... of what its forward wrote. To gradients of
- * parameters, and of rows that are used many times (embed, gather, attention), it *adds*: a caller zeroes them once before
- * the step. The gradient of a layer's input it writes, and on top of it what dresidual holds: the gradient that reaches the
- * same input by another way. Nothing here allocates, prints or exits. */
+ * inputs unless it is said. A backward function receives d... = d loss / d ... of what its forward wrote. To
+ * gradients of parameters, and of rows that are used many times (embed, gather, attention), it *adds*: a caller
+ * zeroes them once before the step. The gradient of a layer's input it writes, and on top of it what dresidual holds:
+ * the gradient that reaches the same input by another way. Nothing here allocates, prints or exits. */
 #ifndef TENSOR_H
 #define TENSOR_H
 
@@ -103,7 +103,7 @@ uint64_t hash_floats(uint64_t hash, const float *x, size_t n);
 
 /* ---- Layers ---------------------------------------------------------------------------------------------------- */
 
-/* x[r] = W_E[token[r]] + W_pos[position[r]], for each of the rows. x (rows, d), W_E (vocabulary, d), W_pos (places, d). */
+/* x[r] = W_E[token[r]] + W_pos[position[r]] for each row. x (rows, d), W_E (vocabulary, d), W_pos (places, d). */
 void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
                    size_t rows, size_t d);
 /* dW_E[token[r]] += dx[r],  dW_pos[position[r]] += dx[r], in the order of the rows. */
@@ -119,8 +119,8 @@ void gather_backward(float *dx, float *db, const float *dout, const uint32_t *in
  * b may be NULL, residual may be NULL or out itself. */
 void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
                     size_t n_in, size_t n_out);
-/* dx = dresidual + dout W^T,  dW += x^T dout,  db += the column sums of dout. Each of dx, dW and db may be NULL; dresidual
- * may be NULL or dx itself. */
+/* dx = dresidual + dout W^T,  dW += x^T dout,  db += the column sums of dout. Each of dx, dW and db may be NULL;
+ * dresidual may be NULL or dx itself. */
 void linear_backward(float *dx, const float *dresidual, float *dW, float *db, const float *dout, const float *x,
                      const float *W, size_t rows, size_t n_in, size_t n_out);
 
@@ -141,15 +141,15 @@ void relu_backward(float *dx, const float *dout, const float *x, size_t n);
  * -INFINITY gets probability 0. */
 void softmax_forward(float *p, const float *x, size_t rows, size_t n);
 
-/* loss[r] = -log softmax(logits[r])[label[r]], and p = softmax(logits), which backward needs; logits and p may be one. */
+/* loss[r] = -log softmax(logits[r])[label[r]], and p = softmax(logits), for backward; logits and p may be one. */
 void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n);
 /* dlogits = scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. */
 void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label, float scale, size_t rows, size_t n);
 
-/* One head of causal attention over many lists. Query t of a list looks at its positions 0 .. t. Only the last n_queries
- * positions ask; queries are numbered position by position: query i is list i % n_lists at position
- * seq_len - n_queries + i / n_lists. Rows of q, k and v may be shared: key_row says where a list's position has its key
- * and value, query_row where query i has its q. */
+/* One head of causal attention over many lists. Query t of a list looks at its positions 0 .. t. Only the last
+ * n_queries positions ask; queries are numbered position by position: query i is list i % n_lists at position
+ * seq_len - n_queries + i / n_lists. Rows of q, k and v may be shared: key_row says where a list's position has its
+ * key and value, query_row where query i has its q. */
 typedef struct {
     size_t n_lists, seq_len, n_queries;
     size_t d_key, d_value;     /* widths of a query or key, and of a value */
@@ -171,8 +171,8 @@ size_t attention_scratch(const Attention *a);
 
 /* ---- Linear algebra -------------------------------------------------------------------------------------------- */
 
-/* Singular values of the matrix whose columns stand one after the other, (n_columns, n), in descending order; the columns
- * are replaced by the left singular vectors times their values. Accurate to about 1e-6 of the greatest value. */
+/* Singular values of the matrix whose columns stand one after the other, (n_columns, n), in descending order; the
+ * columns are replaced by the left singular vectors times their values. Accurate to about 1e-6 of the greatest. */
 void singular_values(float *values, float *columns, size_t n_columns, size_t n);
 
 /* ---- Training -------------------------------------------------------------------------------------------------- */
@@ -181,8 +181,8 @@ typedef struct {
     float lr, beta1, beta2, eps, weight_decay;
 } Adam;
 
-/* Step number `step` (1 at first) of Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019) on n
- * parameters: m = beta1 m + (1-beta1) g,  v = beta2 v + (1-beta2) g^2,
+/* Step number `step` (1 at first) of Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019)
+ * on n parameters: m = beta1 m + (1-beta1) g,  v = beta2 v + (1-beta2) g^2,
  * x -= lr m/(1-beta1^step) / (sqrt(v/(1-beta2^step)) + eps) + lr weight_decay x. m and v are zero before the first. */
 void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient, size_t n);
 
