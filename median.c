@@ -849,7 +849,7 @@ static size_t count_right(const Run *run, const uint32_t *medians) {
     for (size_t i = 0; i < run->n_lists; i++) { /* argmax without branches: who comes before the median? */
         const float *logits = run->logits + i * V, of_median = logits[medians[i]];
         uint32_t before = 0;
-        for (size_t j = 0; j < V; j++) before += logits[j] > of_median || (logits[j] == of_median && j < medians[i]);
+        for (size_t j = 0; j < V; j++) before += logits[j] > of_median || (j < medians[i] && logits[j] == of_median);
         right += before == 0;
     }
     return right;
