@@ -286,6 +286,7 @@ void model_free(Model *model) {
     free(model->weights.layers);
     free(model->memory);
     memset(model, 0, sizeof *model);
+    model->tensors = NULL; /* which clang-tidy does not take from the line before */
 }
 
 uint64_t hash_model(const Model *m) { return hash_floats(HASH_START, m->params, m->n_params); }
@@ -2016,7 +2017,8 @@ static float mode_overlap(const float *vector, float *mode, size_t k, size_t V) 
 
 /* Singular values of a table (V, V); its left singular vectors, times their values, one after the other: columns. */
 static void decompose(float *values, float *columns, const float *table, size_t V) {
-    for (size_t i = 0; i < V * V; i++) columns[i % V * V + i / V] = table[i];
+    for (size_t i = 0; i < V; i++)
+        for (size_t j = 0; j < V; j++) columns[j * V + i] = table[i * V + j];
     singular_values(values, columns, V, V);
 }
 
@@ -2572,7 +2574,8 @@ static int certify_last(const Model *model, const CertifyOptions *options, size_
     p.model = model, p.options = options, p.result = result, p.last = last;
     p.T = c->seq_len, p.V = c->max_num, p.d = c->d_model, p.heads = c->n_heads, p.batch = p.V > 256 ? p.V : 256;
     p.pairs = p.T * p.V, p.rows = p.pairs + 2 * p.V, p.columns = 1 + p.V + (c->normalization ? p.d : 0);
-    for (size_t n = 4 * p.V; n > 0; n /= 2) p.stack_size += p.T * p.T; /* up to T log2(2 V) cuts, each into up to T */
+    p.stack_size = 2 * p.T * p.T; /* for up to T log2(2 V) cuts, each into up to T boxes */
+    for (size_t n = p.V; n > 0; n /= 2) p.stack_size += p.T * p.T;
     void *memory = make_layout(lay_out_prover, &p, "the certificate", error);
     if (!memory || !run_create(&p.run, c, p.batch, RUN_FORWARD, error)) return free(memory), 0;
     take_last(&p);
