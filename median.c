@@ -92,16 +92,14 @@ static void *allocate(double bytes, const char *purpose, Error *error) {
     return memory;
 }
 
-/* Where the first of the processor's cache lines begins in a piece of memory that has 64 bytes too many. */
-static void *cache_line(void *memory) { return (char *)memory + (64 - (uintptr_t)memory % 64) % 64; }
-
-/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. */
+/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. It begins where the
+ * processor's cache lines do. */
 static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char *purpose, Error *error) {
     Layout layout = {0};
     lay(&layout, owner);
     void *memory = allocate(layout.used + 64.0, purpose, error);
     if (!memory) return NULL;
-    layout.base = (char *)cache_line(memory);
+    layout.base = (char *)memory + (64 - (uintptr_t)memory % 64) % 64;
     layout.used = 0;
     lay(&layout, owner);
     return memory;
@@ -257,36 +255,34 @@ static void deal_weights(Dealer *dealer, const Config *c, Weights *w) {
     w->b_U = deal(dealer, "", "unembed.b_U", c->max_num, 0, 0);
 }
 
-int model_create(Model *model, const Config *config, Error *error) {
+static void lay_out_model(Layout *m, void *owner) {
+    Model *model = (Model *)owner;
     Dealer count = {0};
     Weights unused = {0};
+    deal_weights(&count, &model->config, &unused);
+    model->params = (float *)lay_out(m, count.n_params, sizeof(float));
+    model->tensors = (Tensor *)lay_out(m, (double)count.n_tensors, sizeof(Tensor));
+    model->weights.layers = (LayerWeights *)lay_out(m, (double)model->config.n_layers, sizeof(LayerWeights));
+}
+
+int model_create(Model *model, const Config *config, Error *error) {
     memset(model, 0, sizeof *model);
     if (!config_check(config, error)) return 0;
-    deal_weights(&count, config, &unused);
-
-    const double bytes[] = {(double)count.n_tensors * sizeof(Tensor), (double)config->n_layers * sizeof(LayerWeights),
-                            count.n_params * sizeof(float) + 64.0};
-    if (!(model->tensors = (Tensor *)allocate(bytes[0], "the model", error)) ||
-        !(model->weights.layers = (LayerWeights *)allocate(bytes[1], "the model", error)) ||
-        !(model->memory = allocate(bytes[2], "the model", error))) {
-        model_free(model);
+    model->config = *config;
+    if (!(model->memory = make_layout(lay_out_model, model, "the model", error))) {
+        memset(model, 0, sizeof *model);
         return 0;
     }
-    model->params = (float *)cache_line(model->memory);
     Dealer dealer = {model->tensors, model->params, 0, 0};
     deal_weights(&dealer, config, &model->weights);
-    model->config = *config;
     model->n_params = (size_t)dealer.n_params;
     model->n_tensors = dealer.n_tensors;
     return 1;
 }
 
 void model_free(Model *model) {
-    free(model->tensors);
-    free(model->weights.layers);
     free(model->memory);
     memset(model, 0, sizeof *model);
-    model->tensors = NULL; /* which clang-tidy does not take from the line before */
 }
 
 uint64_t hash_model(const Model *m) { return hash_floats(HASH_START, m->params, m->n_params); }

@@ -92,7 +92,7 @@ typedef struct {
     float *params;
     Weights weights;
     Tensor *tensors;
-    void *memory;   /* in which params stand */
+    void *memory; /* in which all these arrays stand */
     size_t n_notes; /* what the checkpoint says about its training, as `info` shows it */
     Note notes[MAX_NOTES];
 } Model;
