@@ -2024,7 +2024,8 @@ static void measure_circuits(Explainer *x) {
     Explanation *e = x->e;
     const size_t V = m->config.max_num, T = m->config.seq_len, heads = m->config.n_heads, d = m->config.d_model;
     float *table = x->table;
-    for (size_t i = 0; i < V * V; i++) e->ideal[i] = -(float)fabs((double)(i / V) - (double)(i % V));
+    for (size_t i = 0; i < V; i++)
+        for (size_t j = 0; j < V; j++) e->ideal[i * V + j] = -(float)fabs((double)i - (double)j);
     center_both(e->ideal, V);
     for (size_t head = 0; head < e->attention.heads; head++) {
         const Circuit which = {CIRCUIT_OV, 0, head / heads, head % heads, NO_POSITION, NO_POSITION};
