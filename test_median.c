@@ -137,7 +137,7 @@ static void test_smaller(void) {
 }
 
 static void test_f32(void) { /* ties, and next to them; the least number that is kept, what is flushed; the greatest */
-    static const double table[][2] = {
+    const double table[][2] = {
         {1.0 + 0x1p-24, 1.0}, {1.0 + 0x3p-24, 1.0 + 0x1p-22}, {-1.0 - 0x3p-24, -1.0 - 0x1p-22},
         {1.0 + 0x1p-24 + 0x1p-40, 1.0 + 0x1p-23}, {1.0 + 0x1p-24 - 0x1p-40, 1.0}, {0x1.000002p-126, 0x1.000002p-126},
         {-0x1.000002p-126, -0x1.000002p-126}, {0x1p-126, 0}, {-0x1p-126, 0},
