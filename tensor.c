@@ -93,10 +93,7 @@ int ieee_setup(void) {
     return one + half_ulp + zero == 1.0 && one + (half_ulp + little) == 1.0 + 0x1p-52;
 }
 
-/* ---- Sums along a row ---- */
-
-/* Sums down the columns are made so many columns at a time: they stay in registers. */
-enum { COLUMNS = 32 };
+/* ---- Sums along rows and columns ---- */
 
 /* A row is summed in eight running sums, element i into sum i mod 8, joined pairwise; what is left over when n is not a
  * multiple of eight follows one by one. The order is fixed here, and eight independent sums are what vector units and
@@ -145,6 +142,33 @@ TENSOR_INLINE float row_max(const float *x, size_t n) {
     for (size_t j = 0; j < LANES && i > 0; j++) max = m[j] > max ? m[j] : max;
     for (; i < n; i++) max = x[i] > max ? x[i] : max;
     return max;
+}
+
+/* Columns are summed in stripes, each by one thread; this is the width of a cache line. */
+enum { STRIPE = 16 };
+
+/* sums[j] += sum over r of x[r][j] (times times[r][j]), for n columns. */
+TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
+    double s[STRIPE] = {0};
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < n; j++)
+            s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
+    for (size_t j = 0; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
+}
+
+KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
+    if (times && n == STRIPE)
+        add_columns(sums, x, times, rows, d, STRIPE);
+    else if (n == STRIPE)
+        add_columns(sums, x, NULL, rows, d, STRIPE);
+    else
+        add_columns(sums, x, times, rows, d, n);
+}
+
+static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
+    SHARE
+    for (size_t j = 0; j < d; j += STRIPE)
+        column_slice(sums + j, x + j, times ? times + j : NULL, rows, d, smaller(STRIPE, d - j));
 }
 
 /* What is done with each row in turn is done in passes over so many rows: sums, divisions and roots of one row then
@@ -389,8 +413,6 @@ void gather_forward(float *out, const float *x, const float *b, const uint32_t *
     }
 }
 
-static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d);
-
 void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d) {
     TEAM {
         scatter(dx, dout, index, rows, d);
@@ -525,33 +547,6 @@ static void product(float *out, const float *residual, const float *bias, Matrix
         block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL, a_rows,
                       b_columns, smaller(M - m, height), K, smaller(N - n, BLOCK_N));
     }
-}
-
-/* Columns are summed in stripes, each by one thread; this is the width of a cache line. */
-enum { STRIPE = 16 };
-
-/* sums[j] += sum over r of x[r][j] (times times[r][j]), for n columns. */
-TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
-    double s[STRIPE] = {0};
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < n; j++)
-            s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
-    for (size_t j = 0; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
-}
-
-KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
-    if (times && n == STRIPE)
-        add_columns(sums, x, times, rows, d, STRIPE);
-    else if (n == STRIPE)
-        add_columns(sums, x, NULL, rows, d, STRIPE);
-    else
-        add_columns(sums, x, times, rows, d, n);
-}
-
-static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
-    SHARE
-    for (size_t j = 0; j < d; j += STRIPE)
-        column_slice(sums + j, x + j, times ? times + j : NULL, rows, d, smaller(STRIPE, d - j));
 }
 
 void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
@@ -737,8 +732,6 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
 
 /* ---- Attention ---- */
 
-static size_t n_rows(const Attention *a) { return a->n_queries * a->n_lists; }
-
 /* Queries of one position, of GROUP lists or what is left, are worked off together: they see equally many keys. */
 typedef struct {
     size_t list, query, rows, seen;
@@ -810,6 +803,9 @@ void attention_pattern(const Attention *a, float *pattern, const float *q, const
     for (size_t i = 0; i < n_groups(a); i++) attention_pattern_group(a, group_at(a, i), pattern, q, k);
 }
 
+/* Weighted sums of rows are made so many columns at a time: they stay in registers. */
+enum { COLUMNS = 32 };
+
 /* sum[j] = sum over s of weight[s] * rows[index[s]][j], for n columns of rows of width d. */
 TENSOR_INLINE void weighted_sum(double sum[COLUMNS], const float *weight, const float *rows, const uint32_t *index,
                                 size_t n_terms, size_t d, size_t n) {
@@ -877,7 +873,7 @@ TENSOR_INLINE void add_scaled(double *sum, double weight, const float *x, size_t
 KERNEL static void attention_dkv(const Attention *a, double *sum, const float *weight, const float *x,
                                  const uint32_t *x_row, size_t d, size_t s) {
     const size_t T = a->seq_len, unseen = s + a->n_queries < T ? 0 : s + a->n_queries - T;
-    for (size_t i = unseen * a->n_lists; i < n_rows(a); i += a->n_lists)
+    for (size_t i = unseen * a->n_lists; i < a->n_queries * a->n_lists; i += a->n_lists)
         for (size_t list = 0; list < a->n_lists; list++)
             add_scaled(sum + a->key_row[list * T + s] * d, (double)weight[(i + list) * T + s],
                        x + (x_row ? x_row[i + list] : i + list) * d, d);
