@@ -659,7 +659,7 @@ void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
 
 /* each[r * n + j] = value[r] for rows of n <= LANES numbers. Every row writes LANES of them, and the next one
  * overwrites what is too much; then short rows can be worked off in one long loop. */
-enum { SHORT_ROWS = GROUP * LANES + LANES };
+enum { SHORT_ROWS = GROUP * LANES };
 
 TENSOR_INLINE void spread(double each[SHORT_ROWS], const double *value, size_t rows, size_t n) {
     for (size_t r = 0; r < rows; r++)
@@ -668,19 +668,23 @@ TENSOR_INLINE void spread(double each[SHORT_ROWS], const double *value, size_t r
 }
 
 TENSOR_INLINE void subtract_from_rows(float *p, const float *x, const double *value, size_t rows, size_t n) {
-    double each[SHORT_ROWS];
-    if (n <= LANES) spread(each, value, rows, n);
-    for (size_t i = 0; n <= LANES && i < rows * n; i++) p[i] = f32((double)x[i] - each[i]);
-    for (size_t r = 0; n > LANES && r < rows; r++)
-        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)x[r * n + j] - value[r]);
+    if (n <= LANES) {
+        double each[SHORT_ROWS];
+        spread(each, value, rows, n);
+        for (size_t i = 0; i < rows * n; i++) p[i] = f32((double)x[i] - each[i]);
+    } else
+        for (size_t r = 0; r < rows; r++)
+            for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)x[r * n + j] - value[r]);
 }
 
 TENSOR_INLINE void scale_rows(float *p, const double *value, size_t rows, size_t n) {
-    double each[SHORT_ROWS];
-    if (n <= LANES) spread(each, value, rows, n);
-    for (size_t i = 0; n <= LANES && i < rows * n; i++) p[i] = f32((double)p[i] * each[i]);
-    for (size_t r = 0; n > LANES && r < rows; r++)
-        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)p[r * n + j] * value[r]);
+    if (n <= LANES) {
+        double each[SHORT_ROWS];
+        spread(each, value, rows, n);
+        for (size_t i = 0; i < rows * n; i++) p[i] = f32((double)p[i] * each[i]);
+    } else
+        for (size_t r = 0; r < rows; r++)
+            for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)p[r * n + j] * value[r]);
 }
 
 /* Subtracts each row's maximum, so that exp cannot overflow, then exp of all rows at once, then each row is divided by
@@ -846,17 +850,20 @@ void attention_values(const Attention *a, float *z, const float *pattern, const 
 KERNEL static void attention_dscores(const Attention *a, Group g, float *dscores, const float *dz,
                                      const float *pattern, const float *v) {
     const size_t T = a->seq_len;
-    double mean[GROUP], each[SHORT_ROWS];
+    double mean[GROUP];
     float *ds = dscores + g.query * T;
     const float *p = pattern + g.query * T;
     group_dots(a, g, dscores, 0.0f, dz, NULL, v, a->d_value, 1.0);
     for (size_t r = 0; r < g.rows; r++) mean[r] = row_dot(p + r * T, ds + r * T, T);
-    if (T <= LANES) spread(each, mean, g.rows, T);
-    for (size_t i = 0; T <= LANES && i < g.rows * T; i++)
-        ds[i] = f32((double)p[i] * ((double)ds[i] - each[i]) * (double)a->scale);
-    for (size_t r = 0; T > LANES && r < g.rows; r++)
-        for (size_t i = r * T; i < (r + 1) * T; i++)
-            ds[i] = f32((double)p[i] * ((double)ds[i] - mean[r]) * (double)a->scale);
+    if (T <= LANES) {
+        double each[SHORT_ROWS];
+        spread(each, mean, g.rows, T);
+        for (size_t i = 0; i < g.rows * T; i++)
+            ds[i] = f32((double)p[i] * ((double)ds[i] - each[i]) * (double)a->scale);
+    } else
+        for (size_t r = 0; r < g.rows; r++)
+            for (size_t i = r * T; i < (r + 1) * T; i++)
+                ds[i] = f32((double)p[i] * ((double)ds[i] - mean[r]) * (double)a->scale);
 }
 
 /* sum[j] += weight * x[j]. */
