@@ -150,8 +150,9 @@ static void shuffle(Mt19937 *mt, uint32_t *order, size_t n) {
     }
 }
 
-/* Uniform lists have a median near 0 or max_num - 1 once in a million. Here every median is equally likely: first the
- * median, then half of the others from the numbers up to it, half from those from it on, all in random order. */
+/* Of uniform lists, one in a hundred thousand has the least or the greatest number for its median. Here every median is
+ * equally likely: it is drawn first, then half of the others from the numbers up to it, half from those from it on, all
+ * in random order. */
 static void balanced_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
     for (size_t i = 0; i < n; i++) {
         uint32_t *list = lists + i * seq_len;
@@ -603,7 +604,7 @@ static void backward_attention(const Config *c, const LayerWeights *w, const Lay
     const Attention shape = layer_attention(c, layer);
     float *dh_rows = c->normalization ? g->h : g->x, *dh_asking = dh_rows + layer->first_query * d;
     for (size_t head = 0; head < c->n_heads; head++) {
-        const Head a = head_of(c, w, layer, head), da = head_of(c, dw, layer, head); /* of da, the weights are meant */
+        const Head a = head_of(c, w, layer, head), da = head_of(c, dw, layer, head); /* of da, only the weights count */
         memset(g->qk, 0, asking * d * sizeof(float));
         if (layer->folded) {
             zero(g->vo, R * d);
@@ -728,9 +729,9 @@ static void lay_out_trainer(Layout *m, void *owner) {
     t->drawn = lay_words(m, r->batch_size, 1);
 }
 
-/* A large batch is worked off in shares of so many lists, whose gradients add up: memory doesn't grow with the batch,
- * and what a share computes stays in the caches. */
-enum { SHARE = 1024 };
+/* A large batch is worked off in portions of so many lists, whose gradients add up: memory doesn't grow with the batch,
+ * and what a portion computes stays in the caches. */
+enum { PORTION = 1024 };
 
 int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const Model *start, Error *error) {
     memset(t, 0, sizeof *t);
@@ -743,7 +744,7 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
         !model_create(&t->best, config, error) ||
-        !run_create(&t->run, config, smaller(r->batch_size, SHARE), RUN_GRADIENTS, error) ||
+        !run_create(&t->run, config, smaller(r->batch_size, PORTION), RUN_GRADIENTS, error) ||
         !(t->memory = make_layout(lay_out_trainer, t, "the lists", error))) {
         trainer_free(t);
         return 0;

@@ -132,7 +132,7 @@ typedef struct {
     size_t first_query;              /* the rows from here on ask */
     uint32_t *query_row;             /* (Q): the row of a query among those that ask */
     float *x, *normal1, *inv_std1, *h; /* (R, d_model), ...: the residual stream and its normalization */
-    float *q, *qk;                   /* (n_heads, rows that ask, d_head): queries; (.., d_model): times W_K^T */
+    float *q, *qk;                   /* (n_heads, R, d_head): queries, of rows that ask; (.., d_model): times W_K^T */
     float *W_VO, *b_VO, *vo; /* folded: (n_heads, d_model, d_model), (n_heads, d_model), (n_heads, R, d_model) */
     float *mix;                      /* not folded: (n_heads, Q, d_model): attention's mix of h */
     float *pattern;                  /* (n_heads, Q, seq_len) */
@@ -172,8 +172,12 @@ void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n
 /* After model_forward: run->probs and run->loss. Returns the mean loss. */
 double model_loss(Run *run, const uint32_t *medians);
 
+/* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
+
 /* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same configuration. */
 void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient);
+
+/* ---- 5. Training ------------------------------------------------------------------------------------------------ */
 
 /* The index of the greatest of n logits, the first of equals. */
 size_t argmax(const float *logits, size_t n);
@@ -193,8 +197,6 @@ void evaluate_batch(Run *run, const uint32_t *medians, Evaluation *e);
 /* Runs n lists, any number, in batches of run->capacity, and adds them to *e, all 0 at first. hook may be NULL. */
 void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
               Evaluation *e);
-
-/* ---- 5. Training ------------------------------------------------------------------------------------------------ */
 
 typedef struct {
     size_t trainset_size;   /* lists made once, with the seed; 0: fresh lists at every step */
@@ -237,8 +239,8 @@ typedef struct {
 int trainer_create(Trainer *trainer, const Recipe *recipe, const Config *config, const Model *start, Error *error);
 void trainer_free(Trainer *trainer);
 
-/* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the training. Returns 0, and
- * changes nothing, if the loss is no longer finite. */
+/* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the training. Returns 0, and leaves
+ * the weights as they are, if the loss is no longer finite. */
 int trainer_step(Trainer *trainer);
 
 /* The weights to keep, described: those of the best validation, or of the latest, as the recipe says. */
@@ -281,10 +283,10 @@ extern const size_t n_settings;
 int setting_parse(const Setting *setting, void *base, const char *text, Error *error);
 void setting_print(const Setting *setting, const void *base, char *text, size_t size);
 
-/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
-
 /* Notes configuration and recipe in the model, to be saved with it. */
 void model_describe(Model *model, const Recipe *recipe);
+
+/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
 
 /* Replaces the file as a whole or, when something goes wrong, not at all, whenever the program may end: the text goes
  * to PATH.tmp, which then takes the name. What a crash of the whole system leaves is up to the file system: C has no

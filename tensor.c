@@ -931,6 +931,7 @@ void attention_backward(const Attention *a, float *dq, float *dk, float *dv, flo
             else
                 attention_dkv(a, v_sum, pattern, dz, NULL, a->d_value, task - a->n_queries - T);
         }
+        /* Where dk is dv, d_key is d_value, and a thread has the same share of both: no need to wait in between. */
         add_rounded(dq, q_sum, a->q_rows * a->d_key);
         add_rounded(dk, k_sum, a->kv_rows * a->d_key);
         add_rounded(dv, v_sum, a->kv_rows * a->d_value);

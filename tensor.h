@@ -164,7 +164,8 @@ typedef struct {
  * z (n_queries * n_lists, d_value). */
 void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k);
 void attention_values(const Attention *a, float *z, const float *pattern, const float *v);
-/* The derivatives of both. dscores has pattern's shape; scratch is attention_scratch(a) doubles. */
+/* dq, dk, dv += the derivatives of both; dk and dv may be the same array. dscores has pattern's shape; scratch is
+ * attention_scratch(a) doubles. */
 void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
                         const float *dz, const float *pattern, const float *q, const float *k, const float *v);
 size_t attention_scratch(const Attention *a);
