@@ -2851,12 +2851,15 @@ static int start_training(Trainer *t, Session *s) {
     return trainer_create(t, recipe, &s->settings.config, s->init ? &s->model : NULL, s->error);
 }
 
+/* What is said of the weights is true of those that are saved; the latest validation may be of others. */
 static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
+    const size_t n = t->validated ? t->recipe.valset_size : 0;
     Model *result = trainer_result(t);
+    Evaluation e = {0};
     if (!model_save(result, path, error)) return 0;
+    evaluate(result, &t->run, t->val_lists, t->val_medians, n, NULL, &e);
     say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
-    if (t->validation.lists && t->validation.loss < HUGE_VAL)
-        say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * t->validation.accuracy, t->validation.loss);
+    if (e.lists && e.loss < HUGE_VAL) say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * e.accuracy, e.loss);
     say(r, "\nwrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
     return 1;
 }

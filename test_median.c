@@ -1079,7 +1079,7 @@ static const struct {
     {"bench --size 2 --batch-size 8", 0, "MFLOP a step"}, {"info --model " C, 0, "803c6f397fe4851c"},
     {"tour --size 20 --model " C, 0, "49db83afee9d04c3"}, {"weights --model " C, 0, "01d43ee01a8e31f7"},
     {"explain --csv --size 5 --model " C, 0, "0566a73b5568d476"},
-    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0, "1ea82f1b0b847a68"},
+    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0, "15bc5f047ec1d2f7"},
     {"train " TINY "--max-num 9 --epochs 9 --steps 2 --out " FILE_NAME, 0, "7a8b20d61e12d3b1"},
     {"train --init " A " --steps 3 --batch-size 8 --valset-size 0 --threads 2 --out " FILE_NAME, 0, "d7366a516697349e"},
     {"train " TINY "--trainset-size 32 --normalization none --n-layers 4 --lr 1000 --steps 99 --out " FILE_NAME, 1,
