@@ -3815,7 +3815,7 @@ static const Command commands[] = {
     {"info", command_info, 1, 1, ONE_LIST, "model", NULL, "a checkpoint's configuration, recipe, tensors, hash"},
     {"eval", command_eval, 100000, 1000, 4096, 16384, RUN_FORWARD, ON_LISTS "csv threads", NULL,
      "accuracy and loss on fresh lists"},
-    {"predict", command_predict, 256, 1, 256, 256, RUN_FORWARD, "model logits",
+    {"predict", command_predict, 256, 1, 256, 256, RUN_FORWARD, "model logits color",
      "the list; without it, lists from stdin, one a line", "the median, as the model sees it"},
     {"attention", command_attention, 10000, 1000, 256, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "csv color",
      "a list whose patterns are drawn", "who looks where"},
