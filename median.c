@@ -3906,7 +3906,7 @@ static size_t find_name(const Setting *const *options, size_t n, const char *wor
         while (tail < common - head && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
         const size_t differ = size + length - common - head - tail;
         if (differ == 0) return i;
-        if (differ < least && size) best = name, least = differ;
+        if (differ < least && differ < size) best = name, least = differ;
     }
     length = smaller(length, 60);
     if (best) usage(error, "unknown %s %s%.*s; did you mean %s%s?", what, dashes, (int)length, word, dashes, best);
