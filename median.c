@@ -3932,7 +3932,8 @@ static int parse_option(Session *s, const Command *command, int argc, char **arg
     else if (value) value++;
     else if (++*i < argc) value = argv[*i];
     else return usage(s->error, "--%s needs a value", option->name);
-    if (option->offset < sizeof(Settings) || option->offset == CLI(init)) s->setting_given = option->name;
+    if (option->offset < sizeof(Settings) || option->offset == CLI(preset) || option->offset == CLI(init))
+        s->setting_given = option->name;
     if (option->offset == RECIPE(steps)) s->steps_given = 1;
     if (option->offset == RECIPE(epochs) && !s->steps_given) s->settings.recipe.steps = 0;
     return setting_parse(option, s, value, s->error) || (s->error->usage = 1, 0);
