@@ -2825,8 +2825,8 @@ static int run_training(Trainer *t, const Session *s, FILE *log, const char *sta
             done = (!log || fflush(log) == 0 || cannot_write("the log", s->error)) && trainer_save(t, state, s->error);
         if (done)
             show_progress(&progress, (double)t->step / total,
-                          t->validated ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
-                                       : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
+                          t->validation.lists ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
+                                              : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
                           t->step, t->total_steps, t->loss, 100 * t->accuracy, 100 * t->validation.accuracy);
     }
     if (t->step < t->total_steps && progress.terminal) fputc('\n', progress.stream);
