@@ -2783,6 +2783,7 @@ static int is_terminal(FILE *stream) {
 typedef struct {
     FILE *stream; /* NULL: nothing */
     int terminal;
+    double steps;               /* that the whole work has, 0: it isn't counted in steps */
     double start, shown, first; /* first: the share that was done at the start */
 } Progress;
 
@@ -2799,8 +2800,9 @@ TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const ch
     va_start(args, format);
     vfprintf(p->stream, format, args);
     va_end(args);
-    const double left = done > p->first ? (1 - done) / (done - p->first) * (now - p->start) : 0;
-    fprintf(p->stream, "  %.0f s left%s", left, p->terminal && done < 1 ? "\033[K" : "\n");
+    const double rate = (done - p->first) / max_double(now - p->start, 1e-9);
+    if (p->steps > 0) fprintf(p->stream, "  %.0f steps/s", rate * p->steps);
+    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0, p->terminal && done < 1 ? "\033[K" : "\n");
     fflush(p->stream);
 }
 
@@ -2815,8 +2817,9 @@ static void note_interrupt(int number) {
 
 /* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
 static int run_training(Trainer *t, const Session *s, FILE *log, const char *state) {
-    const double total = (double)t->total_steps;
-    Progress progress = {s->streams.progress, 0, 0, 0, 0};
+    FILE *stream = s->streams.progress;
+    const double total = (double)t->total_steps, now = seconds();
+    Progress progress = {stream, is_terminal(stream), total, now, now, (double)t->step / total};
     int done = 1, finite = 1;
     while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
         if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
@@ -3758,7 +3761,7 @@ static void show_certified(void *context, double done) {
 static int command_certify(Session *s, Report *r) {
     const size_t V = s->V;
     Certificate all;
-    Progress progress = {s->streams.progress, 0, 0, 0, 0};
+    Progress progress = {s->streams.progress, 0, 0, 0, 0, 0};
     const CertifyOptions options = {1e-3, (uint64_t)s->effort, show_certified, NULL, &progress};
     if (!certify(&s->model, &options, &all, s->error)) return 0;
     say(r, "All %" PRIu64 " lists of %zu numbers below %zu, ", all.lists, s->T, V);
