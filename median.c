@@ -2779,7 +2779,8 @@ static int is_terminal(FILE *stream) {
 #endif
 }
 
-/* What a person sees of long work: a bar on a terminal, else a line now and then. All but the stream is 0 at first. */
+/* What a person sees of long work: a bar on a terminal, within 80 columns, else a line now and then. All but the stream
+ * is 0 at first. */
 typedef struct {
     FILE *stream; /* NULL: nothing */
     int terminal;
@@ -2795,7 +2796,7 @@ TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const ch
     if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return;
     p->shown = now;
     if (p->terminal) fprintf(p->stream, "\r[");
-    for (int i = 0; p->terminal && i < 30; i++) fputc((double)i < 30 * done ? '#' : '.', p->stream);
+    for (int i = 0; p->terminal && i < 8; i++) fputc((double)i < 8 * done ? '#' : '.', p->stream);
     if (p->terminal) fprintf(p->stream, "] ");
     va_start(args, format);
     vfprintf(p->stream, format, args);
@@ -2828,8 +2829,9 @@ static int run_training(Trainer *t, const Session *s, FILE *log, const char *sta
             done = (!log || fflush(log) == 0 || cannot_write("the log", s->error)) && trainer_save(t, state, s->error);
         if (done)
             show_progress(&progress, (double)t->step / total,
-                          t->validation.lists ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
-                                              : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
+                          progress.terminal     ? "%zu/%zu  loss %.4f  accuracy %.2f %%"
+                          : t->validation.lists ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
+                                                : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
                           t->step, t->total_steps, t->loss, 100 * t->accuracy, 100 * t->validation.accuracy);
     }
     if (t->step < t->total_steps && progress.terminal) fputc('\n', progress.stream);
