@@ -914,6 +914,13 @@ static void test_settings(void) {
         CHECK(!model_create(&model, &all.config, &error) && !model.params, "an impossible model is made");
     }
     CHECK(!run_create(&run, &SMALL, SIZE_MAX / 16, RUN_GRADIENTS, &error) && !run.memory, "an impossible run is made");
+    FOR(missing, 2) { /* a recipe has no text: trainer_create itself must see what it lacks */
+        static const char *const what[] = {"at least one list", "need --steps"};
+        Recipe r = recipe_default();
+        Trainer t;
+        *(missing ? &r.steps : &r.batch_size) = 0;
+        CHECK(!trainer_create(&t, &r, &SMALL, NULL, &error) && strstr(error.text, what[missing]), "%s", error.text);
+    }
 }
 
 static void test_text_add(void) { /* a piece longer than any buffer */
