@@ -741,6 +741,13 @@ static void test_attribution(World *w) {
     }
 }
 
+/* The residual stream's rows, layer by layer, and at last before ln_final. */
+static void note_rows(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows,
+                      size_t width) {
+    (void)head, (void)values, (void)width;
+    if (site == HOOK_RESIDUAL) ((size_t *)context)[layer] = rows;
+}
+
 /* A clean run's values, put at every place of a site into the clean run, change nothing, and nor does their mean over
  * lists that are all the same; the residual stream's restore a corrupted run; zeros and others' values matter, but not
  * at positions that nobody reads. */
@@ -756,7 +763,10 @@ static void test_interventions(World *w) {
         run_intervention(&w->model, &w->run, &w->source, w->lists + corrupted * T, kind, all, L);
         CHECK(same(w->run.logits, clean, V), "site %u: the clean values don't give the clean logits", (unsigned)site);
     }
-    model_forward(&w->model, &w->source, w->lists, LISTS, NULL);
+    size_t rows[8] = {0};
+    const Hook hook = {note_rows, rows};
+    model_forward(&w->model, &w->source, w->lists, LISTS, &hook);
+    FOR(l, L + 1) EQUAL(rows[l], l < L ? w->source.layers[l].n_rows : w->source.layers[L - 1].n_out);
     const float *plain = copy(w->source.logits, LISTS * V);
     FOR(kind, 4) FOR(here, 2) {
         const Target t = {HOOK_HEAD, L - 1, ALL_HEADS, here ? T - 1 : 0};
@@ -773,6 +783,7 @@ static void run_all_lists(const Model *model, size_t n, uint64_t *cells) {
     uint32_t *lists = indices(n * T, 1);
     Run run;
     if (!DONE(run_create(&run, &model->config, n, RUN_FORWARD, &error))) return;
+    CHECK(run.bytes > n * V * sizeof *run.logits, "%u bytes are less than the logits", (unsigned)run.bytes);
     FOR(i, n) for (size_t t = 0, rest = i; t < T; t++, rest /= V) lists[i * T + t] = (uint32_t)(rest % V);
     model_forward(model, &run, lists, n, NULL);
     FOR(i, n) {
