@@ -3905,11 +3905,11 @@ static size_t find_name(const Setting *const *options, size_t n, const char *wor
     size_t least = 4;
     for (size_t i = 0; i < n; i++) {
         const char *name = options ? options[i]->name : commands[i].name;
-        const size_t size = strlen(name), common = smaller(size, length);
+        const size_t size = strlen(name), longer = size > length ? size : length;
         size_t head = 0, tail = 0;
-        while (head < common && name[head] == word[head]) head++;
-        while (tail < common - head && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
-        const size_t differ = size + length - common - head - tail;
+        while (head < size && head < length && name[head] == word[head]) head++;
+        while (tail + head < size && tail + head < length && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
+        const size_t differ = longer - head - tail;
         if (differ == 0) return i;
         if (differ < least && differ < size) best = name, least = differ;
     }
