@@ -783,7 +783,7 @@ static void run_all_lists(const Model *model, size_t n, uint64_t *cells) {
     uint32_t *lists = indices(n * T, 1);
     Run run;
     if (!DONE(run_create(&run, &model->config, n, RUN_FORWARD, &error))) return;
-    CHECK(run.bytes > n * V * sizeof *run.logits, "%u bytes are less than the logits", (unsigned)run.bytes);
+    CHECK(run.bytes > (double)(n * V * sizeof *run.logits), "%.0f bytes: less than the logits", run.bytes);
     FOR(i, n) for (size_t t = 0, rest = i; t < T; t++, rest /= V) lists[i * T + t] = (uint32_t)(rest % V);
     model_forward(model, &run, lists, n, NULL);
     FOR(i, n) {
