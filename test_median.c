@@ -136,6 +136,7 @@ static void test_smaller(void) {
     EQUAL(smaller(5, 3), 3);
 }
 
+/* No isnan, no signbit: pcc does not compile them here. */
 static void test_f32(void) { /* ties, and next to them; the least number that is kept, what is flushed; the greatest */
     const double table[][2] = {
         {1.0 + 0x1p-24, 1.0}, {1.0 + 0x3p-24, 1.0 + 0x1p-22}, {-1.0 - 0x3p-24, -1.0 - 0x1p-22},
@@ -146,9 +147,10 @@ static void test_f32(void) { /* ties, and next to them; the least number that is
     FOR(i, LENGTH(table)) {
         volatile double in = table[i][0];
         EQUAL(f32(in), table[i][1]);
-        CHECK(f32(in) != 0 || !signbit(f32(in)), "%g becomes -0", in);
+        CHECK(f32(in) != 0 || 1 / f32(in) > 0, "%g becomes -0", in);
     }
-    CHECK(isnan(f32((double)NAN)), "NaN becomes a number");
+    const float nan = f32((double)NAN);
+    CHECK(nan != nan, "NaN becomes a number");
 }
 
 static void test_ieee_setup(void) { EQUAL(ieee_setup(), 1); }
