@@ -135,35 +135,50 @@ uint32_t median_of(const uint32_t *list, size_t seq_len) {
 }
 
 void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
-    for (size_t i = 0; i < n * seq_len; i++) lists[i] = mt_next(mt) % (uint32_t)max_num;
-    for (size_t i = 0; i < n; i += ABREAST)
-        take_medians(medians + i, lists + i * seq_len, smaller(n - i, ABREAST), seq_len);
+    mt_fill(mt, lists, n * seq_len);
+    OMP(omp parallel for schedule(static))
+    for (size_t i = 0; i < n; i += ABREAST) {
+        const size_t abreast = smaller(n - i, ABREAST);
+        for (size_t j = i * seq_len; j < (i + abreast) * seq_len; j++) lists[j] %= (uint32_t)max_num;
+        take_medians(medians + i, lists + i * seq_len, abreast, seq_len);
+    }
 }
 
-/* Fisher & Yates: every order equally likely. */
-static void shuffle(Mt19937 *mt, uint32_t *order, size_t n) {
-    for (size_t i = n; i > 1; i--) {
-        const size_t j = mt_next(mt) % (uint32_t)i;
-        const uint32_t swap = order[i - 1];
-        order[i - 1] = order[j];
+/* Fisher & Yates: every order equally likely. The first n_words of the n - 1 swaps. */
+static void shuffle(uint32_t *order, size_t n, const uint32_t *words, size_t n_words) {
+    for (size_t i = 0; i < n_words; i++) {
+        const size_t last = n - 1 - i, j = words[i] % (uint32_t)(last + 1);
+        const uint32_t swap = order[last];
+        order[last] = order[j];
         order[j] = swap;
     }
 }
 
+enum { WORDS = 4096 }; /* random words are made so many at a time */
+
 /* Of uniform lists, one in a hundred thousand has the least or the greatest number for its median. Here every median is
  * equally likely: it is drawn first, then half of the others from the numbers up to it, half from those from it on, all
  * in random order. */
+static uint32_t balanced_list(const uint32_t *words, uint32_t *list, size_t max_num, size_t seq_len) {
+    const uint32_t median = words[0] % (uint32_t)max_num;
+    for (size_t j = 0; j + 1 < seq_len; j += 2) {
+        list[j] = words[1 + j] % (median + 1);
+        list[j + 1] = median + words[2 + j] % ((uint32_t)max_num - median);
+    }
+    list[seq_len - 1] = median;
+    shuffle(list, seq_len, words + seq_len, seq_len - 1);
+    return median;
+}
+
 static void balanced_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t *list = lists + i * seq_len;
-        const uint32_t median = mt_next(mt) % (uint32_t)max_num;
-        for (size_t j = 0; j < seq_len / 2; j++) {
-            list[2 * j] = mt_next(mt) % (median + 1);
-            list[2 * j + 1] = median + mt_next(mt) % ((uint32_t)max_num - median);
-        }
-        list[seq_len - 1] = median;
-        shuffle(mt, list, seq_len);
-        medians[i] = median;
+    uint32_t words[WORDS];
+    const size_t each = 2 * seq_len - 1, room = WORDS / each;
+    for (size_t at = 0; at < n; at += room) {
+        const size_t some = smaller(room, n - at);
+        mt_fill(mt, words, some * each);
+        OMP(omp parallel for schedule(static))
+        for (size_t i = 0; i < some; i++)
+            medians[at + i] = balanced_list(words + i * each, lists + (at + i) * seq_len, max_num, seq_len);
     }
 }
 
@@ -777,8 +792,10 @@ void trainer_free(Trainer *t) {
 static size_t draw_hard_lists(Trainer *t) {
     const size_t T = t->model.config.seq_len, full = t->hard_room && t->n_hard == t->hard_room;
     t->n_drawn = full ? (size_t)((double)t->recipe.hard * (double)t->recipe.batch_size) : 0;
-    for (size_t i = 0; i < t->n_drawn; i++) t->drawn[i] = mt_next(&t->data) % (uint32_t)t->hard_room;
+    mt_fill(&t->data, t->drawn, t->n_drawn);
+    OMP(omp parallel for schedule(static))
     for (size_t i = 0; i < t->n_drawn; i++) {
+        t->drawn[i] %= (uint32_t)t->hard_room;
         for (size_t j = 0; j < T; j++) t->batch[i * T + j] = t->hard[t->drawn[i] * T + j];
         t->batch_medians[i] = t->hard_medians[t->drawn[i]];
     }
@@ -799,6 +816,14 @@ static void keep_hard_lists(Trainer *t, size_t n) {
     }
 }
 
+static void shuffle_order(Trainer *t) {
+    uint32_t words[WORDS];
+    for (size_t left = t->recipe.trainset_size; left > 1; left -= smaller(left - 1, WORDS)) {
+        mt_fill(&t->order_mt, words, smaller(left - 1, WORDS));
+        shuffle(t->order, left, words, smaller(left - 1, WORDS));
+    }
+}
+
 /* The lists of the next step into t->batch; returns how many. */
 static size_t next_batch(Trainer *t) {
     const Recipe *r = &t->recipe;
@@ -810,7 +835,7 @@ static size_t next_batch(Trainer *t) {
         return r->batch_size;
     }
     const size_t at = t->step % t->steps_per_epoch * r->batch_size, n = smaller(r->batch_size, r->trainset_size - at);
-    if (at == 0 && !r->no_shuffle) shuffle(&t->order_mt, t->order, r->trainset_size);
+    if (at == 0 && !r->no_shuffle) shuffle_order(t);
     for (size_t i = 0; i < n; i++) {
         const size_t from = t->order[at + i];
         memcpy(t->batch + i * T, t->lists + from * T, T * sizeof *t->batch);

@@ -198,13 +198,30 @@ static void mt_refill(Mt19937 *mt) {
     mt->next = 0;
 }
 
+KERNEL static void mt_temper(uint32_t *words, const uint32_t *state, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t y = state[i];
+        y ^= y >> 11;
+        y ^= (y << 7) & UINT32_C(0x9d2c5680);
+        y ^= (y << 15) & UINT32_C(0xefc60000);
+        words[i] = y ^ (y >> 18);
+    }
+}
+
+void mt_fill(Mt19937 *mt, uint32_t *words, size_t n) {
+    for (size_t i = 0; i < n;) {
+        if (mt->next >= 624) mt_refill(mt);
+        const size_t some = smaller(n - i, 624 - mt->next);
+        mt_temper(words + i, mt->state + mt->next, some);
+        mt->next += (uint32_t)some;
+        i += some;
+    }
+}
+
 uint32_t mt_next(Mt19937 *mt) {
-    if (mt->next >= 624) mt_refill(mt);
-    uint32_t y = mt->state[mt->next++];
-    y ^= y >> 11;
-    y ^= (y << 7) & UINT32_C(0x9d2c5680);
-    y ^= (y << 15) & UINT32_C(0xefc60000);
-    return y ^ (y >> 18);
+    uint32_t word;
+    mt_fill(mt, &word, 1);
+    return word;
 }
 
 void mt_normal(Mt19937 *mt, float *out, size_t n, float deviation) {

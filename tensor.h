@@ -79,6 +79,9 @@ void mt_seed(Mt19937 *mt, uint32_t seed);
 /* The next of the 2^19937 - 1 outputs, uniform in 0 .. 2^32 - 1. */
 uint32_t mt_next(Mt19937 *mt);
 
+/* words (n): the next n of them. */
+void mt_fill(Mt19937 *mt, uint32_t *words, size_t n);
+
 /* out (n): each f32(deviation * z), z normal with mean 0 and deviation 1, by Marsaglia's polar method (Marsaglia & Bray
  * 1964), which needs log and sqrt only. Of each pair of normals both are used; an odd n drops the last. */
 void mt_normal(Mt19937 *mt, float *out, size_t n, float deviation);

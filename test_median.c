@@ -172,6 +172,18 @@ static void test_mt_next(void) {
     EQUAL(mt_next(&mt), UINT32_C(4123659995));
 }
 
+static void test_mt_fill(void) {
+    Mt19937 mt;
+    uint32_t words[10000];
+    mt_seed(&mt, 5489);
+    FOR(i, 100) mt_fill(&mt, words + i * (i - 1) / 2, i);
+    EQUAL(words[0], UINT32_C(3499211612));
+    mt_fill(&mt, words + 4950, 5050);
+    EQUAL(words[9999], UINT32_C(4123659995));
+    mt_seed(&mt, 5489);
+    FOR(i, 10000) EQUAL(words[i], mt_next(&mt));
+}
+
 /* Golden values: {the bits of x, the bits of the result}; any NaN is as good as another. */
 static void check_golden(float (*function)(float), const uint32_t (*golden)[2], size_t n) {
     FOR(i, n) {
@@ -1200,7 +1212,8 @@ typedef struct {
 #define TEST(name) {#name, test_##name, NULL}
 #define ON_MODELS(name) {#name, NULL, test_##name}
 static const Test GROUND[] = {
-    TEST(smaller), TEST(f32), TEST(ieee_setup), TEST(mt_seed), TEST(mt_next), TEST(exp_f32), TEST(log_f32),
+    TEST(smaller), TEST(f32), TEST(ieee_setup), TEST(mt_seed), TEST(mt_next), TEST(mt_fill),
+    TEST(exp_f32), TEST(log_f32),
     TEST(hash_bytes), TEST(hash_floats), TEST(mt_normal), TEST(attention_scratch), TEST(adam_step),
     TEST(singular_values), TEST(use_threads)};
 static const Test STORY[] = {
