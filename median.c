@@ -347,19 +347,18 @@ typedef struct RunGradients {
     float *W_VO, *b_VO;         /* (d_model, d_model), (d_model) */
     float *scores, *z, *mix;    /* (Q, seq_len), (Q, d_head), (Q, d_model) */
     float *h2, *pre, *post;     /* (Q, d_model), (Q, d_mlp) twice */
-    float *logits, *final_h;    /* (n_lists, max_num), (n_lists, d_model) */
-    double *scratch;            /* attention_backward's */
+    float *final_h;             /* (n_lists, d_model) */
+    uint32_t *first_user, *user; /* (rows + 1), (seq_len, n_lists): whose queries a row's gradient comes from */
 } RunGradients;
 
 static void lay_out_gradients(Layout *m, const Run *run, RunGradients *g) {
     const Config *c = &run->config;
     const size_t lists = run->capacity;
-    double rows = 0, queries = (double)lists, scratch = 0;
+    double rows = 0, queries = (double)lists;
     for (size_t l = 0; l < c->n_layers; l++) {
         const double r = (double)max_rows(c, l, lists);
         rows = max_double(rows, r);
         queries = max_double(queries, (double)queries_of_layer(run, l) * (double)lists);
-        scratch = max_double(scratch, r * (double)(3 * c->d_model));
     }
     const size_t R = (size_t)rows, Q = (size_t)queries, d = c->d_model;
     const size_t wide = R > Q ? R : Q;
@@ -369,8 +368,8 @@ static void lay_out_gradients(Layout *m, const Run *run, RunGradients *g) {
     g->W_VO = lay_floats(m, d, d, 1), g->b_VO = lay_floats(m, d, 1, 1);
     g->scores = lay_floats(m, Q, c->seq_len, 1), g->z = lay_floats(m, Q, c->d_head, 1), g->mix = lay_floats(m, Q, d, 1);
     g->h2 = lay_floats(m, Q, d, 1), g->pre = lay_floats(m, Q, c->d_mlp, 1), g->post = lay_floats(m, Q, c->d_mlp, 1);
-    g->logits = lay_floats(m, lists, c->max_num, 1), g->final_h = lay_floats(m, lists, d, 1);
-    g->scratch = (double *)lay_out(m, scratch, sizeof(double));
+    g->final_h = lay_floats(m, lists, d, 1);
+    g->first_user = lay_words(m, R + 1, 1), g->user = lay_words(m, c->seq_len, lists);
 }
 
 static void lay_out_run(Layout *m, void *owner) {
@@ -383,7 +382,7 @@ static void lay_out_run(Layout *m, void *owner) {
         LayerRun count = {0}, *layer = m->base ? &run->layers[l] : &count;
         const size_t R = max_rows(c, l, lists), Q = queries_of_layer(run, l) * lists;
         layer->folded = l == 0;
-        layer->key_row = lay_words(m, lists, c->seq_len), layer->query_row = lay_words(m, Q, 1);
+        layer->row = lay_words(m, c->seq_len, lists);
         layer->x = lay_floats(m, R, d, 1);
         layer->h = layer->x;
         if (c->normalization) {
@@ -440,23 +439,26 @@ void run_free(Run *run) {
 }
 
 /* Gives each different (number, position) pair of the batch a row of layer 0, position by position. */
-static size_t index_pairs(Run *run, const uint32_t *lists, size_t n_lists) {
+static void index_pairs(Run *run, const uint32_t *lists, size_t n_lists) {
     const size_t T = run->config.seq_len, V = run->config.max_num;
     LayerRun *layer = &run->layers[0];
     uint32_t *row_of = run->row_of_pair, n_rows = 0;
     memset(row_of, 0, T * V * sizeof *row_of);
-    for (size_t i = 0; i < n_lists; i++)
-        for (size_t t = 0; t < T; t++) row_of[t * V + lists[i * T + t]] = 1;
+    OMP(omp parallel for schedule(static))
     for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < n_lists; i++) row_of[t * V + lists[i * T + t]] = 1;
+    for (size_t t = 0; t < T; t++) {
+        if (t + layer->n_queries == T) layer->first_query = n_rows;
         for (size_t token = 0; token < V; token++)
             if (row_of[t * V + token]) {
                 run->row_token[n_rows] = (uint32_t)token, run->row_position[n_rows] = (uint32_t)t;
                 row_of[t * V + token] = n_rows++;
             }
+    }
+    layer->n_rows = n_rows;
     OMP(omp parallel for schedule(static))
-    for (size_t i = 0; i < n_lists; i++)
-        for (size_t t = 0; t < T; t++) layer->key_row[i * T + t] = row_of[t * V + lists[i * T + t]];
-    return n_rows;
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < n_lists; i++) layer->row[t * n_lists + i] = row_of[t * V + lists[i * T + t]];
 }
 
 static void index_rows(Run *run, const uint32_t *lists, size_t n_lists) {
@@ -465,15 +467,11 @@ static void index_rows(Run *run, const uint32_t *lists, size_t n_lists) {
         LayerRun *layer = &run->layers[l];
         layer->n_queries = queries_of_layer(run, l);
         layer->n_out = layer->n_queries * n_lists;
-        layer->n_rows = l == 0 ? index_pairs(run, lists, n_lists) : T * n_lists;
-        layer->first_query = l == 0 ? 0 : (T - layer->n_queries) * n_lists;
-        while (l == 0 && run->row_position[layer->first_query] + layer->n_queries < T) layer->first_query++;
-        for (size_t i = 0; i < n_lists; i++) {
-            if (l > 0)
-                for (size_t t = 0; t < T; t++) layer->key_row[i * T + t] = (uint32_t)(t * n_lists + i);
-            for (size_t t = T - layer->n_queries, first = t; t < T; t++)
-                layer->query_row[(t - first) * n_lists + i] = layer->key_row[i * T + t] - (uint32_t)layer->first_query;
-        }
+        layer->n_rows = T * n_lists;
+        layer->first_query = layer->n_rows - layer->n_out;
+        layer->query_row = layer->row + layer->first_query;
+        for (size_t i = 0; l > 0 && i < layer->n_rows; i++) layer->row[i] = (uint32_t)i;
+        if (l == 0) index_pairs(run, lists, n_lists);
     }
 }
 
@@ -492,16 +490,15 @@ typedef struct {
     float *W_Q, *W_K, *W_V, *W_O, *b_Q, *b_V, *q, *qk, *pattern, *z, *W_VO, *b_VO, *vo, *mix;
 } Head;
 
+static Attention layer_attention(const Config *c, const LayerRun *layer) {
+    const Attention a = {layer->n_out / layer->n_queries, c->seq_len, layer->n_queries, c->d_model, c->d_model,
+                         layer->n_rows, layer->row, NULL, NULL, f32(1.0 / sqrt((double)c->d_head))};
+    return a;
+}
+
 static void call_hook(const Hook *hook, HookSite site, size_t layer, size_t head, float *values, size_t rows,
                       size_t width) {
     if (hook) hook->call(hook->context, site, layer, head, values, rows, width);
-}
-
-static Attention layer_attention(const Config *c, const LayerRun *layer) {
-    const size_t asking = layer->n_rows - layer->first_query;
-    const Attention a = {layer->n_out / layer->n_queries, c->seq_len, layer->n_queries, c->d_model, c->d_model, asking,
-                         layer->n_rows, layer->key_row, layer->query_row, f32(1.0 / sqrt((double)c->d_head))};
-    return a;
 }
 
 /* One head's part of its layer's arrays and weights. */
@@ -521,13 +518,14 @@ static Head head_of(const Config *c, const LayerWeights *w, const LayerRun *laye
 /* Attention of one layer: adds to each query's residual what the heads bring from the positions they look at. */
 static void forward_attention(const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
                               const Hook *hook) {
-    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head, asking = R - layer->first_query;
+    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head;
+    const size_t fq = layer->first_query, asking = R - fq;
     const Attention shape = layer_attention(c, layer);
-    gather_forward(out, layer->x + layer->first_query * d, w->b_O, layer->query_row, Q, d);
+    gather_forward(out, layer->x, w->b_O, layer->query_row, Q, d);
     for (size_t head = 0; head < c->n_heads; head++) {
         const Head a = head_of(c, w, layer, head);
-        linear_forward(a.q, NULL, layer->h + layer->first_query * d, a.W_Q, a.b_Q, asking, d, dh);
-        linear_backward(a.qk, NULL, NULL, NULL, a.q, NULL, a.W_K, asking, d, dh); /* q W_K^T */
+        linear_forward(a.q + fq * dh, NULL, layer->h + fq * d, a.W_Q, a.b_Q, asking, d, dh);
+        linear_backward(a.qk + fq * d, NULL, NULL, NULL, a.q + fq * dh, NULL, a.W_K, asking, d, dh); /* q W_K^T */
         attention_pattern(&shape, a.pattern, a.qk, layer->h);
         call_hook(hook, HOOK_PATTERN, l, head, a.pattern, Q, c->seq_len);
         if (layer->folded) {
@@ -615,17 +613,20 @@ static void backward_mlp(const Config *c, const LayerWeights *w, const LayerWeig
  * pass of a linear layer, so its own backward is the forward pass. */
 static void backward_attention(const Config *c, const LayerWeights *w, const LayerWeights *dw, const LayerRun *layer,
                                RunGradients *g) {
-    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head, asking = R - layer->first_query;
-    const Attention shape = layer_attention(c, layer);
-    float *dh_rows = c->normalization ? g->h : g->x, *dh_asking = dh_rows + layer->first_query * d;
+    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head;
+    const size_t fq = layer->first_query, asking = R - fq;
+    Attention shape = layer_attention(c, layer);
+    shape.first_user = g->first_user, shape.user = g->user;
+    attention_users(&shape);
+    float *dh_rows = c->normalization ? g->h : g->x;
     for (size_t head = 0; head < c->n_heads; head++) {
         const Head a = head_of(c, w, layer, head), da = head_of(c, dw, layer, head); /* of da, only the weights count */
-        memset(g->qk, 0, asking * d * sizeof(float));
+        memset(g->qk + fq * d, 0, asking * d * sizeof(float));
         if (layer->folded) {
             zero(g->vo, R * d);
             memset(g->W_VO, 0, d * d * sizeof(float));
             memset(g->b_VO, 0, d * sizeof(float));
-            attention_backward(&shape, g->qk, dh_rows, g->vo, g->scores, g->scratch, g->out, a.pattern, a.qk, layer->h,
+            attention_backward(&shape, g->qk, dh_rows, g->vo, g->scores, g->out, a.pattern, a.qk, layer->h,
                                a.vo);
             linear_backward(dh_rows, dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
             linear_backward(da.W_V, da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
@@ -633,13 +634,13 @@ static void backward_attention(const Config *c, const LayerWeights *w, const Lay
         } else {
             linear_backward(g->z, NULL, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
             linear_backward(g->mix, NULL, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
-            attention_backward(&shape, g->qk, dh_rows, dh_rows, g->scores, g->scratch, g->mix, a.pattern, a.qk,
+            attention_backward(&shape, g->qk, dh_rows, dh_rows, g->scores, g->mix, a.pattern, a.qk,
                                layer->h, layer->h);
         }
-        linear_forward(g->q, NULL, g->qk, a.W_K, NULL, asking, d, dh);
-        linear_backward(NULL, NULL, da.W_K, NULL, a.q, g->qk, NULL, asking, d, dh);
-        linear_backward(dh_asking, dh_asking, da.W_Q, da.b_Q, g->q, layer->h + layer->first_query * d, a.W_Q, asking,
-                        d, dh);
+        linear_forward(g->q, NULL, g->qk + fq * d, a.W_K, NULL, asking, d, dh);
+        linear_backward(NULL, NULL, da.W_K, NULL, a.q + fq * dh, g->qk + fq * d, NULL, asking, d, dh);
+        linear_backward(dh_rows + fq * d, dh_rows + fq * d, da.W_Q, da.b_Q, g->q, layer->h + fq * d, a.W_Q, asking, d,
+                        dh);
     }
 }
 
@@ -649,7 +650,7 @@ static void backward_layer(const Config *c, const LayerWeights *w, const LayerWe
     if (c->d_mlp) backward_mlp(c, w, dw, layer, g);
     zero(g->x, R * d);
     if (c->normalization) zero(g->h, R * d);
-    gather_backward(g->x + layer->first_query * d, dw->b_O, g->out, layer->query_row, layer->n_out, d);
+    gather_backward(g->x, dw->b_O, g->out, layer->query_row, layer->n_out, d);
     backward_attention(c, w, dw, layer, g);
     if (c->normalization)
         layernorm_backward(g->x, g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
@@ -662,8 +663,8 @@ static void add_gradient(const Model *model, Run *run, const uint32_t *medians, 
     const size_t n = run->n_lists, d = c->d_model;
     RunGradients *g = run->gradients;
     float *dfinal_h = c->normalization ? g->final_h : g->out;
-    cross_entropy_backward(g->logits, run->probs, medians, scale, n, c->max_num);
-    linear_backward(dfinal_h, NULL, dw->W_U, dw->b_U, g->logits, run->final_h, w->W_U, n, d, c->max_num);
+    cross_entropy_backward(run->probs, run->probs, medians, scale, n, c->max_num);
+    linear_backward(dfinal_h, NULL, dw->W_U, dw->b_U, run->probs, run->final_h, w->W_U, n, d, c->max_num);
     if (c->normalization)
         layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, g->final_h, run->final_normal,
                            run->final_inv_std, w->ln_final_w, n, d);
@@ -1854,7 +1855,7 @@ static float *values_at(const Run *run, const Target *t, size_t list, size_t wid
     const size_t T = run->config.seq_len, L = run->config.n_layers;
     const LayerRun *l = &run->layers[smaller(t->layer, L - 1)];
     float *const all[] = {run->final, l->pattern, l->z, l->mlp}; /* in the order of HookSite */
-    if (t->site == HOOK_RESIDUAL && t->layer < L) return l->x + l->key_row[list * T + t->position] * width;
+    if (t->site == HOOK_RESIDUAL && t->layer < L) return l->x + l->row[t->position * run->n_lists + list] * width;
     if (t->position + l->n_queries < T) return NULL;
     return all[t->site] + (t->head * l->n_out + (t->position + l->n_queries - T) * run->n_lists + list) * width;
 }
@@ -1915,7 +1916,7 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
     const size_t d = c->d_model, dh = c->d_head, T = c->seq_len, L = c->n_layers;
     const float s = a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f, *token = w->W_E, *place = w->W_pos;
     a->n_terms = 0;
-    token += run->row_token[run->layers[0].key_row[T - 1]] * d, place += (T - 1) * d;
+    token += run->row_token[run->layers[0].row[T - 1]] * d, place += (T - 1) * d;
     add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, token, 1, s, NULL));
     add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, s, NULL));
     for (size_t l = 0; l < L; l++) {
@@ -1924,7 +1925,7 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
         for (size_t h = 0; h < c->n_heads; h++)
             for (size_t t = 0; t < T; t++) {
                 const Head one = head_of(c, &w->layers[l], layer, h);
-                linear_forward(x + d, NULL, layer->h + layer->key_row[t] * d, one.W_V, one.b_V, 1, d, dh);
+                linear_forward(x + d, NULL, layer->h + layer->row[t] * d, one.W_V, one.b_V, 1, d, dh);
                 linear_forward(x, NULL, x + d, one.W_O, NULL, 1, dh, d);
                 for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * one.pattern[query * T + t]);
                 add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, s, NULL));
@@ -2351,12 +2352,12 @@ static void take_last(Prover *p) {
     for (size_t i = 0; i < p->V * p->T; i++) p->lists[i] = (uint32_t)(i / p->T);
     model_forward(p->model, &p->run, p->lists, p->V, NULL); /* leaves h, qk and vo of every pair */
     float *base = p->products;
-    gather_forward(base, layer->x + (p->pairs - p->V + p->last) * d, p->model->weights.layers[0].b_O, NULL, 1, d);
+    gather_forward(base, layer->x + (layer->first_query + p->last) * d, p->model->weights.layers[0].b_O, NULL, 1, d);
     p->size = norm(base, d, 1), p->shift = 0;
     for (size_t head = 0; head < p->heads; head++) {
         const Head a = head_of(c, &p->model->weights.layers[0], layer, head);
         const float scale = layer_attention(c, layer).scale, *vo = a.vo; /* layer 0 is folded */
-        const double e = weigh(p, a.qk + p->last * d, layer->h, scale, p->weights + head * p->pairs);
+        const double e = weigh(p, a.qk + (layer->first_query + p->last) * d, layer->h, scale, p->weights + head * p->pairs);
         double Z = 0;
         for (size_t r = 0; r < p->pairs; r++) {
             float *t = p->t + (head * p->pairs + r) * d;
@@ -4068,17 +4069,19 @@ static uint64_t check_norm(float *x) {
 }
 
 static uint64_t check_attention(float *q) {
-    uint32_t rows[SIDE], queries[SIDE / 7];
+    uint32_t rows[SIDE], first_user[SIDE + 1], user[SIDE];
     const size_t lists = SIDE / 7;
-    const Attention shape = {lists, 7, 1, SIDE, SIDE, lists, SIDE, rows, queries, 0x1p-10f};
+    const Attention shape = {lists, 7, 1, SIDE, SIDE, SIDE, rows, first_user, user, 0x1p-10f};
     float *k = q + SQUARE, *z = k + SQUARE, *dq = z + lists * SIDE, *dk = dq + lists * SIDE, *dv = dk + SQUARE;
     float *pattern = dv + SQUARE, *dscores = pattern + lists * 7;
-    for (uint32_t i = 0; i < SIDE; i++) rows[i] = i % 7 * (SIDE / 7) + i / 7;
-    for (uint32_t i = 0; i < SIDE / 7; i++) queries[i] = i;
+    const size_t before = 6 * lists * SIDE; /* what stands before the rows of the queries */
+    for (uint32_t i = 0; i < SIDE; i++) rows[i] = i;
     cancelling(q, 5, 1);
+    memcpy(q + before, q, lists * SIDE * sizeof *q);
+    attention_users(&shape);
     attention_pattern(&shape, pattern, q, k);
     attention_values(&shape, z, pattern, k);
-    attention_backward(&shape, dq, dk, dv, dscores, (double *)(void *)(q + 8 * SQUARE), q, pattern, q, k, k);
+    attention_backward(&shape, dq - before, dk, dv, dscores, q, pattern, q, k, k);
     return hash_floats(HASH_START, z, 2 * lists * SIDE + 2 * SQUARE);
 }
 

@@ -128,9 +128,9 @@ typedef struct {
 typedef struct {
     size_t n_rows, n_queries, n_out; /* n_out: Q */
     int folded;                      /* W_V W_O goes to the rows, not to the queries: see median.c */
-    uint32_t *key_row;               /* (n_lists, seq_len): the row of a list's position in x */
+    uint32_t *row;                   /* (seq_len, n_lists): which row of x a list has at a position */
     size_t first_query;              /* the rows from here on ask */
-    uint32_t *query_row;             /* (Q): the row of a query among those that ask */
+    uint32_t *query_row;             /* (Q): the end of `row`: the rows of queries */
     float *x, *normal1, *inv_std1, *h; /* (R, d_model), ...: the residual stream and its normalization */
     float *q, *qk;                   /* (n_heads, R, d_head): queries, of rows that ask; (.., d_model): times W_K^T */
     float *W_VO, *b_VO, *vo; /* folded: (n_heads, d_model, d_model), (n_heads, d_model), (n_heads, R, d_model) */
@@ -174,7 +174,8 @@ double model_loss(Run *run, const uint32_t *medians);
 
 /* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
 
-/* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same configuration. */
+/* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same configuration. Uses
+ * run->probs up. */
 void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient);
 
 /* ---- 5. Training ------------------------------------------------------------------------------------------------ */

@@ -46,11 +46,13 @@ double sqrt(double) __attribute__((const));
  * unequal size one by one. */
 #ifdef _OPENMP
 #define TEAM _Pragma("omp parallel")
+#define ONCE _Pragma("omp single")
 #define SHARE _Pragma("omp for schedule(static) nowait")
 #define SHARE_AND_WAIT _Pragma("omp for schedule(static)")
-#define SHARE_AS_READY _Pragma("omp for schedule(dynamic)")
+#define SHARE_AS_READY _Pragma("omp for schedule(dynamic, 8)")
 #else
 #define TEAM
+#define ONCE
 #define SHARE
 #define SHARE_AND_WAIT
 #define SHARE_AS_READY
@@ -755,8 +757,8 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
 
 /* Queries of one position, of GROUP lists or what is left, are worked off together: they see equally many keys. */
 typedef struct {
-    size_t list, query, rows, seen;
-    const uint32_t *key_row;
+    size_t query, rows, seen;
+    const uint32_t *row; /* of query q at position s: row[s * n_lists + q] */
 } Group;
 
 static size_t n_groups(const Attention *a) { return (a->n_lists + GROUP - 1) / GROUP * a->n_queries; }
@@ -764,10 +766,13 @@ static size_t n_groups(const Attention *a) { return (a->n_lists + GROUP - 1) / G
 static Group group_at(const Attention *a, size_t number) {
     const size_t per_position = (a->n_lists + GROUP - 1) / GROUP, place = number / per_position;
     const size_t list = number % per_position * GROUP;
-    const Group g = {list, place * a->n_lists + list, smaller(GROUP, a->n_lists - list),
-                     a->seq_len - a->n_queries + place + 1, a->key_row + list * a->seq_len};
+    const Group g = {place * a->n_lists + list, smaller(GROUP, a->n_lists - list), a->seq_len - a->n_queries + place + 1,
+                     a->row + list};
     return g;
 }
+
+/* Where the query of a list has its row: at the last position that it sees. */
+static const uint32_t *query_rows(const Attention *a) { return a->row + (a->seq_len - a->n_queries) * a->n_lists; }
 
 /* dot[u] = x . y[u], eight rows y at once, each in the order of row_dot: x is converted to double only once. */
 TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const y[8], size_t d) {
@@ -791,8 +796,8 @@ TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const 
         for (size_t u = 0; u < 8; u++) dot[u] += (double)x[i] * (double)y[u][i];
 }
 
-/* out[i][s] = f32(scale x[x_row[i]] . y[key_row[s]]) for the group's queries i (or x[i], where x_row is NULL) and the
- * keys that they see, eight keys at a time; `unseen` for the other keys. */
+/* out[i][s] = f32(scale x[x_row[i]] . y[row[s]]) for the group's queries i (or x[i], where x_row is NULL) and the keys
+ * that they see, eight keys at a time; `unseen` for the other keys. */
 TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float unseen, const float *x,
                               const uint32_t *x_row, const float *y, size_t d, double scale) {
     const size_t T = a->seq_len;
@@ -802,7 +807,7 @@ TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float uns
     for (size_t s0 = 0; s0 < T; s0 += 8) {
         for (size_t r = 0; r < g.rows && s0 < g.seen; r++) {
             const float *keys[8];
-            for (size_t u = 0; u < 8; u++) keys[u] = y + g.key_row[r * T + (s0 + u < g.seen ? s0 + u : s0)] * d;
+            for (size_t u = 0; u < 8; u++) keys[u] = y + g.row[(s0 + u < g.seen ? s0 + u : s0) * a->n_lists + r] * d;
             eight_dots(dot + r * 8, x + (x_row ? x_row[g.query + r] : g.query + r) * d, keys, d);
         }
         for (size_t i = 0; i < GROUP * 8; i++) rounded[i] = f32(dot[i] * scale);
@@ -815,7 +820,7 @@ TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float uns
 KERNEL static void attention_pattern_group(const Attention *a, Group g, float *pattern, const float *q,
                                            const float *k) {
     float *p = pattern + g.query * a->seq_len;
-    group_dots(a, g, pattern, -INFINITY, q, a->query_row, k, a->d_key, (double)a->scale);
+    group_dots(a, g, pattern, -INFINITY, q, query_rows(a), k, a->d_key, (double)a->scale);
     softmax_group(p, p, NULL, NULL, g.rows, a->seq_len);
 }
 
@@ -827,14 +832,14 @@ void attention_pattern(const Attention *a, float *pattern, const float *q, const
 /* Weighted sums of rows are made so many columns at a time: they stay in registers. */
 enum { COLUMNS = 32 };
 
-/* sum[j] = sum over s of weight[s] * rows[index[s]][j], for n columns of rows of width d. */
-TENSOR_INLINE void weighted_sum(double sum[COLUMNS], const float *weight, const float *rows, const uint32_t *index,
-                                size_t n_terms, size_t d, size_t n) {
+/* sum[j] = sum over s of weight[s] * x[row[s * stride]][j], for n columns of rows of width d. */
+TENSOR_INLINE void weighted_sum(double sum[COLUMNS], const float *weight, const float *x, const uint32_t *row,
+                                size_t stride, size_t n_terms, size_t d, size_t n) {
     double t[COLUMNS] = {0};
     for (size_t s = 0; s < n_terms; s++) {
         const double w = (double)weight[s];
-        const float *row = rows + index[s] * d;
-        for (size_t j = 0; j < n; j++) t[j] += w * (double)row[j];
+        const float *more = x + row[s * stride] * d;
+        for (size_t j = 0; j < n; j++) t[j] += w * (double)more[j];
     }
     for (size_t j = 0; j < n; j++) sum[j] = t[j];
 }
@@ -848,10 +853,10 @@ KERNEL static void attention_values_group(const Attention *a, Group g, float *z,
         float *to = z + (g.query + r) * d;
         size_t j = 0;
         for (; j + COLUMNS <= d; j += COLUMNS) {
-            weighted_sum(sum, p, v + j, g.key_row + r * T, g.seen, d, COLUMNS);
+            weighted_sum(sum, p, v + j, g.row + r, a->n_lists, g.seen, d, COLUMNS);
             for (size_t c = 0; c < COLUMNS; c++) to[j + c] = f32(sum[c]);
         }
-        if (j < d) weighted_sum(sum, p, v + j, g.key_row + r * T, g.seen, d, d - j);
+        if (j < d) weighted_sum(sum, p, v + j, g.row + r, a->n_lists, g.seen, d, d - j);
         for (size_t c = 0; j + c < d; c++) to[j + c] = f32(sum[c]);
     }
 }
@@ -859,6 +864,25 @@ KERNEL static void attention_values_group(const Attention *a, Group g, float *z,
 void attention_values(const Attention *a, float *z, const float *pattern, const float *v) {
     TEAM SHARE
     for (size_t i = 0; i < n_groups(a); i++) attention_values_group(a, group_at(a, i), z, pattern, v);
+}
+
+void attention_users(const Attention *a) {
+    uint32_t *end = a->first_user + 1, sum = 0;
+    for (size_t r = 0; r <= a->rows; r++) a->first_user[r] = 0;
+    TEAM {
+        SHARE_AND_WAIT
+        for (size_t t = 0; t < a->seq_len; t++)
+            for (size_t i = t * a->n_lists; i < (t + 1) * a->n_lists; i++) end[a->row[i]]++;
+        ONCE
+        for (size_t r = 0; r < a->rows; r++) {
+            const uint32_t users = end[r];
+            end[r] = sum; /* as yet, where they begin; it advances as they are noted */
+            sum += users;
+        }
+        SHARE
+        for (size_t t = 0; t < a->seq_len; t++)
+            for (size_t i = t * a->n_lists; i < (t + 1) * a->n_lists; i++) a->user[end[a->row[i]]++] = (uint32_t)i;
+    }
 }
 
 /* z = sum_s p_s v_s gives dL/dp_s = dz . v_s and dL/dv_s += p_s dz. p = softmax(score) gives dp_s/dscore_u =
@@ -883,75 +907,75 @@ KERNEL static void attention_dscores(const Attention *a, Group g, float *dscores
                 ds[i] = f32((double)p[i] * ((double)ds[i] - mean[r]) * (double)a->scale);
 }
 
-/* sum[j] += weight * x[j]. */
-TENSOR_INLINE void add_scaled(double *sum, double weight, const float *x, size_t d) {
-    size_t i = 0;
-    for (; i + COLUMNS <= d; i += COLUMNS)
-        VECTOR_LOOP
-        for (size_t j = 0; j < COLUMNS; j++) sum[i + j] += weight * (double)x[i + j];
-    for (; i < d; i++) sum[i] += weight * (double)x[i];
+/* What a key or value receives: sum[j] += over the users u of its row, as queries number u + shift, of weight times
+ * row x_row[query], or query, of x. */
+TENSOR_INLINE void add_queries(double sum[COLUMNS], const uint32_t *user, size_t n_users, size_t shift,
+                               const float *weight, size_t T, const float *x, const uint32_t *x_row, size_t d,
+                               size_t n) {
+    double t[COLUMNS] = {0};
+    for (size_t j = 0; j < n; j++) t[j] = sum[j];
+    for (size_t u = 0; u < n_users; u++) {
+        const size_t query = user[u] + shift;
+        const double w = (double)weight[query * T];
+        const float *more = x + (x_row ? x_row[query] : query) * d;
+        for (size_t j = 0; j < n; j++) t[j] += w * (double)more[j];
+    }
+    for (size_t j = 0; j < n; j++) sum[j] = t[j];
 }
 
-/* sum (kv_rows, d): to the row of position s of each list is added, from all queries i that see it, weight[i][s] times
- * row x_row[i], or i, of x. Rows of other positions are not touched: positions can be worked off in parallel. */
-KERNEL static void attention_dkv(const Attention *a, double *sum, const float *weight, const float *x,
-                                 const uint32_t *x_row, size_t d, size_t s) {
-    const size_t T = a->seq_len, unseen = s + a->n_queries < T ? 0 : s + a->n_queries - T;
-    for (size_t i = unseen * a->n_lists; i < a->n_queries * a->n_lists; i += a->n_lists)
-        for (size_t list = 0; list < a->n_lists; list++)
-            add_scaled(sum + a->key_row[list * T + s] * d, (double)weight[(i + list) * T + s],
-                       x + (x_row ? x_row[i + list] : i + list) * d, d);
-}
-
-/* dq (q_rows, d_key) += the group's queries, from all keys that they see. */
-KERNEL static void attention_dq(const Attention *a, Group g, double *dq, const float *dscores, const float *k) {
-    const size_t T = a->seq_len, d = a->d_key;
-    double sum[COLUMNS];
-    for (size_t r = 0; r < g.rows; r++) {
-        const float *ds = dscores + (g.query + r) * T;
-        double *to = dq + a->query_row[g.query + r] * d;
-        size_t j = 0;
-        for (; j + COLUMNS <= d; j += COLUMNS) {
-            weighted_sum(sum, ds, k + j, g.key_row + r * T, g.seen, d, COLUMNS);
-            for (size_t c = 0; c < COLUMNS; c++) to[j + c] += sum[c];
+/* dx[row] += what its queries bring: for a key, weight is dscores and x is q; for a value, pattern and dz. */
+KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, const float *weight, const float *x,
+                                 const uint32_t *x_row, size_t d) {
+    const uint32_t *user = a->user + a->first_user[row];
+    const size_t T = a->seq_len, n_users = a->first_user[row + 1] - a->first_user[row];
+    const size_t s = n_users > 0 ? user[0] / a->n_lists : T, first = T - a->n_queries;
+    for (size_t j = 0; j < d; j += COLUMNS) {
+        double sum[COLUMNS] = {0};
+        for (size_t t = s > first ? s : first; t < T; t++) {
+            const size_t shift = (t - first - s) * a->n_lists; /* from a list's number at position s to that of its query */
+            if (j + COLUMNS <= d)
+                add_queries(sum, user, n_users, shift, weight + s, T, x + j, x_row, d, COLUMNS);
+            else
+                add_queries(sum, user, n_users, shift, weight + s, T, x + j, x_row, d, d - j);
         }
-        if (j < d) weighted_sum(sum, ds, k + j, g.key_row + r * T, g.seen, d, d - j);
-        for (size_t c = 0; j + c < d; c++) to[j + c] += sum[c];
+        for (size_t c = 0; c < smaller(COLUMNS, d - j); c++)
+            dx[row * d + j + c] = f32((double)dx[row * d + j + c] + sum[c]);
     }
 }
 
-static void add_rounded(float *x, const double *change, size_t n) {
-    const size_t step = slice(n);
-    SHARE
-    for (size_t begin = 0; begin < n; begin += step)
-        for (size_t i = begin; i < smaller(n, begin + step); i++) x[i] = f32((double)x[i] + change[i]);
+/* dq[row] += what its users' queries receive from all keys that they see. */
+KERNEL static void attention_dq(const Attention *a, size_t row, float *dq, const float *dscores, const float *k) {
+    const size_t T = a->seq_len, d = a->d_key, first = (T - a->n_queries) * a->n_lists;
+    const size_t begin = a->first_user[row], end = a->first_user[row + 1];
+    if (begin == end || a->user[begin] < first) return;
+    const size_t s = a->user[begin] / a->n_lists;
+    for (size_t j = 0; j < d; j += COLUMNS) {
+        double sum[COLUMNS] = {0}, more[COLUMNS];
+        for (size_t u = begin; u < end; u++) {
+            const float *ds = dscores + (a->user[u] - first) * T;
+            const uint32_t *rows = a->row + (a->user[u] - s * a->n_lists);
+            if (j + COLUMNS <= d)
+                weighted_sum(more, ds, k + j, rows, a->n_lists, s + 1, d, COLUMNS);
+            else
+                weighted_sum(more, ds, k + j, rows, a->n_lists, s + 1, d, d - j);
+            for (size_t c = 0; c < smaller(COLUMNS, d - j); c++) sum[c] += more[c];
+        }
+        for (size_t c = 0; c < smaller(COLUMNS, d - j); c++)
+            dq[row * d + j + c] = f32((double)dq[row * d + j + c] + sum[c]);
+    }
 }
 
-size_t attention_scratch(const Attention *a) { return (a->q_rows + a->kv_rows) * a->d_key + a->kv_rows * a->d_value; }
-
-void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
-                        const float *dz, const float *pattern, const float *q, const float *k, const float *v) {
-    const size_t T = a->seq_len, per_position = n_groups(a) / a->n_queries;
-    double *q_sum = scratch, *k_sum = q_sum + a->q_rows * a->d_key, *v_sum = k_sum + a->kv_rows * a->d_key;
+void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, const float *dz,
+                        const float *pattern, const float *q, const float *k, const float *v) {
     TEAM {
-        SHARE
-        for (size_t i = 0; i < attention_scratch(a); i++) scratch[i] = 0.0;
         SHARE_AND_WAIT
         for (size_t i = 0; i < n_groups(a); i++) attention_dscores(a, group_at(a, i), dscores, dz, pattern, v);
         SHARE_AS_READY
-        for (size_t task = 0; task < a->n_queries + 2 * T; task++) {
-            for (size_t i = 0; i < per_position && task < a->n_queries; i++)
-                attention_dq(a, group_at(a, task * per_position + i), q_sum, dscores, k);
-            if (task < a->n_queries) continue;
-            if (task < a->n_queries + T)
-                attention_dkv(a, k_sum, dscores, q, a->query_row, a->d_key, task - a->n_queries);
-            else
-                attention_dkv(a, v_sum, pattern, dz, NULL, a->d_value, task - a->n_queries - T);
+        for (size_t left = a->rows; left > 0; left--) {
+            attention_dq(a, left - 1, dq, dscores, k);
+            attention_dkv(a, left - 1, dk, dscores, q, query_rows(a), a->d_key);
+            attention_dkv(a, left - 1, dv, pattern, dz, NULL, a->d_value);
         }
-        /* Where dk is dv, d_key is d_value, and a thread has the same share of both: no need to wait in between. */
-        add_rounded(dq, q_sum, a->q_rows * a->d_key);
-        add_rounded(dk, k_sum, a->kv_rows * a->d_key);
-        add_rounded(dv, v_sum, a->kv_rows * a->d_value);
     }
 }
 

@@ -151,27 +151,27 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
 
 /* One head of causal attention over many lists. Query t of a list looks at its positions 0 .. t. Only the last
  * n_queries positions ask; queries are numbered position by position: query i is list i % n_lists at position
- * seq_len - n_queries + i / n_lists. Rows of q, k and v may be shared: key_row says where a list's position has its
- * key and value, query_row where query i has its q. */
+ * seq_len - n_queries + i / n_lists. */
 typedef struct {
     size_t n_lists, seq_len, n_queries;
-    size_t d_key, d_value;     /* widths of a query or key, and of a value */
-    size_t q_rows, kv_rows;    /* rows of q, and of k and v */
-    const uint32_t *key_row;   /* (n_lists, seq_len) < kv_rows; a row serves one position only */
-    const uint32_t *query_row; /* (n_queries * n_lists) < q_rows; likewise */
-    float scale;               /* of the scores, as a rule 1/sqrt(d_head) */
+    size_t d_key, d_value;           /* widths of a query or key, and of a value */
+    size_t rows;                     /* of q, k and v; of q, those of positions that don't ask are neither read nor written */
+    const uint32_t *row;             /* (seq_len, n_lists) < rows: which of them a list has at a position. Lists may
+                                      * share rows, positions may not */
+    uint32_t *first_user, *user;     /* (rows + 1), (seq_len * n_lists): the i with row[i] = r, in ascending order, are
+                                      * user[first_user[r]] to user[first_user[r + 1] - 1]. For backward only */
+    float scale;                     /* of the scores, as a rule 1/sqrt(d_head) */
 } Attention;
 
 /* pattern[i][s] = softmax over s <= t of scale q_i . k_s, 0 for s > t;  z[i] = sum over s of pattern[i][s] v_s.
- * q (q_rows, d_key), k (kv_rows, d_key), v (kv_rows, d_value), pattern (n_queries * n_lists, seq_len),
- * z (n_queries * n_lists, d_value). */
+ * q, k (rows, d_key), v (rows, d_value), pattern (n_queries * n_lists, seq_len), z (n_queries * n_lists, d_value). */
 void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k);
 void attention_values(const Attention *a, float *z, const float *pattern, const float *v);
-/* dq, dk, dv += the derivatives of both; dk and dv may be the same array. dscores has pattern's shape; scratch is
- * attention_scratch(a) doubles. */
-void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, double *scratch,
-                        const float *dz, const float *pattern, const float *q, const float *k, const float *v);
-size_t attention_scratch(const Attention *a);
+/* Writes first_user and user. */
+void attention_users(const Attention *a);
+/* dq, dk, dv += the derivatives of both; dk and dv may be the same array. dscores has pattern's shape and is scratch. */
+void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, const float *dz,
+                        const float *pattern, const float *q, const float *k, const float *v);
 
 /* ---- Linear algebra -------------------------------------------------------------------------------------------- */
 

@@ -246,9 +246,13 @@ static void test_mt_normal(void) {
     EQUAL(mt_next(&mt), UINT32_C(2563818105));
 }
 
-static void test_attention_scratch(void) {
-    const Attention a = {7, 5, 3, 6, 10, 35, 29, NULL, NULL, 1};
-    EQUAL(attention_scratch(&a), 35 * 6 + 29 * 6 + 29 * 10);
+static void test_attention_users(void) {
+    static const uint32_t row[] = {1, 4, 1, 0, 0, 5}, ends[] = {0, 2, 4, 4, 4, 5, 6, 6}, users[] = {3, 4, 0, 2, 1, 5};
+    uint32_t first_user[8], user[6];
+    const Attention a = {3, 2, 1, 6, 10, 7, row, first_user, user, 1};
+    attention_users(&a);
+    FOR(r, 8) EQUAL(first_user[r], ends[r]);
+    FOR(i, 6) EQUAL(user[i], users[i]);
 }
 
 static void test_use_threads(void) { /* that no result depends on them is seen where a model is trained with two */
@@ -455,33 +459,34 @@ static void cross_entropy(Case *c, int step) { /* in place; or with steep rows *
     if (step == BACKWARD) cross_entropy_backward(c->grad[0], c->side, c->index, c->dout[0], rows, d), c->written = 1;
 }
 
-/* Sizes of its own. The rows of q and of k, v are shared out among positions, interleaved; some rows stay unused. */
+/* Sizes of its own. The rows are shared out among positions, interleaved; some stay unused. */
 static void make_attention(Case *c) {
-    static const Attention sizes[] = { /* n_lists, seq_len, n_queries, d_key, d_value, q_rows, kv_rows, -, -, scale */
-        {1, 1, 1, 1, 1, 2, 1, NULL, NULL, 0.4375f},    {3, 5, 2, 4, 5, 6, 10, NULL, NULL, 0.4375f},
-        {2, 3, 3, 3, 1, 9, 6, NULL, NULL, 0.4375f},    {7, 5, 5, 6, 10, 20, 15, NULL, NULL, 0.4375f},
-        {13, 7, 1, 5, 67, 7, 42, NULL, NULL, 0.4375f}, {3, 13, 4, 32, 33, 16, 39, NULL, NULL, 0.4375f},
-        {67, 3, 2, 10, 6, 12, 15, NULL, NULL, 0.4375f}};
-    const Attention *a = &sizes[c->number % LENGTH(sizes)];
-    const size_t N = a->n_lists, T = a->seq_len, A = a->n_queries;
-    make_arrays(c, a->q_rows * a->d_key, a->kv_rows * a->d_key, a->kv_rows * a->d_value, N * A * a->d_value);
-    c->side = randoms(N * A * T), c->side2 = randoms(N * A * T);
-    c->index = indices(N * T, a->kv_rows / T), c->index2 = indices(N * A, a->q_rows / A);
-    FOR(r, N * T) c->index[r] = (uint32_t)(c->index[r] * T + r % T);
-    FOR(i, N * A) c->index2[i] = (uint32_t)(c->index2[i] * A + i / N);
-    c->attention = *a, c->attention.key_row = c->index, c->attention.query_row = c->index2;
+    static const Attention sizes[] = { /* n_lists, seq_len, n_queries, d_key, d_value, rows, -, -, -, scale */
+        {1, 1, 1, 1, 1, 2, NULL, NULL, NULL, 0.4375f},   {3, 5, 2, 4, 5, 10, NULL, NULL, NULL, 0.4375f},
+        {2, 3, 3, 3, 1, 6, NULL, NULL, NULL, 0.4375f},   {7, 5, 5, 6, 10, 15, NULL, NULL, NULL, 0.4375f},
+        {13, 7, 1, 5, 67, 42, NULL, NULL, NULL, 0.4375f}, {3, 13, 4, 32, 33, 39, NULL, NULL, NULL, 0.4375f},
+        {67, 3, 2, 10, 6, 15, NULL, NULL, NULL, 0.4375f}};
+    Attention *a = &c->attention;
+    *a = sizes[c->number % LENGTH(sizes)];
+    const size_t N = a->n_lists, T = a->seq_len, Q = N * a->n_queries;
+    make_arrays(c, a->rows * a->d_key, a->rows * a->d_key, a->rows * a->d_value, Q * a->d_value);
+    c->side = randoms(Q * T), c->side2 = randoms(Q * T);
+    c->index = indices(N * T, a->rows / T), c->index2 = indices(N * T + a->rows + 1, 1);
+    FOR(i, N * T) c->index[i] = (uint32_t)(c->index[i] * T + i / N);
+    a->row = c->index, a->user = c->index2, a->first_user = c->index2 + N * T;
+    attention_users(a);
 }
 
 static void naive_attention(Case *c) { /* the pattern goes to side2 */
     const Attention *a = &c->attention;
-    const size_t T = a->seq_len, dk = a->d_key, dv = a->d_value;
-    FOR(i, a->n_queries * a->n_lists) {
-        const size_t seen = T - a->n_queries + i / a->n_lists + 1;
-        const uint32_t *key = a->key_row + i % a->n_lists * T;
+    const size_t N = a->n_lists, T = a->seq_len, dk = a->d_key, dv = a->d_value;
+    FOR(i, a->n_queries * N) {
+        const size_t t = T - a->n_queries + i / N;
+        const uint32_t *row = a->row + i % N;
         double p[16] = {0};
-        FOR(s, seen) FOR(j, dk) p[s] += c->x[0][a->query_row[i] * dk + j] * c->x[1][key[s] * dk + j] * (double)a->scale;
-        naive_softmax(p, p, seen);
-        FOR(s, T) FOR(j, dv) c->expected[i * dv + j] += p[s] * c->x[2][key[s] * dv + j];
+        FOR(s, t + 1) FOR(j, dk) p[s] += c->x[0][row[t * N] * dk + j] * c->x[1][row[s * N] * dk + j] * (double)a->scale;
+        naive_softmax(p, p, t + 1);
+        FOR(s, T) FOR(j, dv) c->expected[i * dv + j] += p[s] * c->x[2][row[s * N] * dv + j];
         FOR(s, T) c->side2[i * T + s] = f32(p[s]);
     }
 }
@@ -493,13 +498,12 @@ static void attention_by_pattern(Case *c, int step) { /* of the naive pattern */
 }
 
 static void attention(Case *c, int step) {
-    const size_t n = attention_scratch(&c->attention);
     float **g = c->grad, **in = c->in;
     if (step != FORWARD) attention_by_pattern(c, step);
     if (step == FORWARD) attention_pattern(&c->attention, c->side, in[0], in[1]);
     if (step == FORWARD) attention_values(&c->attention, c->out, c->side, in[2]);
-    if (step == BACKWARD) attention_backward(&c->attention, g[0], g[1], g[2], c->side2, doubles(randoms(n), n), c->dout,
-                                             c->side, in[0], in[1], in[2]);
+    if (step == BACKWARD) attention_backward(&c->attention, g[0], g[1], g[2], c->side2, c->dout, c->side, in[0], in[1],
+                                             in[2]);
 }
 
 /* needed: so many of backward's gradients must be there, the others may be NULL. */
@@ -1214,7 +1218,7 @@ typedef struct {
 static const Test GROUND[] = {
     TEST(smaller), TEST(f32), TEST(ieee_setup), TEST(mt_seed), TEST(mt_next), TEST(mt_fill),
     TEST(exp_f32), TEST(log_f32),
-    TEST(hash_bytes), TEST(hash_floats), TEST(mt_normal), TEST(attention_scratch), TEST(adam_step),
+    TEST(hash_bytes), TEST(hash_floats), TEST(mt_normal), TEST(attention_users), TEST(adam_step),
     TEST(singular_values), TEST(use_threads)};
 static const Test STORY[] = {
     TEST(make_lists), ON_MODELS(model_init), ON_MODELS(model_forward), ON_MODELS(model_backward), ON_MODELS(circuits),
