@@ -18,6 +18,7 @@
 
 /* A directive for threads, where they are compiled in. */
 #ifdef _OPENMP
+#include <omp.h>
 #define OMP(directive) _Pragma(#directive)
 #else
 #define OMP(directive)
@@ -106,6 +107,33 @@ static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char 
 }
 
 static double max_double(double a, double b) { return a > b ? a : b; }
+
+/* ---- Threads ---------------------------------------------------------------------------------------------------- */
+
+int use_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n > 1 ? n : 1);
+    return omp_get_max_threads();
+#else
+    (void)n;
+    return 1;
+#endif
+}
+
+/* TEAM has what follows executed by several threads at once. Functions that take a Share s are called by each of them
+ * and do this share of the work; at a WAIT, threads wait until all have come so far. Nobody waits for what he has
+ * computed himself: rows are divided alike everywhere. */
+#define TEAM OMP(omp parallel)
+#define WAIT OMP(omp barrier)
+
+static Share my_share(void) {
+#ifdef _OPENMP
+    const Share share = {(size_t)omp_get_thread_num(), (size_t)omp_get_num_threads()};
+    return share;
+#else
+    return WHOLE;
+#endif
+}
 
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
 
@@ -382,7 +410,7 @@ static void lay_out_run(Layout *m, void *owner) {
         LayerRun count = {0}, *layer = m->base ? &run->layers[l] : &count;
         const size_t R = max_rows(c, l, lists), Q = queries_of_layer(run, l) * lists;
         layer->folded = l == 0;
-        layer->row = lay_words(m, c->seq_len, lists);
+        layer->first_row = lay_words(m, c->seq_len + 1, 1), layer->row = lay_words(m, c->seq_len, lists);
         layer->x = lay_floats(m, R, d, 1);
         layer->h = layer->x;
         if (c->normalization) {
@@ -438,51 +466,64 @@ void run_free(Run *run) {
     memset(run, 0, sizeof *run);
 }
 
-/* Gives each different (number, position) pair of the batch a row of layer 0, position by position. */
-static void index_pairs(Run *run, const uint32_t *lists, size_t n_lists) {
-    const size_t T = run->config.seq_len, V = run->config.max_num;
-    LayerRun *layer = &run->layers[0];
-    uint32_t *row_of = run->row_of_pair, n_rows = 0;
-    memset(row_of, 0, T * V * sizeof *row_of);
-    OMP(omp parallel for schedule(static))
-    for (size_t t = 0; t < T; t++)
-        for (size_t i = 0; i < n_lists; i++) row_of[t * V + lists[i * T + t]] = 1;
-    for (size_t t = 0; t < T; t++) {
-        if (t + layer->n_queries == T) layer->first_query = n_rows;
-        for (size_t token = 0; token < V; token++)
-            if (row_of[t * V + token]) {
-                run->row_token[n_rows] = (uint32_t)token, run->row_position[n_rows] = (uint32_t)t;
-                row_of[t * V + token] = n_rows++;
-            }
-    }
-    layer->n_rows = n_rows;
-    OMP(omp parallel for schedule(static))
-    for (size_t t = 0; t < T; t++)
-        for (size_t i = 0; i < n_lists; i++) layer->row[t * n_lists + i] = row_of[t * V + lists[i * T + t]];
-}
-
-static void index_rows(Run *run, const uint32_t *lists, size_t n_lists) {
+/* What is known of the layers before the lists are seen. */
+static void set_sizes(Run *run, size_t n_lists) {
     const size_t T = run->config.seq_len;
+    run->n_lists = n_lists;
     for (size_t l = 0; l < run->config.n_layers; l++) {
         LayerRun *layer = &run->layers[l];
         layer->n_queries = queries_of_layer(run, l);
         layer->n_out = layer->n_queries * n_lists;
-        layer->n_rows = T * n_lists;
-        layer->first_query = layer->n_rows - layer->n_out;
-        layer->query_row = layer->row + layer->first_query;
-        for (size_t i = 0; l > 0 && i < layer->n_rows; i++) layer->row[i] = (uint32_t)i;
-        if (l == 0) index_pairs(run, lists, n_lists);
+        layer->query_row = layer->row + (T - layer->n_queries) * n_lists;
+        layer->n_rows = T * n_lists, layer->first_query = layer->n_rows - layer->n_out; /* in layer 0, at most */
+        for (size_t t = 0; t <= T; t++) layer->first_row[t] = (uint32_t)(t * n_lists);
     }
 }
 
-static void zero(float *x, size_t n) {
-    OMP(omp parallel for schedule(static))
-    for (size_t i = 0; i < n; i++) x[i] = 0.0f;
+static void number_pairs(Run *run) {
+    const size_t T = run->config.seq_len, V = run->config.max_num;
+    LayerRun *layer = &run->layers[0];
+    uint32_t n_rows = 0;
+    for (size_t t = 0; t < T; t++) {
+        layer->first_row[t] = n_rows;
+        for (size_t token = 0; token < V; token++)
+            if (run->row_of_pair[t * V + token]) {
+                run->row_token[n_rows] = (uint32_t)token, run->row_position[n_rows] = (uint32_t)t;
+                run->row_of_pair[t * V + token] = n_rows++;
+            }
+    }
+    layer->first_row[T] = n_rows;
+    layer->n_rows = n_rows, layer->first_query = layer->first_row[T - layer->n_queries];
 }
 
-static void add_to(float *x, const float *change, size_t n) {
-    OMP(omp parallel for schedule(static))
-    for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
+/* Gives each different (number, position) pair of the batch a row of layer 0, position by position. In later layers the
+ * rows are the lists' positions themselves. */
+static void index_rows(Share s, Run *run, const uint32_t *lists) {
+    const size_t T = run->config.seq_len, V = run->config.max_num, n = run->n_lists;
+    const size_t begin = share_begin(s, T, 1), end = share_end(s, T, 1);
+    uint32_t *row_of = run->row_of_pair;
+    for (size_t i = begin * V; i < end * V; i++) row_of[i] = 0;
+    for (size_t t = begin; t < end; t++)
+        for (size_t i = 0; i < n; i++) row_of[t * V + lists[i * T + t]] = 1;
+    WAIT
+    if (s.part == 0) number_pairs(run);
+    WAIT
+    for (size_t first = share_begin(s, n, 16); first < share_end(s, n, 16); first += 16) /* by cache lines */
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = first; i < smaller(first + 16, n); i++)
+                run->layers[0].row[t * n + i] = row_of[t * V + lists[i * T + t]];
+    for (size_t l = 1; l < run->config.n_layers; l++)
+        for (size_t i = begin * n; i < end * n; i++) run->layers[l].row[i] = (uint32_t)i;
+}
+
+/* x (rows, d), their share of it. */
+static void zero(Share s, float *x, size_t rows, size_t d) {
+    for (size_t i = share_begin(s, rows, 8) * d; i < share_end(s, rows, 8) * d; i++) x[i] = 0.0f;
+}
+
+static void add_to(Share s, float *x, const float *change, size_t rows, size_t d) {
+    for (size_t i = share_begin(s, rows, 8) * d; i < share_end(s, rows, 8) * d; i++)
+        x[i] = f32((double)x[i] + change[i]);
 }
 
 /* One head's weights and what it computes; see LayerRun. */
@@ -492,13 +533,16 @@ typedef struct {
 
 static Attention layer_attention(const Config *c, const LayerRun *layer) {
     const Attention a = {layer->n_out / layer->n_queries, c->seq_len, layer->n_queries, c->d_model, c->d_model,
-                         layer->n_rows, layer->row, NULL, NULL, f32(1.0 / sqrt((double)c->d_head))};
+                         layer->first_row, layer->row, NULL, NULL, f32(1.0 / sqrt((double)c->d_head))};
     return a;
 }
 
-static void call_hook(const Hook *hook, HookSite site, size_t layer, size_t head, float *values, size_t rows,
+static void call_hook(Share s, const Hook *hook, HookSite site, size_t layer, size_t head, float *values, size_t rows,
                       size_t width) {
-    if (hook) hook->call(hook->context, site, layer, head, values, rows, width);
+    if (!hook) return;
+    WAIT
+    if (s.part == 0) hook->call(hook->context, site, layer, head, values, rows, width);
+    WAIT
 }
 
 /* One head's part of its layer's arrays and weights. */
@@ -515,171 +559,205 @@ static Head head_of(const Config *c, const LayerWeights *w, const LayerRun *laye
     return h;
 }
 
+/* W_V W_O and b_V W_O of each head. */
+static void fold_values(Share s, const Config *c, const LayerWeights *w, LayerRun *layer) {
+    const size_t d = c->d_model, dh = c->d_head;
+    for (size_t head = 0; head < c->n_heads && layer->folded; head++) {
+        const Head a = head_of(c, w, layer, head);
+        linear_forward(s, a.W_VO, NULL, a.W_V, a.W_O, NULL, d, dh, d);
+        linear_forward(s, a.b_VO, NULL, a.b_V, a.W_O, NULL, 1, dh, d);
+    }
+}
+
 /* Attention of one layer: adds to each query's residual what the heads bring from the positions they look at. */
-static void forward_attention(const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
+static void forward_attention(Share s, const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
                               const Hook *hook) {
     const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head;
     const size_t fq = layer->first_query, asking = R - fq;
     const Attention shape = layer_attention(c, layer);
-    gather_forward(out, layer->x, w->b_O, layer->query_row, Q, d);
+    gather_forward(s, out, layer->x, w->b_O, layer->query_row, Q, d);
     for (size_t head = 0; head < c->n_heads; head++) {
         const Head a = head_of(c, w, layer, head);
-        linear_forward(a.q + fq * dh, NULL, layer->h + fq * d, a.W_Q, a.b_Q, asking, d, dh);
-        linear_backward(a.qk + fq * d, NULL, NULL, NULL, a.q + fq * dh, NULL, a.W_K, asking, d, dh); /* q W_K^T */
-        attention_pattern(&shape, a.pattern, a.qk, layer->h);
-        call_hook(hook, HOOK_PATTERN, l, head, a.pattern, Q, c->seq_len);
-        if (layer->folded) {
-            linear_forward(a.W_VO, NULL, a.W_V, a.W_O, NULL, d, dh, d);
-            linear_forward(a.b_VO, NULL, a.b_V, a.W_O, NULL, 1, dh, d);
-            linear_forward(a.vo, NULL, layer->h, a.W_VO, a.b_VO, R, d, d);
-            attention_values(&shape, a.z, a.pattern, a.vo);
-            call_hook(hook, HOOK_HEAD, l, head, a.z, Q, d);
-            add_to(out, a.z, Q * d);
-        } else {
-            attention_values(&shape, a.mix, a.pattern, layer->h);
-            linear_forward(a.z, NULL, a.mix, a.W_V, a.b_V, Q, d, dh);
-            call_hook(hook, HOOK_HEAD, l, head, a.z, Q, dh);
-            linear_forward(out, out, a.z, a.W_O, NULL, Q, dh, d);
-        }
+        linear_forward(s, a.q + fq * dh, NULL, layer->h + fq * d, a.W_Q, a.b_Q, asking, d, dh);
+        linear_backward(s, a.qk + fq * d, NULL, NULL, NULL, a.q + fq * dh, NULL, a.W_K, asking, d, dh); /* q W_K^T */
+        if (layer->folded) linear_forward(s, a.vo, NULL, layer->h, a.W_VO, a.b_VO, R, d, d);
+        WAIT
+        attention_pattern(s, &shape, a.pattern, a.qk, layer->h);
+        call_hook(s, hook, HOOK_PATTERN, l, head, a.pattern, Q, c->seq_len);
+        attention_values(s, &shape, layer->folded ? a.z : a.mix, a.pattern, layer->folded ? a.vo : layer->h);
+        if (layer->n_queries > 1) { WAIT } /* a share of the lists is then not one of the queries */
+        if (!layer->folded) linear_forward(s, a.z, NULL, a.mix, a.W_V, a.b_V, Q, d, dh);
+        call_hook(s, hook, HOOK_HEAD, l, head, a.z, Q, layer->folded ? d : dh);
+        if (layer->folded)
+            add_to(s, out, a.z, Q, d);
+        else
+            linear_forward(s, out, out, a.z, a.W_O, NULL, Q, dh, d);
     }
 }
 
-static void forward_mlp(const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
+static void forward_mlp(Share s, const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
                         const Hook *hook) {
     const size_t Q = layer->n_out, d = c->d_model;
-    memcpy(layer->mid, out, Q * d * sizeof *out);
+    gather_forward(s, layer->mid, out, NULL, NULL, Q, d);
     if (c->normalization)
-        layernorm_forward(layer->h2, layer->normal2, layer->inv_std2, layer->mid, w->ln2_w, w->ln2_b, Q, d);
-    linear_forward(layer->pre, NULL, layer->h2, w->W_in, w->b_in, Q, d, c->d_mlp);
-    relu_forward(layer->post, layer->pre, Q * c->d_mlp);
-    linear_forward(layer->mlp, NULL, layer->post, w->W_out, w->b_out, Q, c->d_mlp, d);
-    call_hook(hook, HOOK_MLP, l, 0, layer->mlp, Q, d);
-    add_to(out, layer->mlp, Q * d);
+        layernorm_forward(s, layer->h2, layer->normal2, layer->inv_std2, layer->mid, w->ln2_w, w->ln2_b, Q, d);
+    linear_forward(s, layer->pre, NULL, layer->h2, w->W_in, w->b_in, Q, d, c->d_mlp);
+    relu_forward(s, layer->post, layer->pre, Q, c->d_mlp);
+    linear_forward(s, layer->mlp, NULL, layer->post, w->W_out, w->b_out, Q, c->d_mlp, d);
+    call_hook(s, hook, HOOK_MLP, l, 0, layer->mlp, Q, d);
+    add_to(s, out, layer->mlp, Q, d);
 }
 
-void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n_lists, const Hook *hook) {
+/* A thread's share of a forward pass, after set_sizes. */
+static void forward(Share s, const Model *model, Run *run, const uint32_t *lists, const Hook *hook) {
     const Config *c = &model->config;
     const Weights *w = &model->weights;
-    const size_t d = c->d_model;
-    run->n_lists = n_lists;
-    index_rows(run, lists, n_lists);
-    embed_forward(run->layers[0].x, w->W_E, w->W_pos, run->row_token, run->row_position, run->layers[0].n_rows, d);
+    const size_t d = c->d_model, n = run->n_lists, n_final = run->layers[c->n_layers - 1].n_out;
+    const float *final = run->final + (n_final - n) * d; /* the last position's */
+    index_rows(s, run, lists);
+    embed_forward(s, run->layers[0].x, w->W_E, w->W_pos, run->row_token, run->row_position, run->layers[0].n_rows, d);
     for (size_t l = 0; l < c->n_layers; l++) {
         LayerRun *layer = &run->layers[l];
         float *out = l + 1 < c->n_layers ? run->layers[l + 1].x : run->final;
-        call_hook(hook, HOOK_RESIDUAL, l, 0, layer->x, layer->n_rows, d);
+        call_hook(s, hook, HOOK_RESIDUAL, l, 0, layer->x, layer->n_rows, d);
         if (c->normalization)
-            layernorm_forward(layer->h, layer->normal1, layer->inv_std1, layer->x, w->layers[l].ln1_w,
+            layernorm_forward(s, layer->h, layer->normal1, layer->inv_std1, layer->x, w->layers[l].ln1_w,
                               w->layers[l].ln1_b, layer->n_rows, d);
-        forward_attention(c, &w->layers[l], layer, l, out, hook);
-        if (c->d_mlp) forward_mlp(c, &w->layers[l], layer, l, out, hook);
+        fold_values(s, c, &w->layers[l], layer);
+        WAIT
+        forward_attention(s, c, &w->layers[l], layer, l, out, hook);
+        if (c->d_mlp) forward_mlp(s, c, &w->layers[l], layer, l, out, hook);
     }
-    const float *final = run->final + (run->layers[c->n_layers - 1].n_out - n_lists) * d; /* the last position's */
-    call_hook(hook, HOOK_RESIDUAL, c->n_layers, 0, run->final, run->layers[c->n_layers - 1].n_out, d);
+    call_hook(s, hook, HOOK_RESIDUAL, c->n_layers, 0, run->final, n_final, d);
+    if (n_final > n) { WAIT }
     if (c->normalization)
-        layernorm_forward(run->final_h, run->final_normal, run->final_inv_std, final, w->ln_final_w,
-                          w->ln_final_b, n_lists, d);
-    linear_forward(run->logits, NULL, c->normalization ? run->final_h : final, w->W_U, w->b_U, n_lists, d, c->max_num);
+        layernorm_forward(s, run->final_h, run->final_normal, run->final_inv_std, final, w->ln_final_w, w->ln_final_b,
+                          n, d);
+    linear_forward(s, run->logits, NULL, c->normalization ? run->final_h : final, w->W_U, w->b_U, n, d, c->max_num);
 }
 
-static double loss_sum(Run *run, const uint32_t *medians) {
+void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n_lists, const Hook *hook) {
+    set_sizes(run, n_lists);
+    TEAM forward(my_share(), model, run, lists, hook);
+}
+
+static void forward_loss(Share s, Run *run, const uint32_t *medians) {
+    cross_entropy_forward(s, run->loss, run->probs, run->logits, medians, run->n_lists, run->config.max_num);
+}
+
+static double loss_sum(const Run *run) {
     double sum = 0;
-    cross_entropy_forward(run->loss, run->probs, run->logits, medians, run->n_lists, run->config.max_num);
     for (size_t i = 0; i < run->n_lists; i++) sum += (double)run->loss[i];
     return sum;
 }
 
-double model_loss(Run *run, const uint32_t *medians) { return loss_sum(run, medians) / (double)run->n_lists; }
+double model_loss(Run *run, const uint32_t *medians) {
+    TEAM forward_loss(my_share(), run, medians);
+    return loss_sum(run) / (double)run->n_lists;
+}
 
 /* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
 
 /* The chain rule, layer by layer from the end: g->out is the gradient of what a layer wrote, g->x of what it read. What
  * the residual stream carries past a layer reaches g->x unchanged; the rest comes through the layer's own backward. */
 
-static void backward_mlp(const Config *c, const LayerWeights *w, const LayerWeights *dw, const LayerRun *layer,
-                         RunGradients *g) {
+static void backward_mlp(Share s, const Config *c, const LayerWeights *w, const LayerWeights *dw,
+                         const LayerRun *layer, RunGradients *g) {
     const size_t Q = layer->n_out, d = c->d_model;
     float *dh2 = c->normalization ? g->h2 : g->out;
-    linear_backward(g->post, NULL, dw->W_out, dw->b_out, g->out, layer->post, w->W_out, Q, c->d_mlp, d);
-    relu_backward(g->pre, g->post, layer->pre, Q * c->d_mlp);
-    linear_backward(dh2, c->normalization ? NULL : g->out, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d,
+    WAIT
+    linear_backward(s, g->post, NULL, dw->W_out, dw->b_out, g->out, layer->post, w->W_out, Q, c->d_mlp, d);
+    relu_backward(s, g->pre, g->post, layer->pre, Q, c->d_mlp);
+    WAIT
+    linear_backward(s, dh2, c->normalization ? NULL : g->out, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d,
                     c->d_mlp);
+    WAIT
     if (c->normalization)
-        layernorm_backward(g->out, g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w, Q,
-                           d);
+        layernorm_backward(s, g->out, g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w,
+                           Q, d);
 }
 
 /* A product of two weight matrices is a linear layer whose input is the first of them; and q W_K^T is the backward
  * pass of a linear layer, so its own backward is the forward pass. */
-static void backward_attention(const Config *c, const LayerWeights *w, const LayerWeights *dw, const LayerRun *layer,
-                               RunGradients *g) {
+static void backward_attention(Share s, const Config *c, const LayerWeights *w, const LayerWeights *dw,
+                               const LayerRun *layer, RunGradients *g) {
     const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head;
     const size_t fq = layer->first_query, asking = R - fq;
+    float *dh_rows = c->normalization ? g->h : g->x;
     Attention shape = layer_attention(c, layer);
     shape.first_user = g->first_user, shape.user = g->user;
-    attention_users(&shape);
-    float *dh_rows = c->normalization ? g->h : g->x;
+    attention_users(s, &shape);
     for (size_t head = 0; head < c->n_heads; head++) {
         const Head a = head_of(c, w, layer, head), da = head_of(c, dw, layer, head); /* of da, only the weights count */
-        memset(g->qk + fq * d, 0, asking * d * sizeof(float));
+        const float *values = layer->folded ? a.vo : layer->h, *dz = layer->folded ? g->out : g->mix;
         if (layer->folded) {
-            zero(g->vo, R * d);
-            memset(g->W_VO, 0, d * d * sizeof(float));
-            memset(g->b_VO, 0, d * sizeof(float));
-            attention_backward(&shape, g->qk, dh_rows, g->vo, g->scores, g->out, a.pattern, a.qk, layer->h,
-                               a.vo);
-            linear_backward(dh_rows, dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
-            linear_backward(da.W_V, da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
-            linear_backward(da.b_V, da.b_V, da.W_O, NULL, g->b_VO, a.b_V, a.W_O, 1, dh, d);
+            zero(s, g->W_VO, d, d), zero(s, g->b_VO, 1, d);
         } else {
-            linear_backward(g->z, NULL, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
-            linear_backward(g->mix, NULL, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
-            attention_backward(&shape, g->qk, dh_rows, dh_rows, g->scores, g->mix, a.pattern, a.qk,
-                               layer->h, layer->h);
+            linear_backward(s, g->z, NULL, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
+            WAIT
+            linear_backward(s, g->mix, NULL, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
+            WAIT
         }
-        linear_forward(g->q, NULL, g->qk + fq * d, a.W_K, NULL, asking, d, dh);
-        linear_backward(NULL, NULL, da.W_K, NULL, a.q + fq * dh, g->qk + fq * d, NULL, asking, d, dh);
-        linear_backward(dh_rows + fq * d, dh_rows + fq * d, da.W_Q, da.b_Q, g->q, layer->h + fq * d, a.W_Q, asking, d,
-                        dh);
+        attention_dscores(s, &shape, g->scores, dz, a.pattern, values);
+        WAIT
+        attention_backward(s, &shape, g->qk, dh_rows, layer->folded ? g->vo : NULL, g->scores, dz, a.pattern, a.qk,
+                           layer->h);
+        WAIT
+        linear_forward(s, g->q, NULL, g->qk + fq * d, a.W_K, NULL, asking, d, dh);
+        linear_backward(s, NULL, NULL, da.W_K, NULL, a.q + fq * dh, g->qk + fq * d, NULL, asking, d, dh);
+        if (layer->folded)
+            linear_backward(s, dh_rows, dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
+        WAIT
+        if (layer->folded) {
+            linear_backward(s, da.W_V, da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
+            linear_backward(s, da.b_V, da.b_V, da.W_O, NULL, g->b_VO, a.b_V, a.W_O, 1, dh, d);
+        }
+        linear_backward(s, dh_rows + fq * d, dh_rows + fq * d, da.W_Q, da.b_Q, g->q, layer->h + fq * d, a.W_Q, asking,
+                        d, dh);
+        WAIT
     }
 }
 
-static void backward_layer(const Config *c, const LayerWeights *w, const LayerWeights *dw, const LayerRun *layer,
-                           RunGradients *g) {
+static void backward_layer(Share s, const Config *c, const LayerWeights *w, const LayerWeights *dw,
+                           const LayerRun *layer, RunGradients *g) {
     const size_t R = layer->n_rows, d = c->d_model;
-    if (c->d_mlp) backward_mlp(c, w, dw, layer, g);
-    zero(g->x, R * d);
-    if (c->normalization) zero(g->h, R * d);
-    gather_backward(g->x, dw->b_O, g->out, layer->query_row, layer->n_out, d);
-    backward_attention(c, w, dw, layer, g);
+    if (c->d_mlp) backward_mlp(s, c, w, dw, layer, g);
+    zero(s, g->x, R, d);
+    if (c->normalization) zero(s, g->h, R, d);
+    WAIT
+    gather_backward(s, g->x, dw->b_O, g->out, layer->query_row, layer->n_out, d);
+    backward_attention(s, c, w, dw, layer, g);
     if (c->normalization)
-        layernorm_backward(g->x, g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
+        layernorm_backward(s, g->x, g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
+    WAIT
 }
 
-/* Adds the gradient of `scale` times the sum of the losses. */
-static void add_gradient(const Model *model, Run *run, const uint32_t *medians, float scale, Model *gradient) {
+/* A thread's share: adds the gradient of `scale` times the sum of the losses. */
+static void add_gradient(Share s, const Model *model, Run *run, const uint32_t *medians, float scale, Model *gradient) {
     const Config *c = &model->config;
     const Weights *w = &model->weights, *dw = &gradient->weights;
     const size_t n = run->n_lists, d = c->d_model;
-    RunGradients *g = run->gradients;
-    float *dfinal_h = c->normalization ? g->final_h : g->out;
-    cross_entropy_backward(run->probs, run->probs, medians, scale, n, c->max_num);
-    linear_backward(dfinal_h, NULL, dw->W_U, dw->b_U, run->probs, run->final_h, w->W_U, n, d, c->max_num);
+    RunGradients g = *run->gradients;
+    float *dfinal_h = c->normalization ? g.final_h : g.out;
+    cross_entropy_backward(s, run->probs, run->probs, medians, scale, n, c->max_num);
+    linear_backward(s, dfinal_h, NULL, NULL, NULL, run->probs, NULL, w->W_U, n, d, c->max_num);
+    WAIT
+    linear_backward(s, NULL, NULL, dw->W_U, dw->b_U, run->probs, run->final_h, NULL, n, d, c->max_num);
     if (c->normalization)
-        layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, g->final_h, run->final_normal,
+        layernorm_backward(s, g.out, NULL, dw->ln_final_w, dw->ln_final_b, g.final_h, run->final_normal,
                            run->final_inv_std, w->ln_final_w, n, d);
     for (size_t l = c->n_layers; l-- > 0;) {
-        backward_layer(c, &w->layers[l], &dw->layers[l], &run->layers[l], g);
-        float *of_input = g->x; /* the input's gradient is that of the layer below's output */
-        g->x = g->out;
-        g->out = of_input;
+        backward_layer(s, c, &w->layers[l], &dw->layers[l], &run->layers[l], &g);
+        float *of_input = g.x; /* the input's gradient is that of the layer below's output */
+        g.x = g.out;
+        g.out = of_input;
     }
-    embed_backward(dw->W_E, dw->W_pos, g->out, run->row_token, run->row_position, run->layers[0].n_rows, d);
+    embed_backward(s, dw->W_E, dw->W_pos, g.out, run->row_token, run->row_position, run->layers[0].n_rows, d);
 }
 
 void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient) {
     memset(gradient->params, 0, gradient->n_params * sizeof(float));
-    add_gradient(model, run, medians, f32(1.0 / (double)run->n_lists), gradient);
+    TEAM add_gradient(my_share(), model, run, medians, f32(1.0 / (double)run->n_lists), gradient);
 }
 
 /* ---- 5. Training ------------------------------------------------------------------------------------------------ */
@@ -865,12 +943,11 @@ static float learning_rate(const Trainer *t) {
     return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32(done))));
 }
 
-/* How many lists of the latest model_forward have the right answer. */
-static size_t count_right(const Run *run, const uint32_t *medians) {
-    const size_t V = run->config.max_num;
+/* How many lists of a share have the right answer: argmax without branches. Who comes before the median? */
+static size_t count_right(Share s, const Run *run, const uint32_t *medians) {
+    const size_t V = run->config.max_num, end = share_end(s, run->n_lists, 8);
     size_t right = 0;
-    OMP(omp parallel for schedule(static) reduction(+ : right))
-    for (size_t i = 0; i < run->n_lists; i++) { /* argmax without branches: who comes before the median? */
+    for (size_t i = share_begin(s, run->n_lists, 8); i < end; i++) {
         const float *logits = run->logits + i * V, of_median = logits[medians[i]];
         uint32_t before = 0;
         for (size_t j = 0; j < V; j++) before += logits[j] > of_median || (j < medians[i] && logits[j] == of_median);
@@ -898,17 +975,28 @@ static void validate(Trainer *t) {
     t->validated = 1;
 }
 
+/* A thread's share of what a step computes of n lists, from number `at` on; returns how many of its lists are right. */
+static size_t step_share(Share s, Trainer *t, size_t at, float scale) {
+    const uint32_t *lists = t->batch + at * t->model.config.seq_len, *medians = t->batch_medians + at;
+    if (at == 0) zero(s, t->gradient.params, t->gradient.n_params, 1);
+    forward(s, &t->model, &t->run, lists, NULL);
+    forward_loss(s, &t->run, medians);
+    const size_t right = count_right(s, &t->run, medians);
+    add_gradient(s, &t->model, &t->run, medians, scale, &t->gradient);
+    return right;
+}
+
 int trainer_step(Trainer *t) {
-    const size_t n = next_batch(t), T = t->model.config.seq_len;
+    const size_t n = next_batch(t);
+    const float scale = f32(1.0 / (double)n);
     size_t right = 0;
     t->loss = 0;
-    memset(t->gradient.params, 0, t->gradient.n_params * sizeof(float));
     for (size_t at = 0; at < n; at += t->run.capacity) {
-        model_forward(&t->model, &t->run, t->batch + at * T, smaller(t->run.capacity, n - at), NULL);
-        t->loss += loss_sum(&t->run, t->batch_medians + at);
+        set_sizes(&t->run, smaller(t->run.capacity, n - at));
+        OMP(omp parallel reduction(+ : right))
+        right += step_share(my_share(), t, at, scale);
+        t->loss += loss_sum(&t->run);
         memcpy(t->batch_loss + at, t->run.loss, t->run.n_lists * sizeof(float));
-        right += count_right(&t->run, t->batch_medians + at);
-        add_gradient(&t->model, &t->run, t->batch_medians + at, f32(1.0 / (double)n), &t->gradient);
     }
     t->loss /= (double)n;
     if (!(t->loss < HUGE_VAL)) return 0;
@@ -918,8 +1006,8 @@ int trainer_step(Trainer *t) {
     Adam adam = t->recipe.adam;
     adam.lr = t->lr;
     t->step++;
-    adam_step(&adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params, t->gradient.params,
-              t->model.n_params);
+    TEAM adam_step(my_share(), &adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params, t->gradient.params,
+                   t->model.n_params);
     if (t->step % t->steps_per_epoch == 0 || t->step == t->total_steps) validate(t);
     return 1;
 }
@@ -1793,7 +1881,7 @@ static const float *scale_given(const Model *m, float *out, const float *x, size
 /* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at a scale of 1. */
 static void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
     scale_given(m, x, x, rows, 1.0f, NULL);
-    linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
+    linear_forward(WHOLE, logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
 }
 
 /* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] + W_pos[position],
@@ -1806,9 +1894,9 @@ static void project(const Model *m, const Circuit *of, size_t position, const fl
     const size_t V = c->max_num, d = c->d_model, dh = c->d_head;
     const float *W_pos = position == NO_POSITION ? NULL : m->weights.W_pos + position * d;
     float *x = scratch, *h = c->normalization && !of->raw ? x + V * d : x, *normal = h + V * d;
-    gather_forward(x, m->weights.W_E, W_pos, NULL, V, d);
-    if (h != x) layernorm_forward(h, normal, normal + V * d, x, w->ln1_w, w->ln1_b, V, d);
-    linear_forward(out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d, dh);
+    gather_forward(WHOLE, x, m->weights.W_E, W_pos, NULL, V, d);
+    if (h != x) layernorm_forward(WHOLE, h, normal, normal + V * d, x, w->ln1_w, w->ln1_b, V, d);
+    linear_forward(WHOLE, out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d, dh);
 }
 
 /* With both positions given. */
@@ -1818,8 +1906,8 @@ static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float 
     float *q = scratch, *k = q + V * dh, *x = k + V * dh;
     if (of->kind == CIRCUIT_OV) {
         project(m, of, key_pos, w->W_V, w->b_V, k, x);
-        linear_forward(x, NULL, k, w->W_O + of->head * d * dh, NULL, V, dh, d);
-        if (of->raw) linear_forward(table, NULL, x, m->weights.W_U, NULL, V, d, V);
+        linear_forward(WHOLE, x, NULL, k, w->W_O + of->head * d * dh, NULL, V, dh, d);
+        if (of->raw) linear_forward(WHOLE, table, NULL, x, m->weights.W_U, NULL, V, d, V);
         else direct_logits(m, table, x, V);
         return;
     }
@@ -1925,8 +2013,8 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
         for (size_t h = 0; h < c->n_heads; h++)
             for (size_t t = 0; t < T; t++) {
                 const Head one = head_of(c, &w->layers[l], layer, h);
-                linear_forward(x + d, NULL, layer->h + layer->row[t] * d, one.W_V, one.b_V, 1, d, dh);
-                linear_forward(x, NULL, x + d, one.W_O, NULL, 1, dh, d);
+                linear_forward(WHOLE, x + d, NULL, layer->h + layer->row[t] * d, one.W_V, one.b_V, 1, d, dh);
+                linear_forward(WHOLE, x, NULL, x + d, one.W_O, NULL, 1, dh, d);
                 for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * one.pattern[query * T + t]);
                 add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, s, NULL));
             }
@@ -2073,7 +2161,7 @@ static void measure_circuits(Explainer *x) {
     decompose(e->values, x->columns, table, V);
     for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(x->columns + k * V, x->scratch, k + 1, V);
     /* what the last number adds without any head */
-    gather_forward(x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, NULL, V, d);
+    gather_forward(WHOLE, x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, NULL, V, d);
     direct_logits(m, table, x->scratch, V);
     e->direct_weight = slope_to_ideal(e, table, V);
     e->last_weight += e->direct_weight;
@@ -2103,7 +2191,7 @@ static void freeze_scale(Explainer *x) {
     const Weights *w = &x->model->weights;
     Run *run = &x->run;
     scale_given(x->model, run->final_h, run->final, run->n_lists, f32(x->e->scale), w->ln_final_b);
-    linear_forward(run->logits, NULL, run->final_h, w->W_U, w->b_U, run->n_lists, c->d_model, c->max_num);
+    linear_forward(WHOLE, run->logits, NULL, run->final_h, w->W_U, w->b_U, run->n_lists, c->d_model, c->max_num);
 }
 
 /* S(m) = sum_i sign(x_i - m - 1/2): how many more numbers of the list lie above the step from m to m+1 than below. */
@@ -2332,7 +2420,7 @@ static double norm(const float *x, size_t n, size_t step) {
 /* One head's weights, over the greatest. Returns e, or infinity if that is not small or weights vanish. */
 static double weigh(const Prover *p, const float *query, const float *keys, float scale, float *weights) {
     double least = INFINITY, greatest = -INFINITY, size = 0;
-    linear_forward(weights, NULL, keys, query, NULL, p->pairs, p->d, 1);
+    linear_forward(WHOLE, weights, NULL, keys, query, NULL, p->pairs, p->d, 1);
     for (size_t r = 0; r < p->pairs; r++) {
         const double score = (double)(weights[r] = f32((double)weights[r] * scale));
         least = score < least ? score : least, greatest = max_double(greatest, score);
@@ -2352,12 +2440,13 @@ static void take_last(Prover *p) {
     for (size_t i = 0; i < p->V * p->T; i++) p->lists[i] = (uint32_t)(i / p->T);
     model_forward(p->model, &p->run, p->lists, p->V, NULL); /* leaves h, qk and vo of every pair */
     float *base = p->products;
-    gather_forward(base, layer->x + (layer->first_query + p->last) * d, p->model->weights.layers[0].b_O, NULL, 1, d);
+    const size_t own = (layer->first_query + p->last) * d;
+    gather_forward(WHOLE, base, layer->x + own, p->model->weights.layers[0].b_O, NULL, 1, d);
     p->size = norm(base, d, 1), p->shift = 0;
     for (size_t head = 0; head < p->heads; head++) {
         const Head a = head_of(c, &p->model->weights.layers[0], layer, head);
         const float scale = layer_attention(c, layer).scale, *vo = a.vo; /* layer 0 is folded */
-        const double e = weigh(p, a.qk + (layer->first_query + p->last) * d, layer->h, scale, p->weights + head * p->pairs);
+        const double e = weigh(p, a.qk + own, layer->h, scale, p->weights + head * p->pairs);
         double Z = 0;
         for (size_t r = 0; r < p->pairs; r++) {
             float *t = p->t + (head * p->pairs + r) * d;
@@ -2375,7 +2464,7 @@ static void take_last(Prover *p) {
 static void fill_table(const Prover *p, size_t head) {
     const size_t V = p->V, K = p->columns, places = p->T - 1;
     const float *t = p->t + head * p->pairs * p->d, *weights = p->weights + head * p->pairs;
-    linear_forward(p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
+    linear_forward(WHOLE, p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
     for (size_t k = 0; k < K; k++) {
         Bounds *column = p->table + head * p->rows * K + k;
         const double size = k == 0 ? 1 : k <= V ? p->size * norm(p->u + k - 1, p->d, V) : p->size;
@@ -2431,7 +2520,7 @@ static void take_median(Prover *p) {
     const double Y = sqrt((double)d);
     const double out = w->ln_final_w ? Y * norm(w->ln_final_w, d, 1) + norm(w->ln_final_b, d, 1) : p->size;
     const float *constant = w->ln_final_b ? p->products : w->b_U; /* ln_final.b W_U + b_U */
-    if (w->ln_final_b) linear_forward(p->products, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
+    if (w->ln_final_b) linear_forward(WHOLE, p->products, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
     for (size_t i = 0; i < d * V; i++) {
         const float difference = f32((double)w->W_U[i - i % V + m] - w->W_U[i]);
         p->u[i] = w->ln_final_w ? f32((double)w->ln_final_w[i / V] * difference) : difference;
@@ -4054,34 +4143,36 @@ static uint64_t check_linear(float *x) {
     float *W = x + SQUARE, *W_transposed = W + SQUARE, *out = W_transposed + SQUARE, *dx = out + 2 * SQUARE;
     cancelling(x, 3, 1);
     for (size_t i = 0; i < SQUARE; i++) W_transposed[i] = W[i % SIDE * SIDE + i / SIDE]; /* there, columns cancel */
-    linear_forward(out, NULL, x, W, W, SIDE, SIDE, SIDE);
-    linear_forward(out + SQUARE, NULL, x, W_transposed, NULL, SIDE, SIDE, SIDE);
-    linear_backward(dx, dx, dx + SQUARE, dx + 2 * SQUARE, x, W_transposed, W, SIDE, SIDE, SIDE);
+    linear_forward(WHOLE, out, NULL, x, W, W, SIDE, SIDE, SIDE);
+    linear_forward(WHOLE, out + SQUARE, NULL, x, W_transposed, NULL, SIDE, SIDE, SIDE);
+    linear_backward(WHOLE, dx, dx, dx + SQUARE, dx + 2 * SQUARE, x, W_transposed, W, SIDE, SIDE, SIDE);
     return hash_floats(HASH_START, out, 4 * SQUARE + SIDE);
 }
 
 static uint64_t check_norm(float *x) {
     float *b = x + SQUARE, *out = b + SQUARE, *dx = out + SQUARE, *normal = dx + SQUARE, *inv_std = normal + SQUARE;
     cancelling(x, 4, -1);
-    layernorm_forward(out, normal, inv_std, x, x, b, SIDE, SIDE);
-    layernorm_backward(dx, dx, out, inv_std + SIDE, b, normal, inv_std, x, SIDE, SIDE);
+    layernorm_forward(WHOLE, out, normal, inv_std, x, x, b, SIDE, SIDE);
+    layernorm_backward(WHOLE, dx, dx, out, inv_std + SIDE, b, normal, inv_std, x, SIDE, SIDE);
     return hash_floats(HASH_START, out, 2 * SQUARE);
 }
 
 static uint64_t check_attention(float *q) {
-    uint32_t rows[SIDE], first_user[SIDE + 1], user[SIDE];
+    uint32_t first_row[8], rows[SIDE], first_user[SIDE + 1], user[SIDE];
     const size_t lists = SIDE / 7;
-    const Attention shape = {lists, 7, 1, SIDE, SIDE, SIDE, rows, first_user, user, 0x1p-10f};
+    const Attention shape = {lists, 7, 1, SIDE, SIDE, first_row, rows, first_user, user, 0x1p-10f};
     float *k = q + SQUARE, *z = k + SQUARE, *dq = z + lists * SIDE, *dk = dq + lists * SIDE, *dv = dk + SQUARE;
     float *pattern = dv + SQUARE, *dscores = pattern + lists * 7;
     const size_t before = 6 * lists * SIDE; /* what stands before the rows of the queries */
     for (uint32_t i = 0; i < SIDE; i++) rows[i] = i;
+    for (uint32_t t = 0; t < 8; t++) first_row[t] = t * (SIDE / 7);
     cancelling(q, 5, 1);
     memcpy(q + before, q, lists * SIDE * sizeof *q);
-    attention_users(&shape);
-    attention_pattern(&shape, pattern, q, k);
-    attention_values(&shape, z, pattern, k);
-    attention_backward(&shape, dq - before, dk, dv, dscores, q, pattern, q, k, k);
+    attention_users(WHOLE, &shape);
+    attention_pattern(WHOLE, &shape, pattern, q, k);
+    attention_values(WHOLE, &shape, z, pattern, k);
+    attention_dscores(WHOLE, &shape, dscores, q, pattern, k);
+    attention_backward(WHOLE, &shape, dq - before, dk, dv, dscores, q, pattern, q, k);
     return hash_floats(HASH_START, z, 2 * lists * SIDE + 2 * SQUARE);
 }
 

@@ -25,6 +25,10 @@ typedef struct {
 
 #define MAX_SEQ_LEN 255
 
+/* How many threads passes and training may use, where OpenMP was compiled in; without it, nothing happens. Returns the
+ * number in force, at least 1. No result depends on it. */
+int use_threads(int n);
+
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
 
 /* n lists of seq_len numbers, each mt_next() % max_num, row by row: the numbers that torch.manual_seed(seed);
@@ -128,6 +132,7 @@ typedef struct {
 typedef struct {
     size_t n_rows, n_queries, n_out; /* n_out: Q */
     int folded;                      /* W_V W_O goes to the rows, not to the queries: see median.c */
+    uint32_t *first_row;             /* (seq_len + 1): position t has the rows first_row[t] to first_row[t + 1] - 1 */
     uint32_t *row;                   /* (seq_len, n_lists): which row of x a list has at a position */
     size_t first_query;              /* the rows from here on ask */
     uint32_t *query_row;             /* (Q): the end of `row`: the rows of queries */

@@ -10,10 +10,6 @@
 
 #include <string.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 /* sqrt of what is not negative sets no errno; told so, compilers vectorise it. */
 #ifdef __GNUC__
 double sqrt(double) __attribute__((const));
@@ -37,45 +33,6 @@ double sqrt(double) __attribute__((const));
 #else
 #define VECTOR_LOOP
 #endif
-
-/* ---- Threads ---- */
-
-/* A team of threads executes what follows TEAM; each takes its share of a loop that follows SHARE, the same part of
- * the rows in every function, since that is what its core's cache holds. The terms of a sum are never shared out.
- * Threads go on without waiting for each other; but for SHARE_AND_WAIT, and SHARE_AS_READY, which hands out tasks of
- * unequal size one by one. */
-#ifdef _OPENMP
-#define TEAM _Pragma("omp parallel")
-#define ONCE _Pragma("omp single")
-#define SHARE _Pragma("omp for schedule(static) nowait")
-#define SHARE_AND_WAIT _Pragma("omp for schedule(static)")
-#define SHARE_AS_READY _Pragma("omp for schedule(dynamic, 8)")
-#else
-#define TEAM
-#define ONCE
-#define SHARE
-#define SHARE_AND_WAIT
-#define SHARE_AS_READY
-#endif
-
-int use_threads(int n) {
-#ifdef _OPENMP
-    omp_set_num_threads(n > 1 ? n : 1);
-    return omp_get_max_threads();
-#else
-    (void)n;
-    return 1;
-#endif
-}
-
-/* How many of n rows make one thread's slice: a multiple of 8, all of them when there is one thread. */
-static size_t slice(size_t n) {
-    size_t threads = 1;
-#ifdef _OPENMP
-    threads = (size_t)omp_get_max_threads();
-#endif
-    return threads == 1 ? n + 1 : (n + 8 * threads - 1) / (8 * threads) * 8;
-}
 
 /* ---- Rounding ---- */
 
@@ -146,31 +103,35 @@ TENSOR_INLINE float row_max(const float *x, size_t n) {
     return max;
 }
 
-/* Columns are summed in stripes, each by one thread; this is the width of a cache line. */
+/* Columns are summed in stripes of this width, that of a cache line. */
 enum { STRIPE = 16 };
 
-/* sums[j] += sum over r of x[r][j] (times times[r][j]), for n columns. */
-TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
+/* sums[j] += sum over r of x[r][j] (times times[r][j]), for j from skip to n - 1. */
+TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t skip,
+                               size_t n) {
     double s[STRIPE] = {0};
     for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < n; j++)
             s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
-    for (size_t j = 0; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
+    for (size_t j = skip; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
 }
 
-KERNEL static void column_slice(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t n) {
-    if (times && n == STRIPE)
-        add_columns(sums, x, times, rows, d, STRIPE);
-    else if (n == STRIPE)
-        add_columns(sums, x, NULL, rows, d, STRIPE);
+KERNEL static void column_stripe(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t skip) {
+    if (d < STRIPE)
+        add_columns(sums, x, times, rows, d, skip, d);
+    else if (times)
+        add_columns(sums, x, times, rows, d, skip, STRIPE);
     else
-        add_columns(sums, x, times, rows, d, n);
+        add_columns(sums, x, NULL, rows, d, skip, STRIPE);
 }
 
-static void column_sums(float *sums, const float *x, const float *times, size_t rows, size_t d) {
-    SHARE
-    for (size_t j = 0; j < d; j += STRIPE)
-        column_slice(sums + j, x + j, times ? times + j : NULL, rows, d, smaller(STRIPE, d - j));
+/* The last stripe is a whole one, too, and skips what the one before has summed. */
+static void column_sums(Share share, float *sums, const float *x, const float *times, size_t rows, size_t d) {
+    const size_t end = share_end(share, d, STRIPE);
+    for (size_t j = share_begin(share, d, STRIPE); j < end; j += STRIPE) {
+        const size_t from = d < STRIPE ? 0 : smaller(j, d - STRIPE);
+        column_stripe(sums + from, x + from, times ? times + from : NULL, rows, d, j - from);
+    }
 }
 
 /* What is done with each row in turn is done in passes over so many rows: sums, divisions and roots of one row then
@@ -397,46 +358,36 @@ KERNEL static void scatter_rows(float *to, const float *x, const uint32_t *row, 
     }
 }
 
-static void scatter(float *to, const float *x, const uint32_t *row, size_t rows, size_t d) {
-    const size_t step = smaller(slice(d), d);
-    SHARE
-    for (size_t j = 0; j < d; j += step) scatter_rows(to, x, row, rows, d, j, smaller(step, d - j));
+static void scatter(Share share, float *to, const float *x, const uint32_t *row, size_t rows, size_t d) {
+    const size_t begin = share_begin(share, d, 8), end = share_end(share, d, 8);
+    if (begin < end) scatter_rows(to, x, row, rows, d, begin, end - begin);
 }
 
-void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
-                   size_t rows, size_t d) {
-    const size_t step = slice(rows);
-    TEAM SHARE
-    for (size_t r = 0; r < rows; r += step)
-        add_rows(x + r * d, W_E, token + r, W_pos, position + r, smaller(step, rows - r), d);
+void embed_forward(Share share, float *x, const float *W_E, const float *W_pos, const uint32_t *token,
+                   const uint32_t *position, size_t rows, size_t d) {
+    const size_t begin = share_begin(share, rows, 8), end = share_end(share, rows, 8);
+    add_rows(x + begin * d, W_E, token + begin, W_pos, position + begin, end - begin, d);
 }
 
-void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
-                    size_t rows, size_t d) {
-    TEAM {
-        scatter(dW_E, dx, token, rows, d);
-        scatter(dW_pos, dx, position, rows, d);
-    }
+void embed_backward(Share share, float *dW_E, float *dW_pos, const float *dx, const uint32_t *token,
+                    const uint32_t *position, size_t rows, size_t d) {
+    scatter(share, dW_E, dx, token, rows, d);
+    scatter(share, dW_pos, dx, position, rows, d);
 }
 
-void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d) {
-    const size_t step = slice(rows);
-    TEAM SHARE
-    for (size_t r = 0; r < rows; r += step) {
-        const size_t n = smaller(step, rows - r);
-        const uint32_t *row = index ? index + r : NULL;
-        if (b)
-            add_rows(out + r * d, index ? x : x + r * d, row, b, NULL, n, d);
-        else
-            for (size_t i = r; i < r + n; i++) memcpy(out + i * d, x + (index ? index[i] : i) * d, d * sizeof *out);
-    }
+void gather_forward(Share share, float *out, const float *x, const float *b, const uint32_t *index, size_t rows,
+                    size_t d) {
+    const size_t begin = share_begin(share, rows, 8), end = share_end(share, rows, 8);
+    if (b)
+        add_rows(out + begin * d, index ? x : x + begin * d, index ? index + begin : NULL, b, NULL, end - begin, d);
+    else
+        for (size_t r = begin; r < end; r++) memcpy(out + r * d, x + (index ? index[r] : r) * d, d * sizeof *out);
 }
 
-void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d) {
-    TEAM {
-        scatter(dx, dout, index, rows, d);
-        if (db) column_sums(db, dout, NULL, rows, d);
-    }
+void gather_backward(Share share, float *dx, float *db, const float *dout, const uint32_t *index, size_t rows,
+                     size_t d) {
+    scatter(share, dx, dout, index, rows, d);
+    if (db) column_sums(share, db, dout, NULL, rows, d);
 }
 
 /* ---- Matrix products ---- */
@@ -494,6 +445,9 @@ TENSOR_INLINE void copy_columns(double (*copy)[TILE], Matrix b, size_t K, size_t
         if (N == TILE && b.col == 1)
             VECTOR_LOOP
             for (size_t n = 0; n < TILE; n++) copy[k][n] = (double)b.at[k * b.row + n];
+        else if (b.col == 1)
+            VECTOR_LOOP
+            for (size_t n = 0; n < TILE; n++) copy[k][n] = n < N ? (double)b.at[k * b.row + n] : 0.0;
         else
             for (size_t n = 0; n < TILE; n++) copy[k][n] = n < N ? (double)b.at[k * b.row + n * b.col] : 0.0;
 }
@@ -515,7 +469,7 @@ TENSOR_INLINE Matrix part(Matrix a, size_t row, size_t col) {
  * case. */
 TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, const float *bias, Matrix a, Matrix b,
                          size_t M, size_t K, size_t N, int a_columns) {
-    double sums[BLOCK_M / TILE][TILE][BLOCK_N] = {{{0}}}, b_copy[BLOCK_N / TILE][BLOCK_K][TILE];
+    double sums[BLOCK_M / TILE][TILE][BLOCK_N] = {{{0}}}, b_copy[BLOCK_N / TILE * BLOCK_K][TILE];
     double a_copy[BLOCK_K * TILE], first[BLOCK_N];
     for (size_t n = 0; n < BLOCK_N; n++) first[n] = bias && n < N ? (double)bias[n] : 0.0;
     const size_t stretch = K <= BLOCK_K ? BLOCK_K : BLOCK_K / 2; /* whose copies of b stay in the cache, too */
@@ -523,7 +477,7 @@ TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, cons
     for (size_t k0 = 0; k0 < K; k0 += stretch) {
         const size_t depth = smaller(K - k0, stretch);
         for (size_t n = 0; n < N; n += TILE)
-            copy_columns(b_copy[n / TILE], part(b, k0, n), depth, smaller(N - n, TILE));
+            copy_columns(b_copy + n / TILE * depth, part(b, k0, n), depth, smaller(N - n, TILE));
         for (size_t m = 0; m < M; m += TILE) {
             const size_t height = smaller(M - m, TILE);
             const Matrix strip = part(a, m, k0), transposed = {strip.at, strip.col, 1};
@@ -535,7 +489,7 @@ TENSOR_INLINE void block(float *out, size_t out_row, const float *residual, cons
             if (k0 == 0 && residual) strip_start(strip_sums, residual + m * out_row, out_row, first, height, N);
             for (size_t n = 0; n < N; n += TILE) {
                 double(*tile)[BLOCK_N] = (double(*)[BLOCK_N])&strip_sums[0][n];
-                const double(*b_tile)[TILE] = (const double(*)[TILE])b_copy[n / TILE];
+                const double(*b_tile)[TILE] = (const double(*)[TILE])b_copy + n / TILE * depth;
                 if (k0 == 0 && !residual)
                     tile_product(tile, first + n, 0, a_copy, a_row, a_col, b_tile, depth);
                 else
@@ -555,35 +509,29 @@ KERNEL static void block_product(float *out, size_t out_row, const float *residu
 }
 
 /* out = residual + bias + a b, a (M, K), b (K, N), out and residual (M, N) contiguous. */
-static void product(float *out, const float *residual, const float *bias, Matrix a, Matrix b, size_t M, size_t K,
-                    size_t N) {
-    const size_t height = smaller(slice(M), K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M), across = (N + BLOCK_N - 1) / BLOCK_N;
-    const size_t blocks = (M + height - 1) / height * across;
-    SHARE
-    for (size_t i = 0; i < blocks; i++) {
-        const size_t m = i / across * height, n = i % across * BLOCK_N;
-        const Matrix a_rows = {a.at + m * a.row, a.row, a.col}, b_columns = {b.at + n * b.col, b.row, b.col};
-        block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL, a_rows,
-                      b_columns, smaller(M - m, height), K, smaller(N - n, BLOCK_N));
-    }
+static void product(Share share, float *out, const float *residual, const float *bias, Matrix a, Matrix b, size_t M,
+                    size_t K, size_t N) {
+    const size_t height = K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M, end = share_end(share, M, TILE);
+    for (size_t m = share_begin(share, M, TILE); m < end; m += height)
+        for (size_t n = 0; n < N; n += BLOCK_N)
+            block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL,
+                          part(a, m, 0), part(b, 0, n), smaller(end - m, height), K, smaller(N - n, BLOCK_N));
 }
 
-void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
-                    size_t n_in, size_t n_out) {
+void linear_forward(Share share, float *out, const float *residual, const float *x, const float *W, const float *b,
+                    size_t rows, size_t n_in, size_t n_out) {
     const Matrix x_view = {x, n_in, 1}, W_view = {W, n_out, 1};
-    TEAM product(out, residual, b, x_view, W_view, rows, n_in, n_out);
+    product(share, out, residual, b, x_view, W_view, rows, n_in, n_out);
 }
 
 /* With L the loss and out[r][j] = b[j] + sum_i x[r][i] W[i][j]:
  *   dL/dx[r][i] = sum_j dout[r][j] W[i][j],   dL/dW[i][j] = sum_r x[r][i] dout[r][j],   dL/db[j] = sum_r dout[r][j]. */
-void linear_backward(float *dx, const float *dresidual, float *dW, float *db, const float *dout, const float *x,
-                     const float *W, size_t rows, size_t n_in, size_t n_out) {
+void linear_backward(Share share, float *dx, const float *dresidual, float *dW, float *db, const float *dout,
+                     const float *x, const float *W, size_t rows, size_t n_in, size_t n_out) {
     const Matrix dout_view = {dout, n_out, 1}, W_transposed = {W, 1, n_out}, x_transposed = {x, 1, n_in};
-    TEAM {
-        if (dx) product(dx, dresidual, NULL, dout_view, W_transposed, rows, n_out, n_in);
-        if (dW) product(dW, dW, NULL, x_transposed, dout_view, n_in, rows, n_out);
-        if (db) column_sums(db, dout, NULL, rows, n_out);
-    }
+    if (dx) product(share, dx, dresidual, NULL, dout_view, W_transposed, rows, n_out, n_in);
+    if (dW) product(share, dW, dW, NULL, x_transposed, dout_view, n_in, rows, n_out);
+    if (db) column_sums(share, db, dout, NULL, rows, n_out);
 }
 
 /* ---- Layer normalization ---- */
@@ -607,11 +555,11 @@ KERNEL static void layernorm_group(float *restrict out, float *restrict normal, 
         }
 }
 
-void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w, const float *b,
-                       size_t rows, size_t d) {
-    TEAM SHARE
-    for (size_t r = 0; r < rows; r += GROUP)
-        layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, smaller(GROUP, rows - r), d);
+void layernorm_forward(Share share, float *out, float *normal, float *inv_std, const float *x, const float *w,
+                       const float *b, size_t rows, size_t d) {
+    const size_t end = share_end(share, rows, 8);
+    for (size_t r = share_begin(share, rows, 8); r < end; r += GROUP)
+        layernorm_group(out + r * d, normal + r * d, inv_std + r, x + r * d, w, b, smaller(GROUP, end - r), d);
 }
 
 /* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j] directly, through the
@@ -652,26 +600,26 @@ KERNEL static void layernorm_backward_group(float *dx, const float *dresidual, c
     }
 }
 
-void layernorm_backward(float *dx, const float *dresidual, float *dw, float *db, const float *dout, const float *normal,
-                        const float *inv_std, const float *w, size_t rows, size_t d) {
-    TEAM {
-        SHARE
-        for (size_t r = 0; r < rows; r += GROUP)
-            layernorm_backward_group(dx + r * d, dresidual ? dresidual + r * d : NULL, dout + r * d, normal + r * d,
-                                     inv_std + r, w, smaller(GROUP, rows - r), d);
-        column_sums(dw, dout, normal, rows, d);
-        column_sums(db, dout, NULL, rows, d);
-    }
+void layernorm_backward(Share share, float *dx, const float *dresidual, float *dw, float *db, const float *dout,
+                        const float *normal, const float *inv_std, const float *w, size_t rows, size_t d) {
+    const size_t end = share_end(share, rows, 8);
+    for (size_t r = share_begin(share, rows, 8); r < end; r += GROUP)
+        layernorm_backward_group(dx + r * d, dresidual ? dresidual + r * d : NULL, dout + r * d, normal + r * d,
+                                 inv_std + r, w, smaller(GROUP, end - r), d);
+    column_sums(share, dw, dout, normal, rows, d);
+    column_sums(share, db, dout, NULL, rows, d);
 }
 
 /* ---- ReLU ---- */
 
-void relu_forward(float *out, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) out[i] = x[i] > 0.0f ? x[i] : 0.0f;
+void relu_forward(Share share, float *out, const float *x, size_t rows, size_t d) {
+    const size_t end = share_end(share, rows, 8) * d;
+    for (size_t i = share_begin(share, rows, 8) * d; i < end; i++) out[i] = x[i] > 0.0f ? x[i] : 0.0f;
 }
 
-void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) dx[i] = x[i] > 0.0f ? dout[i] : 0.0f;
+void relu_backward(Share share, float *dx, const float *dout, const float *x, size_t rows, size_t d) {
+    const size_t end = share_end(share, rows, 8) * d;
+    for (size_t i = share_begin(share, rows, 8) * d; i < end; i++) dx[i] = x[i] > 0.0f ? dout[i] : 0.0f;
 }
 
 /* ---- Softmax and cross-entropy ---- */
@@ -723,16 +671,17 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
     }
 }
 
-void softmax_forward(float *p, const float *x, size_t rows, size_t n) {
-    TEAM SHARE
-    for (size_t r = 0; r < rows; r += GROUP)
-        softmax_group(p + r * n, x + r * n, NULL, NULL, smaller(GROUP, rows - r), n);
+void softmax_forward(Share share, float *p, const float *x, size_t rows, size_t n) {
+    const size_t end = share_end(share, rows, 8);
+    for (size_t r = share_begin(share, rows, 8); r < end; r += GROUP)
+        softmax_group(p + r * n, x + r * n, NULL, NULL, smaller(GROUP, end - r), n);
 }
 
-void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n) {
-    TEAM SHARE
-    for (size_t r = 0; r < rows; r += GROUP)
-        softmax_group(p + r * n, logits + r * n, loss + r, label + r, smaller(GROUP, rows - r), n);
+void cross_entropy_forward(Share share, float *loss, float *p, const float *logits, const uint32_t *label, size_t rows,
+                           size_t n) {
+    const size_t end = share_end(share, rows, 8);
+    for (size_t r = share_begin(share, rows, 8); r < end; r += GROUP)
+        softmax_group(p + r * n, logits + r * n, loss + r, label + r, smaller(GROUP, end - r), n);
 }
 
 /* loss = log(sum_j e^x[j]) - x[label], and d log(sum_j e^x[j]) / dx[i] = e^x[i] / sum = p[i]:
@@ -746,29 +695,29 @@ KERNEL static void cross_entropy_backward_rows(float *dlogits, const float *p, c
     }
 }
 
-void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label, float scale, size_t rows, size_t n) {
-    const size_t step = slice(rows);
-    TEAM SHARE
-    for (size_t r = 0; r < rows; r += step)
-        cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, smaller(step, rows - r), n);
+void cross_entropy_backward(Share share, float *dlogits, const float *p, const uint32_t *label, float scale,
+                            size_t rows, size_t n) {
+    const size_t r = share_begin(share, rows, 8), end = share_end(share, rows, 8);
+    cross_entropy_backward_rows(dlogits + r * n, p + r * n, label + r, scale, end - r, n);
 }
 
 /* ---- Attention ---- */
 
-/* Queries of one position, of GROUP lists or what is left, are worked off together: they see equally many keys. */
+/* Queries of one position, of up to GROUP lists, are worked off together: they see equally many keys. */
 typedef struct {
     size_t query, rows, seen;
     const uint32_t *row; /* of query q at position s: row[s * n_lists + q] */
 } Group;
 
-static size_t n_groups(const Attention *a) { return (a->n_lists + GROUP - 1) / GROUP * a->n_queries; }
-
-static Group group_at(const Attention *a, size_t number) {
-    const size_t per_position = (a->n_lists + GROUP - 1) / GROUP, place = number / per_position;
-    const size_t list = number % per_position * GROUP;
-    const Group g = {place * a->n_lists + list, smaller(GROUP, a->n_lists - list), a->seq_len - a->n_queries + place + 1,
-                     a->row + list};
-    return g;
+/* The first or next group of a share of the lists, position by position; 0 when there is none. */
+static int next_group(const Attention *a, Share share, Group *g) {
+    const size_t begin = share_begin(share, a->n_lists, 8), end = share_end(share, a->n_lists, 8);
+    size_t place = g->query / a->n_lists, list = g->query % a->n_lists + g->rows;
+    if (g->rows == 0) list = begin;
+    if (list >= end) place++, list = begin;
+    g->query = place * a->n_lists + list, g->rows = smaller(GROUP, end - list);
+    g->seen = a->seq_len - a->n_queries + place + 1, g->row = a->row + list;
+    return begin < end && place < a->n_queries;
 }
 
 /* Where the query of a list has its row: at the last position that it sees. */
@@ -824,9 +773,8 @@ KERNEL static void attention_pattern_group(const Attention *a, Group g, float *p
     softmax_group(p, p, NULL, NULL, g.rows, a->seq_len);
 }
 
-void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k) {
-    TEAM SHARE
-    for (size_t i = 0; i < n_groups(a); i++) attention_pattern_group(a, group_at(a, i), pattern, q, k);
+void attention_pattern(Share share, const Attention *a, float *pattern, const float *q, const float *k) {
+    for (Group g = {0}; next_group(a, share, &g);) attention_pattern_group(a, g, pattern, q, k);
 }
 
 /* Weighted sums of rows are made so many columns at a time: they stay in registers. */
@@ -861,34 +809,31 @@ KERNEL static void attention_values_group(const Attention *a, Group g, float *z,
     }
 }
 
-void attention_values(const Attention *a, float *z, const float *pattern, const float *v) {
-    TEAM SHARE
-    for (size_t i = 0; i < n_groups(a); i++) attention_values_group(a, group_at(a, i), z, pattern, v);
+void attention_values(Share share, const Attention *a, float *z, const float *pattern, const float *v) {
+    for (Group g = {0}; next_group(a, share, &g);) attention_values_group(a, g, z, pattern, v);
 }
 
-void attention_users(const Attention *a) {
-    uint32_t *end = a->first_user + 1, sum = 0;
-    for (size_t r = 0; r <= a->rows; r++) a->first_user[r] = 0;
-    TEAM {
-        SHARE_AND_WAIT
-        for (size_t t = 0; t < a->seq_len; t++)
-            for (size_t i = t * a->n_lists; i < (t + 1) * a->n_lists; i++) end[a->row[i]]++;
-        ONCE
-        for (size_t r = 0; r < a->rows; r++) {
+void attention_users(Share share, const Attention *a) {
+    const size_t last = share_end(share, a->seq_len, 1);
+    uint32_t *end = a->first_user + 1;
+    if (share.part == 0) a->first_user[0] = 0;
+    for (size_t s = share_begin(share, a->seq_len, 1); s < last; s++) {
+        uint32_t sum = (uint32_t)(s * a->n_lists);
+        for (size_t r = a->first_row[s]; r < a->first_row[s + 1]; r++) end[r] = 0;
+        for (size_t i = s * a->n_lists; i < (s + 1) * a->n_lists; i++) end[a->row[i]]++;
+        for (size_t r = a->first_row[s]; r < a->first_row[s + 1]; r++) {
             const uint32_t users = end[r];
             end[r] = sum; /* as yet, where they begin; it advances as they are noted */
             sum += users;
         }
-        SHARE
-        for (size_t t = 0; t < a->seq_len; t++)
-            for (size_t i = t * a->n_lists; i < (t + 1) * a->n_lists; i++) a->user[end[a->row[i]]++] = (uint32_t)i;
+        for (size_t i = s * a->n_lists; i < (s + 1) * a->n_lists; i++) a->user[end[a->row[i]]++] = (uint32_t)i;
     }
 }
 
 /* z = sum_s p_s v_s gives dL/dp_s = dz . v_s and dL/dv_s += p_s dz. p = softmax(score) gives dp_s/dscore_u =
  * p_s ([s=u] - p_u), so dL/dscore_s = p_s (dL/dp_s - sum_u p_u dL/dp_u). score_s = scale q . k_s gives
  * dL/dq = sum_s scale dscore_s k_s, dL/dk_s += scale dscore_s q. (The factor goes into dscores.) */
-KERNEL static void attention_dscores(const Attention *a, Group g, float *dscores, const float *dz,
+KERNEL static void attention_dscores_group(const Attention *a, Group g, float *dscores, const float *dz,
                                      const float *pattern, const float *v) {
     const size_t T = a->seq_len;
     double mean[GROUP];
@@ -907,6 +852,11 @@ KERNEL static void attention_dscores(const Attention *a, Group g, float *dscores
                 ds[i] = f32((double)p[i] * ((double)ds[i] - mean[r]) * (double)a->scale);
 }
 
+void attention_dscores(Share share, const Attention *a, float *dscores, const float *dz, const float *pattern,
+                       const float *v) {
+    for (Group g = {0}; next_group(a, share, &g);) attention_dscores_group(a, g, dscores, dz, pattern, v);
+}
+
 /* What a key or value receives: sum[j] += over the users u of its row, as queries number u + shift, of weight times
  * row x_row[query], or query, of x. */
 TENSOR_INLINE void add_queries(double sum[COLUMNS], const uint32_t *user, size_t n_users, size_t shift,
@@ -923,35 +873,34 @@ TENSOR_INLINE void add_queries(double sum[COLUMNS], const uint32_t *user, size_t
     for (size_t j = 0; j < n; j++) sum[j] = t[j];
 }
 
-/* dx[row] += what its queries bring: for a key, weight is dscores and x is q; for a value, pattern and dz. */
-KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, const float *weight, const float *x,
-                                 const uint32_t *x_row, size_t d) {
+/* dx[row] = what its queries bring, and what dx[row] is if `add`: for a key, weight is dscores and x is q; for a value,
+ * pattern and dz. */
+KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, int add, const float *weight,
+                                 const float *x, const uint32_t *x_row, size_t d) {
     const uint32_t *user = a->user + a->first_user[row];
     const size_t T = a->seq_len, n_users = a->first_user[row + 1] - a->first_user[row];
     const size_t s = n_users > 0 ? user[0] / a->n_lists : T, first = T - a->n_queries;
     for (size_t j = 0; j < d; j += COLUMNS) {
         double sum[COLUMNS] = {0};
+        float *to = dx + row * d + j;
         for (size_t t = s > first ? s : first; t < T; t++) {
-            const size_t shift = (t - first - s) * a->n_lists; /* from a list's number at position s to that of its query */
+            const size_t shift = (t - first - s) * a->n_lists; /* from a user's number to that of its query */
             if (j + COLUMNS <= d)
                 add_queries(sum, user, n_users, shift, weight + s, T, x + j, x_row, d, COLUMNS);
             else
                 add_queries(sum, user, n_users, shift, weight + s, T, x + j, x_row, d, d - j);
         }
-        for (size_t c = 0; c < smaller(COLUMNS, d - j); c++)
-            dx[row * d + j + c] = f32((double)dx[row * d + j + c] + sum[c]);
+        for (size_t c = 0; c < smaller(COLUMNS, d - j); c++) to[c] = f32((add ? (double)to[c] : 0.0) + sum[c]);
     }
 }
 
-/* dq[row] += what its users' queries receive from all keys that they see. */
+/* dq[row] = what its users' queries receive from all keys that they see. */
 KERNEL static void attention_dq(const Attention *a, size_t row, float *dq, const float *dscores, const float *k) {
     const size_t T = a->seq_len, d = a->d_key, first = (T - a->n_queries) * a->n_lists;
-    const size_t begin = a->first_user[row], end = a->first_user[row + 1];
-    if (begin == end || a->user[begin] < first) return;
-    const size_t s = a->user[begin] / a->n_lists;
     for (size_t j = 0; j < d; j += COLUMNS) {
         double sum[COLUMNS] = {0}, more[COLUMNS];
-        for (size_t u = begin; u < end; u++) {
+        for (size_t u = a->first_user[row]; u < a->first_user[row + 1]; u++) {
+            const size_t s = a->user[u] / a->n_lists;
             const float *ds = dscores + (a->user[u] - first) * T;
             const uint32_t *rows = a->row + (a->user[u] - s * a->n_lists);
             if (j + COLUMNS <= d)
@@ -960,22 +909,34 @@ KERNEL static void attention_dq(const Attention *a, size_t row, float *dq, const
                 weighted_sum(more, ds, k + j, rows, a->n_lists, s + 1, d, d - j);
             for (size_t c = 0; c < smaller(COLUMNS, d - j); c++) sum[c] += more[c];
         }
-        for (size_t c = 0; c < smaller(COLUMNS, d - j); c++)
-            dq[row * d + j + c] = f32((double)dq[row * d + j + c] + sum[c]);
+        for (size_t c = 0; c < smaller(COLUMNS, d - j); c++) dq[row * d + j + c] = f32(sum[c]);
     }
 }
 
-void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, const float *dz,
-                        const float *pattern, const float *q, const float *k, const float *v) {
-    TEAM {
-        SHARE_AND_WAIT
-        for (size_t i = 0; i < n_groups(a); i++) attention_dscores(a, group_at(a, i), dscores, dz, pattern, v);
-        SHARE_AS_READY
-        for (size_t left = a->rows; left > 0; left--) {
-            attention_dq(a, left - 1, dq, dscores, k);
-            attention_dkv(a, left - 1, dk, dscores, q, query_rows(a), a->d_key);
-            attention_dkv(a, left - 1, dv, pattern, dz, NULL, a->d_value);
-        }
+/* The first row of a part of those of positions from `position` on: as many users in each part. */
+static size_t part_row(const Attention *a, size_t position, size_t part, size_t parts) {
+    const size_t first = position * a->n_lists, user = first + (a->seq_len * a->n_lists - first) * part / parts;
+    size_t low = a->first_row[position], high = a->first_row[a->seq_len];
+    if (part == parts) return high;
+    while (low < high) { /* the first row whose users begin there or later */
+        const size_t middle = (low + high) / 2;
+        if (a->first_user[middle] < user)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+void attention_backward(Share share, const Attention *a, float *dq, float *dk, float *dv, const float *dscores,
+                        const float *dz, const float *pattern, const float *q, const float *k) {
+    const size_t asking = a->seq_len - a->n_queries;
+    const size_t q_end = part_row(a, asking, share.part + 1, share.parts);
+    const size_t kv_end = part_row(a, 0, share.part + 1, share.parts);
+    for (size_t r = part_row(a, asking, share.part, share.parts); r < q_end; r++) attention_dq(a, r, dq, dscores, k);
+    for (size_t r = part_row(a, 0, share.part, share.parts); r < kv_end; r++) {
+        attention_dkv(a, r, dk, 1, dscores, q, query_rows(a), a->d_key);
+        attention_dkv(a, r, dv ? dv : dk, dv == NULL, pattern, dz, NULL, a->d_value);
     }
 }
 
@@ -1036,7 +997,7 @@ static float one_minus_power(float beta, uint32_t step) {
 
 /* Both bias corrections are constants of the step: with c1 = 1-beta1^step and c2 = 1-beta2^step,
  *   lr (m/c1) / (sqrt(v/c2) + eps) = (lr sqrt(c2)/c1) m / (sqrt(v) + eps sqrt(c2)). */
-KERNEL static void adam_slice(const Adam *adam, uint32_t step, float *restrict x, float *restrict m, float *restrict v,
+KERNEL static void adam_part(const Adam *adam, uint32_t step, float *restrict x, float *restrict m, float *restrict v,
                               const float *restrict gradient, size_t n) {
     const double c1 = (double)one_minus_power(adam->beta1, step), c2 = sqrt((double)one_minus_power(adam->beta2, step));
     const float rate = f32(adam->lr * c2 / c1), decay = f32((double)adam->lr * adam->weight_decay);
@@ -1052,9 +1013,8 @@ KERNEL static void adam_slice(const Adam *adam, uint32_t step, float *restrict x
     }
 }
 
-void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient, size_t n) {
-    const size_t share = slice(n);
-    TEAM SHARE
-    for (size_t i = 0; i < n; i += share)
-        adam_slice(adam, step, x + i, m + i, v + i, gradient + i, smaller(share, n - i));
+void adam_step(Share share, const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient,
+               size_t n) {
+    const size_t i = share_begin(share, n, STRIPE), end = share_end(share, n, STRIPE);
+    adam_part(adam, step, x + i, m + i, v + i, gradient + i, end - i);
 }

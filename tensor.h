@@ -8,15 +8,15 @@
  *   - Values are stored as float and summed in double. A product that feeds a sum has two float factors, so it is
  *     exact in double (24 + 24 bits fit into 53) and fusing it with the sum changes nothing.
  *   - Every rounding from double to float goes through f32().
- *   - The order of every sum is written in the source. Threads share out the results, never the terms of a sum.
+ *   - The order of every sum is written in the source. Work is divided by results, never by the terms of a sum.
  *   - Of <math.h> only what IEEE-754 defines to the last bit is used: sqrt, fabs. exp and log are our own.
  *   - No stored float is subnormal, since some processors would flush it to zero.
  *
  * Arrays are contiguous and row-major: (rows, n) is rows times n floats, one row after the other. Outputs don't overlap
  * inputs unless it is said. A backward function receives d... = d loss / d ... of what its forward wrote. To
- * gradients of parameters, and of rows that are used many times (embed, gather, attention), it *adds*: a caller
+ * gradients of parameters, and of rows that are used many times (embed, gather, attention's keys), it *adds*: a caller
  * zeroes them once before the step. The gradient of a layer's input it writes, and on top of it what dresidual holds:
- * the gradient that reaches the same input by another way. Nothing here allocates, prints or exits. */
+ * the gradient that reaches the same input by another way. Nothing here allocates, prints, exits or starts threads. */
 #ifndef TENSOR_H
 #define TENSOR_H
 
@@ -104,50 +104,75 @@ uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n);
 /* The same of n floats, each as the four bytes of its bit pattern, lowest first, on machines of either byte order. */
 uint64_t hash_floats(uint64_t hash, const float *x, size_t n);
 
+/* ---- Shares of the work ---------------------------------------------------------------------------------------- */
+
+/* A function that takes a Share computes one part of so many of its results, and writes nothing else. The caller has
+ * all parts computed, one after the other or by as many threads at once, before the results are used; or WHOLE, all at
+ * once. No result depends on the number of parts. Rows are divided everywhere alike: what a thread has made as its share
+ * of rows, it can go on with at once. Columns, parameters and lists are divided in their own ways. */
+typedef struct {
+    size_t part, parts;
+} Share;
+
+static const Share WHOLE = {0, 1};
+
+/* Of n things, in units of so many, those from share_begin to before share_end. Rows come in units of 8. */
+TENSOR_INLINE size_t share_begin(Share share, size_t n, size_t unit) {
+    return smaller(n, (n + unit - 1) / unit * share.part / share.parts * unit);
+}
+TENSOR_INLINE size_t share_end(Share share, size_t n, size_t unit) {
+    const Share next = {share.part + 1, share.parts};
+    return share_begin(next, n, unit);
+}
+
 /* ---- Layers ---------------------------------------------------------------------------------------------------- */
 
 /* x[r] = W_E[token[r]] + W_pos[position[r]] for each row. x (rows, d), W_E (vocabulary, d), W_pos (places, d). */
-void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token, const uint32_t *position,
-                   size_t rows, size_t d);
+void embed_forward(Share share, float *x, const float *W_E, const float *W_pos, const uint32_t *token,
+                   const uint32_t *position, size_t rows, size_t d);
 /* dW_E[token[r]] += dx[r],  dW_pos[position[r]] += dx[r], in the order of the rows. */
-void embed_backward(float *dW_E, float *dW_pos, const float *dx, const uint32_t *token, const uint32_t *position,
-                    size_t rows, size_t d);
+void embed_backward(Share share, float *dW_E, float *dW_pos, const float *dx, const uint32_t *token,
+                    const uint32_t *position, size_t rows, size_t d);
 
 /* out[r] = x[index[r]] + b, for each of the rows; index NULL: x[r]; b (d) may be NULL. out (rows, d). */
-void gather_forward(float *out, const float *x, const float *b, const uint32_t *index, size_t rows, size_t d);
+void gather_forward(Share share, float *out, const float *x, const float *b, const uint32_t *index, size_t rows,
+                    size_t d);
 /* dx[index[r]] += dout[r],  db += dout[r], in the order of the rows; db may be NULL. */
-void gather_backward(float *dx, float *db, const float *dout, const uint32_t *index, size_t rows, size_t d);
+void gather_backward(Share share, float *dx, float *db, const float *dout, const uint32_t *index, size_t rows,
+                     size_t d);
 
 /* out = residual + b + x W. x (rows, n_in), W (n_in, n_out), b (n_out), out and residual (rows, n_out).
  * b may be NULL, residual may be NULL or out itself. */
-void linear_forward(float *out, const float *residual, const float *x, const float *W, const float *b, size_t rows,
-                    size_t n_in, size_t n_out);
+void linear_forward(Share share, float *out, const float *residual, const float *x, const float *W, const float *b,
+                    size_t rows, size_t n_in, size_t n_out);
 /* dx = dresidual + dout W^T,  dW += x^T dout,  db += the column sums of dout. Each of dx, dW and db may be NULL;
  * dresidual may be NULL or dx itself. */
-void linear_backward(float *dx, const float *dresidual, float *dW, float *db, const float *dout, const float *x,
-                     const float *W, size_t rows, size_t n_in, size_t n_out);
+void linear_backward(Share share, float *dx, const float *dresidual, float *dW, float *db, const float *dout,
+                     const float *x, const float *W, size_t rows, size_t n_in, size_t n_out);
 
 /* Layer normalization (Ba, Kiros & Hinton 2016) of each row: normal = (x - mean) * inv_std, out = normal * w + b, with
  * inv_std = 1 / sqrt(mean of (x - mean)^2 + 1e-5). x, normal, out (rows, d); w, b (d); inv_std (rows). */
-void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w, const float *b,
-                       size_t rows, size_t d);
+void layernorm_forward(Share share, float *out, float *normal, float *inv_std, const float *x, const float *w,
+                       const float *b, size_t rows, size_t d);
 /* dx = dresidual + what comes through the normalization, dw += ..., db += ...; dresidual may be NULL or dx itself. */
-void layernorm_backward(float *dx, const float *dresidual, float *dw, float *db, const float *dout, const float *normal,
-                        const float *inv_std, const float *w, size_t rows, size_t d);
+void layernorm_backward(Share share, float *dx, const float *dresidual, float *dw, float *db, const float *dout,
+                        const float *normal, const float *inv_std, const float *w, size_t rows, size_t d);
 
-/* out = max(x, 0), n numbers. */
-void relu_forward(float *out, const float *x, size_t n);
+/* out = max(x, 0), (rows, d). */
+void relu_forward(Share share, float *out, const float *x, size_t rows, size_t d);
 /* dx = dout where x > 0, else 0. */
-void relu_backward(float *dx, const float *dout, const float *x, size_t n);
+void relu_backward(Share share, float *dx, const float *dout, const float *x, size_t rows, size_t d);
 
 /* p = softmax of each row: exp(x - max) / sum of the same. x and p (rows, n) may be the same array. An entry of
  * -INFINITY gets probability 0. */
-void softmax_forward(float *p, const float *x, size_t rows, size_t n);
+void softmax_forward(Share share, float *p, const float *x, size_t rows, size_t n);
 
 /* loss[r] = -log softmax(logits[r])[label[r]], and p = softmax(logits), for backward; logits and p may be one. */
-void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label, size_t rows, size_t n);
-/* dlogits = scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. */
-void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label, float scale, size_t rows, size_t n);
+void cross_entropy_forward(Share share, float *loss, float *p, const float *logits, const uint32_t *label, size_t rows,
+                           size_t n);
+/* dlogits = scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. dlogits and p may be one. */
+void cross_entropy_backward(Share share, float *dlogits, const float *p, const uint32_t *label, float scale,
+                            size_t rows, size_t n);
 
 /* One head of causal attention over many lists. Query t of a list looks at its positions 0 .. t. Only the last
  * n_queries positions ask; queries are numbered position by position: query i is list i % n_lists at position
@@ -155,23 +180,26 @@ void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *labe
 typedef struct {
     size_t n_lists, seq_len, n_queries;
     size_t d_key, d_value;           /* widths of a query or key, and of a value */
-    size_t rows;                     /* of q, k and v; of q, those of positions that don't ask are neither read nor written */
-    const uint32_t *row;             /* (seq_len, n_lists) < rows: which of them a list has at a position. Lists may
-                                      * share rows, positions may not */
-    uint32_t *first_user, *user;     /* (rows + 1), (seq_len * n_lists): the i with row[i] = r, in ascending order, are
+    const uint32_t *first_row;       /* (seq_len + 1): position t has the rows first_row[t] to first_row[t+1] - 1 of q,
+                                      * k and v: together R = first_row[seq_len] */
+    const uint32_t *row;             /* (seq_len, n_lists): which of them a list has there; lists may share rows */
+    uint32_t *first_user, *user;     /* (R + 1), (seq_len * n_lists): the i with row[i] = r, in ascending order, are
                                       * user[first_user[r]] to user[first_user[r + 1] - 1]. For backward only */
     float scale;                     /* of the scores, as a rule 1/sqrt(d_head) */
 } Attention;
 
 /* pattern[i][s] = softmax over s <= t of scale q_i . k_s, 0 for s > t;  z[i] = sum over s of pattern[i][s] v_s.
- * q, k (rows, d_key), v (rows, d_value), pattern (n_queries * n_lists, seq_len), z (n_queries * n_lists, d_value). */
-void attention_pattern(const Attention *a, float *pattern, const float *q, const float *k);
-void attention_values(const Attention *a, float *z, const float *pattern, const float *v);
-/* Writes first_user and user. */
-void attention_users(const Attention *a);
-/* dq, dk, dv += the derivatives of both; dk and dv may be the same array. dscores has pattern's shape and is scratch. */
-void attention_backward(const Attention *a, float *dq, float *dk, float *dv, float *dscores, const float *dz,
-                        const float *pattern, const float *q, const float *k, const float *v);
+ * q, k (R, d_key), v (R, d_value), pattern (n_queries * n_lists, seq_len), z (n_queries * n_lists, d_value). */
+void attention_pattern(Share share, const Attention *a, float *pattern, const float *q, const float *k);
+void attention_values(Share share, const Attention *a, float *z, const float *pattern, const float *v);
+/* Writes a's first_user and user. */
+void attention_users(Share share, const Attention *a);
+/* The derivatives of both: first dscores, of pattern's shape, from dz; then dq = ..., dk += ..., dv = .... With dv
+ * NULL the values are the keys, and dk receives both. Rows of q whose positions don't ask are left alone. */
+void attention_dscores(Share share, const Attention *a, float *dscores, const float *dz, const float *pattern,
+                       const float *v);
+void attention_backward(Share share, const Attention *a, float *dq, float *dk, float *dv, const float *dscores,
+                        const float *dz, const float *pattern, const float *q, const float *k);
 
 /* ---- Linear algebra -------------------------------------------------------------------------------------------- */
 
@@ -188,11 +216,8 @@ typedef struct {
 /* Step number `step` (1 at first) of Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019)
  * on n parameters: m = beta1 m + (1-beta1) g,  v = beta2 v + (1-beta2) g^2,
  * x -= lr m/(1-beta1^step) / (sqrt(v/(1-beta2^step)) + eps) + lr weight_decay x. m and v are zero before the first. */
-void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient, size_t n);
-
-/* How many threads the functions above may use, where OpenMP was compiled in; without it, nothing happens. Returns the
- * number in force, at least 1. No result depends on it. */
-int use_threads(int n);
+void adam_step(Share share, const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient,
+               size_t n);
 
 #ifdef __cplusplus
 }

@@ -74,7 +74,7 @@ static int train_round(Model *model, const Recipe *recipe, const Found *f, Error
         Adam adam = recipe->adam;
         adam.lr = learning_rate(&t);
         t.step++;
-        adam_step(&adam, (uint32_t)t.step, t.model.params, t.m.params, t.v.params, t.gradient.params, t.model.n_params);
+        adam_step(WHOLE, &adam, (uint32_t)t.step, t.model.params, t.m.params, t.v.params, t.gradient.params, t.model.n_params);
     }
     memcpy(model->params, t.model.params, model->n_params * sizeof(float));
     trainer_free(&t);
