@@ -108,8 +108,8 @@ uint64_t hash_floats(uint64_t hash, const float *x, size_t n);
 
 /* A function that takes a Share computes one part of so many of its results, and writes nothing else. The caller has
  * all parts computed, one after the other or by as many threads at once, before the results are used; or WHOLE, all at
- * once. No result depends on the number of parts. Rows are divided everywhere alike: what a thread has made as its share
- * of rows, it can go on with at once. Columns, parameters and lists are divided in their own ways. */
+ * once. No result depends on the number of parts. Rows are divided everywhere alike: with what a thread has made as its
+ * share of rows, it can go on at once. Columns, parameters and lists are divided in their own ways. */
 typedef struct {
     size_t part, parts;
 } Share;
@@ -170,7 +170,7 @@ void softmax_forward(Share share, float *p, const float *x, size_t rows, size_t 
 /* loss[r] = -log softmax(logits[r])[label[r]], and p = softmax(logits), for backward; logits and p may be one. */
 void cross_entropy_forward(Share share, float *loss, float *p, const float *logits, const uint32_t *label, size_t rows,
                            size_t n);
-/* dlogits = scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. dlogits and p may be one. */
+/* dlogits = scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss. dlogits may be p. */
 void cross_entropy_backward(Share share, float *dlogits, const float *p, const uint32_t *label, float scale,
                             size_t rows, size_t n);
 
