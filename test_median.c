@@ -57,7 +57,7 @@ static void check_all(int line, const float *got, const double *expected, size_t
 /* Arrays live until the next release(). Behind each stand 64 bytes of ones: as floats NaN, which spoils whatever is
  * computed from it, and release() sees whether they were written over. */
 enum { GUARD = 64 };
-static unsigned char *blocks[64], *ends[64];
+static unsigned char *blocks[200], *ends[200];
 static size_t n_blocks;
 
 static void *take(size_t n, size_t size) {
@@ -248,11 +248,11 @@ static void test_mt_normal(void) {
 
 static void test_attention_users(void) {
     static const uint32_t first_row[] = {0, 4, 7}, row[] = {1, 3, 1, 4, 4, 6};
-    static const uint32_t ends[] = {0, 0, 2, 2, 3, 5, 5, 6}, users[] = {0, 2, 1, 3, 4, 5};
+    static const uint32_t firsts[] = {0, 0, 2, 2, 3, 5, 5, 6}, users[] = {0, 2, 1, 3, 4, 5};
     uint32_t first_user[8], user[6];
     const Attention a = {3, 2, 1, 6, 10, first_row, row, first_user, user, 1};
     attention_users(WHOLE, &a);
-    FOR(r, 8) EQUAL(first_user[r], ends[r]);
+    FOR(r, 8) EQUAL(first_user[r], firsts[r]);
     FOR(i, 6) EQUAL(user[i], users[i]);
 }
 
@@ -365,7 +365,8 @@ static const size_t SIZES[][3] = { /* rows, d, d_out */
     {130, 67, 5}, {67, 10, 50}, {50, 130, 67}};
 
 typedef struct Case {
-    size_t number, rows, d, d_out, parts;
+    size_t number, rows, d, d_out;
+    size_t parts, first, last;           /* of so many parts, from the first to before the last are computed */
     size_t n[3], n_out;                  /* numbers in the inputs with gradients (0: no such input), the output */
     float *in[3], *grad[3], *out, *dout; /* inputs, the loss's gradients, the output and its gradient */
     double *x[3], *expected;             /* inputs and output of the naive layer; `expected` is 0 before it */
@@ -374,10 +375,10 @@ typedef struct Case {
     Attention attention;
     void (*layer)(struct Case *c, int step);
     int written;                         /* bit k: backward wrote gradient k, and added nothing */
+    size_t kept;                         /* but left so many numbers at the beginning of gradient 0 as they were */
 } Case;
 
-/* Has what follows done in c->parts parts. */
-#define EACH_SHARE for (Share s = {0, c->parts}; s.part < s.parts; s.part++)
+#define EACH_SHARE for (Share s = {c->first, c->parts}; s.part < c->last; s.part++)
 
 enum { MAKE, NAIVE, FORWARD, BACKWARD }; /* what a layer is asked for: its arrays, the naive output, a call */
 
@@ -429,7 +430,7 @@ static void linear(Case *c, int step) { /* with b or not; without residual, it b
     if (step == MAKE) make_arrays(c, rows * d, d * n, c->number % 2 ? n : 0, rows * n);
     if (step == NAIVE) FOR(i, residual ? rows * n : 0) c->expected[i] = (double)c->side2[i];
     if (step == NAIVE) naive_linear(c->expected, c->x[0], c->x[1], c->x[2], rows, d, n);
-    if (step == FORWARD && residual) memcpy(residual, c->side2, rows * n * sizeof(float));
+    if (step == NAIVE && residual) memcpy(residual, c->side2, rows * n * sizeof(float));
     if (step == FORWARD) EACH_SHARE linear_forward(s, c->out, residual, in[0], in[1], in[2], rows, d, n);
     if (step != BACKWARD) return;
     const float *add = dresidual(c);
@@ -474,7 +475,7 @@ static void softmax(Case *c, int step) {
         FOR(r, d > 5 ? rows : 0) c->in[0][r * d + (r + 1) % 5] = -INFINITY;
     }
     if (step == NAIVE) FOR(r, rows) naive_softmax(c->expected + r * d, c->x[0] + r * d, d);
-    if (step == FORWARD) memcpy(c->out, c->in[0], rows * d * sizeof(float));
+    if (step == NAIVE) memcpy(c->out, c->in[0], rows * d * sizeof(float));
     if (step == FORWARD) EACH_SHARE softmax_forward(s, c->out, variant ? c->out : c->in[0], rows, d);
 }
 
@@ -488,7 +489,7 @@ static void cross_entropy(Case *c, int step) { /* in place; or with steep rows *
     }
     if (step == NAIVE)
         FOR(r, rows) c->expected[r] = naive_softmax(p, c->x[0] + r * d, d) - c->x[0][r * d + c->index[r]];
-    if (step == FORWARD) memcpy(c->side, c->in[0], rows * d * sizeof(float));
+    if (step == NAIVE) memcpy(c->side, c->in[0], rows * d * sizeof(float));
     const float *logits = variant ? c->side : c->in[0];
     if (step == FORWARD) EACH_SHARE cross_entropy_forward(s, c->out, c->side, logits, c->index, rows, d);
     if (step == BACKWARD) EACH_SHARE cross_entropy_backward(s, c->grad[0], c->side, c->index, c->dout[0], rows, d);
@@ -545,15 +546,15 @@ static void attention(Case *c, int step) {
     if (step != BACKWARD) return;
     EACH_SHARE attention_dscores(s, a, c->side2, c->dout, c->side, v);
     EACH_SHARE attention_backward(s, a, g[0], g[1], g[2], c->side2, c->dout, c->side, in[0], in[1]);
-    memset(g[0], 0, a->first_row[a->seq_len - a->n_queries] * a->d_key * sizeof(float)); /* rows that don't ask */
     c->written = in[2] ? 1 | 4 : 1;
+    c->kept = a->first_row[a->seq_len - a->n_queries] * a->d_key; /* rows that don't ask */
 }
 
 static void test_attention_dscores(void) { /* p (dp - the sum of p dp) scale, for any p */
     FOR(number, 7) {
         Case of, *c = &of;
         memset(c, 0, sizeof *c);
-        c->number = number, c->parts = 1 + number % 3;
+        c->number = number, c->parts = c->last = 1 + number % 3;
         make_attention(c);
         const Attention *a = &c->attention;
         const size_t N = a->n_lists, T = a->seq_len, d = a->d_value;
@@ -593,6 +594,27 @@ static double layer_loss(void *of) {
     return loss;
 }
 
+/* No two parts write to the same place: each is computed alone, from the same start, and what it changes is noted. */
+static void check_parts(Case *c, int step) {
+    unsigned char *was[LENGTH(blocks)], *changed[LENGTH(blocks)];
+    const size_t n = n_blocks;
+    FOR(b, n) {
+        const size_t size = (size_t)(ends[b] - blocks[b]);
+        was[b] = (unsigned char *)memcpy(take(size, 1), blocks[b], size), changed[b] = (unsigned char *)take(size, 1);
+    }
+    for (c->last = 1; c->last <= c->parts; c->last++) {
+        c->first = c->last - 1;
+        c->layer(c, step);
+        FOR(b, n) for (unsigned char *at_byte = blocks[b]; at_byte < ends[b]; at_byte++) {
+            const size_t j = (size_t)(at_byte - blocks[b]);
+            if (*at_byte == was[b][j]) continue;
+            CHECK(!changed[b][j], "byte %u of array %u is written by two parts", (unsigned)j, (unsigned)b);
+            changed[b][j] = 1, *at_byte = was[b][j];
+        }
+    }
+    c->first = 0, c->last = c->parts;
+}
+
 /* Gradients start from numbers other than zero, to which backward must add, but where it writes the first one. */
 static void check_layer(size_t number, int backward) {
     static const char *const names[] = {"input 0", "input 1", "input 2"};
@@ -601,16 +623,18 @@ static void check_layer(size_t number, int backward) {
         float *before[3];
         memset(&c, 0, sizeof c);
         c.number = i, c.rows = SIZES[i][0], c.d = SIZES[i][1], c.d_out = SIZES[i][2], c.layer = LAYERS[number].call;
-        c.parts = 1 + i % 4;
+        c.parts = c.last = 1 + i % 4;
         at("case %u, %u rows of %u (to %u)", (unsigned)i, (unsigned)c.rows, (unsigned)c.d, (unsigned)c.d_out);
         c.layer(&c, MAKE);
         FOR(k, 3) c.x[k] = c.n[k] ? doubles(c.in[k], c.n[k]) : NULL, before[k] = randoms(c.n[k]);
         c.layer(&c, NAIVE);
+        check_parts(&c, FORWARD);
         c.layer(&c, FORWARD);
         if (!backward) ALL_NEAR(c.out, c.expected, c.n_out, 1e-6);
         FOR(k, 3) if ((k < LAYERS[number].needed || i % 4 != k) && c.n[k]) c.grad[k] = copy(before[k], c.n[k]);
+        if (backward) check_parts(&c, BACKWARD);
         if (backward) c.layer(&c, BACKWARD);
-        FOR(k, 3) if (c.written >> k & 1) memset(before[k], 0, c.n[k] * sizeof(float));
+        FOR(k, 3) FOR(j, c.written >> k & 1 ? c.n[k] : 0) if (k > 0 || j >= c.kept) before[k][j] = 0;
         FOR(k, backward ? 3 : 0) if (c.grad[k])
             check_gradient(names[k], c.grad[k], before[k], c.x[k], c.n[k], layer_loss, &c, 1.0);
         release();
