@@ -121,8 +121,8 @@ typedef enum {
     HOOK_MLP       /* the MLP's output: (queries, d_model) */
 } HookSite;
 
-/* Called for each site of each layer, and head where it is a head's. values has `rows` rows of `width`. A query's row
- * is numbered as tensor.h's Attention does; Run tells the rows of the residual stream. */
+/* Called by one thread, for each site of each layer, and head where it is a head's. values has `rows` rows of `width`.
+ * A query's row is numbered as tensor.h's Attention does; Run tells the rows of the residual stream. */
 typedef struct {
     void (*call)(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width);
     void *context;
