@@ -29,6 +29,12 @@ static void found(void *context, const uint32_t *list, double margin) {
     if (margin < 0.05) keep(f->worst, &f->n_worst, WORST, list, f);
 }
 
+static void shuffle_list(Mt19937 *mt, uint32_t *list, size_t n) {
+    uint32_t words[MAX_SEQ_LEN];
+    mt_fill(mt, words, n - 1);
+    shuffle(list, n, words, n - 1);
+}
+
 /* A median, and others near it or anywhere; or, with extremes, at the ends of the range and right beside it. */
 static uint32_t special_list(Mt19937 *mt, int extremes, uint32_t *list, uint32_t V, size_t T) {
     const uint32_t m = mt_next(mt) % V, width = 1 + mt_next(mt) % 4;
@@ -40,7 +46,7 @@ static uint32_t special_list(Mt19937 *mt, int extremes, uint32_t *list, uint32_t
         list[2 * j + 1] = extremes ? high[mt_next(mt) % 4] : near ? (m + up < V ? m + up : V - 1) : high[0];
     }
     list[T - 1] = m;
-    shuffle(mt, list, T);
+    shuffle_list(mt, list, T);
     return m;
 }
 
@@ -53,7 +59,7 @@ static void make_batch(Trainer *t, const Found *f) {
         uint32_t *list = t->batch + i * T;
         const int worst = i % 2 && f->n_worst;
         memcpy(list, worst ? f->worst[mt_next(&t->data) % f->n_worst] : f->all[mt_next(&t->data) % f->n_all], T * sizeof *list);
-        if (mt_next(&t->data) & 1) shuffle(&t->data, list, T - 1);
+        if (mt_next(&t->data) & 1) shuffle_list(&t->data, list, T - 1);
         t->batch_medians[i] = median_of(list, T);
     }
     for (size_t i = special; i < plain; i++)
