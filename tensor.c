@@ -709,15 +709,16 @@ typedef struct {
     const uint32_t *row; /* of query q at position s: row[s * n_lists + q] */
 } Group;
 
-/* The first or next group of a share of the lists, position by position; 0 when there is none. */
+/* The first group of a share of the lists, or the next: from position to position, then on to other lists. 0: none. */
 static int next_group(const Attention *a, Share share, Group *g) {
-    const size_t begin = share_begin(share, a->n_lists, 8), end = share_end(share, a->n_lists, 8);
-    size_t place = g->query / a->n_lists, list = g->query % a->n_lists + g->rows;
-    if (g->rows == 0) list = begin;
-    if (list >= end) place++, list = begin;
+    const size_t end = share_end(share, a->n_lists, 8);
+    size_t list = share_begin(share, a->n_lists, 8), place = 0;
+    if (g->rows > 0) list = g->query % a->n_lists, place = g->query / a->n_lists + 1;
+    if (place == a->n_queries) list += g->rows, place = 0;
+    if (list >= end) return 0;
     g->query = place * a->n_lists + list, g->rows = smaller(GROUP, end - list);
     g->seen = a->seq_len - a->n_queries + place + 1, g->row = a->row + list;
-    return begin < end && place < a->n_queries;
+    return 1;
 }
 
 /* Where the query of a list has its row: at the last position that it sees. */
@@ -834,7 +835,7 @@ void attention_users(Share share, const Attention *a) {
  * p_s ([s=u] - p_u), so dL/dscore_s = p_s (dL/dp_s - sum_u p_u dL/dp_u). score_s = scale q . k_s gives
  * dL/dq = sum_s scale dscore_s k_s, dL/dk_s += scale dscore_s q. (The factor goes into dscores.) */
 KERNEL static void attention_dscores_group(const Attention *a, Group g, float *dscores, const float *dz,
-                                     const float *pattern, const float *v) {
+                                           const float *pattern, const float *v) {
     const size_t T = a->seq_len;
     double mean[GROUP];
     float *ds = dscores + g.query * T;
@@ -857,8 +858,7 @@ void attention_dscores(Share share, const Attention *a, float *dscores, const fl
     for (Group g = {0}; next_group(a, share, &g);) attention_dscores_group(a, g, dscores, dz, pattern, v);
 }
 
-/* What a key or value receives: sum[j] += over the users u of its row, as queries number u + shift, of weight times
- * row x_row[query], or query, of x. */
+/* sum[j] += over a row's users u, whose queries are u + shift: weight[query * T] x[x_row[query]][j], or x[query][j]. */
 TENSOR_INLINE void add_queries(double sum[COLUMNS], const uint32_t *user, size_t n_users, size_t shift,
                                const float *weight, size_t T, const float *x, const uint32_t *x_row, size_t d,
                                size_t n) {
@@ -873,8 +873,8 @@ TENSOR_INLINE void add_queries(double sum[COLUMNS], const uint32_t *user, size_t
     for (size_t j = 0; j < n; j++) sum[j] = t[j];
 }
 
-/* dx[row] = what its queries bring, and what dx[row] is if `add`: for a key, weight is dscores and x is q; for a value,
- * pattern and dz. */
+/* dx[row] = what its users' queries bring, added to what is there if `add`. Of a key, weight is dscores and x is q; of
+ * a value, pattern and dz. */
 KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, int add, const float *weight,
                                  const float *x, const uint32_t *x_row, size_t d) {
     const uint32_t *user = a->user + a->first_user[row];
@@ -896,13 +896,14 @@ KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, int 
 
 /* dq[row] = what its users' queries receive from all keys that they see. */
 KERNEL static void attention_dq(const Attention *a, size_t row, float *dq, const float *dscores, const float *k) {
+    const uint32_t *user = a->user + a->first_user[row];
+    const size_t n_users = a->first_user[row + 1] - a->first_user[row], s = n_users > 0 ? user[0] / a->n_lists : 0;
     const size_t T = a->seq_len, d = a->d_key, first = (T - a->n_queries) * a->n_lists;
     for (size_t j = 0; j < d; j += COLUMNS) {
         double sum[COLUMNS] = {0}, more[COLUMNS];
-        for (size_t u = a->first_user[row]; u < a->first_user[row + 1]; u++) {
-            const size_t s = a->user[u] / a->n_lists;
-            const float *ds = dscores + (a->user[u] - first) * T;
-            const uint32_t *rows = a->row + (a->user[u] - s * a->n_lists);
+        for (size_t u = 0; u < n_users; u++) {
+            const float *ds = dscores + (user[u] - first) * T;
+            const uint32_t *rows = a->row + (user[u] - s * a->n_lists);
             if (j + COLUMNS <= d)
                 weighted_sum(more, ds, k + j, rows, a->n_lists, s + 1, d, COLUMNS);
             else
@@ -913,7 +914,7 @@ KERNEL static void attention_dq(const Attention *a, size_t row, float *dq, const
     }
 }
 
-/* The first row of a part of those of positions from `position` on: as many users in each part. */
+/* The first row of a part of the rows from a position on: parts have as many users, and so as much work. */
 static size_t part_row(const Attention *a, size_t position, size_t part, size_t parts) {
     const size_t first = position * a->n_lists, user = first + (a->seq_len * a->n_lists - first) * part / parts;
     size_t low = a->first_row[position], high = a->first_row[a->seq_len];
