@@ -943,14 +943,17 @@ static float learning_rate(const Trainer *t) {
     return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32(done))));
 }
 
-/* How many lists of a share have the right answer: argmax without branches. Who comes before the median? */
+/* How many lists of a share have the right answer. With a loss below log 2, the median has more than half of the
+ * probability. Otherwise it takes argmax, here without branches: which numbers come before the median? */
 static size_t count_right(Share s, const Run *run, const uint32_t *medians) {
     const size_t V = run->config.max_num, end = share_end(s, run->n_lists, 8);
     size_t right = 0;
     for (size_t i = share_begin(s, run->n_lists, 8); i < end; i++) {
         const float *logits = run->logits + i * V, of_median = logits[medians[i]];
+        const size_t others = run->loss[i] < 0.69f ? 0 : V;
         uint32_t before = 0;
-        for (size_t j = 0; j < V; j++) before += logits[j] > of_median || (j < medians[i] && logits[j] == of_median);
+        for (size_t j = 0; j < others; j++)
+            before += logits[j] > of_median || (j < medians[i] && logits[j] == of_median);
         right += before == 0;
     }
     return right;
