@@ -120,9 +120,9 @@ int use_threads(int n) {
 #endif
 }
 
-/* TEAM has what follows executed by several threads at once. Functions that take a Share s are called by each of them
- * and do this share of the work; at a WAIT, threads wait until all have come so far. Nobody waits for what he has
- * computed himself: rows are divided alike everywhere. */
+/* TEAM has several threads execute what follows. Each calls the functions that take a Share s, and does its own share.
+ * At a WAIT, threads wait until all have come this far. One stands wherever a thread goes on to read what others have
+ * written, or to write what others may still be reading. None is needed for a thread's own share of the same rows. */
 #define TEAM OMP(omp parallel)
 #define WAIT OMP(omp barrier)
 
@@ -172,7 +172,8 @@ void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_
     }
 }
 
-/* Fisher & Yates: every order equally likely. The first n_words of the n - 1 swaps. */
+/* Fisher & Yates: every order equally likely. Makes the first n_words of the n - 1 swaps; those that remain are a
+ * shuffle of the first n - n_words numbers. */
 static void shuffle(uint32_t *order, size_t n, const uint32_t *words, size_t n_words) {
     for (size_t i = 0; i < n_words; i++) {
         const size_t last = n - 1 - i, j = words[i] % (uint32_t)(last + 1);
@@ -475,11 +476,12 @@ static void set_sizes(Run *run, size_t n_lists) {
         layer->n_queries = queries_of_layer(run, l);
         layer->n_out = layer->n_queries * n_lists;
         layer->query_row = layer->row + (T - layer->n_queries) * n_lists;
-        layer->n_rows = T * n_lists, layer->first_query = layer->n_rows - layer->n_out; /* in layer 0, at most */
+        layer->n_rows = T * n_lists, layer->first_query = layer->n_rows - layer->n_out; /* but see number_pairs */
         for (size_t t = 0; t <= T; t++) layer->first_row[t] = (uint32_t)(t * n_lists);
     }
 }
 
+/* Numbers the pairs that are marked in row_of_pair, which from then on says each one's row. By one thread. */
 static void number_pairs(Run *run) {
     const size_t T = run->config.seq_len, V = run->config.max_num;
     LayerRun *layer = &run->layers[0];
@@ -516,7 +518,7 @@ static void index_rows(Share s, Run *run, const uint32_t *lists) {
         for (size_t i = begin * n; i < end * n; i++) run->layers[l].row[i] = (uint32_t)i;
 }
 
-/* x (rows, d), their share of it. */
+/* x = 0 and x += change, x (rows, d): a share of the rows. */
 static void zero(Share s, float *x, size_t rows, size_t d) {
     for (size_t i = share_begin(s, rows, 8) * d; i < share_end(s, rows, 8) * d; i++) x[i] = 0.0f;
 }
@@ -524,6 +526,15 @@ static void zero(Share s, float *x, size_t rows, size_t d) {
 static void add_to(Share s, float *x, const float *change, size_t rows, size_t d) {
     for (size_t i = share_begin(s, rows, 8) * d; i < share_end(s, rows, 8) * d; i++)
         x[i] = f32((double)x[i] + change[i]);
+}
+
+/* One thread calls, once all have made their share of the values; the others wait until it is done. */
+static void call_hook(Share s, const Hook *hook, HookSite site, size_t layer, size_t head, float *values, size_t rows,
+                      size_t width) {
+    if (!hook) return;
+    WAIT
+    if (s.part == 0) hook->call(hook->context, site, layer, head, values, rows, width);
+    WAIT
 }
 
 /* One head's weights and what it computes; see LayerRun. */
@@ -535,14 +546,6 @@ static Attention layer_attention(const Config *c, const LayerRun *layer) {
     const Attention a = {layer->n_out / layer->n_queries, c->seq_len, layer->n_queries, c->d_model, c->d_model,
                          layer->first_row, layer->row, NULL, NULL, f32(1.0 / sqrt((double)c->d_head))};
     return a;
-}
-
-static void call_hook(Share s, const Hook *hook, HookSite site, size_t layer, size_t head, float *values, size_t rows,
-                      size_t width) {
-    if (!hook) return;
-    WAIT
-    if (s.part == 0) hook->call(hook->context, site, layer, head, values, rows, width);
-    WAIT
 }
 
 /* One head's part of its layer's arrays and weights. */
@@ -562,7 +565,7 @@ static Head head_of(const Config *c, const LayerWeights *w, const LayerRun *laye
 /* W_V W_O and b_V W_O of each head. */
 static void fold_values(Share s, const Config *c, const LayerWeights *w, LayerRun *layer) {
     const size_t d = c->d_model, dh = c->d_head;
-    for (size_t head = 0; head < c->n_heads && layer->folded; head++) {
+    for (size_t head = 0; head < c->n_heads; head++) {
         const Head a = head_of(c, w, layer, head);
         linear_forward(s, a.W_VO, NULL, a.W_V, a.W_O, NULL, d, dh, d);
         linear_forward(s, a.b_VO, NULL, a.b_V, a.W_O, NULL, 1, dh, d);
@@ -585,7 +588,7 @@ static void forward_attention(Share s, const Config *c, const LayerWeights *w, L
         attention_pattern(s, &shape, a.pattern, a.qk, layer->h);
         call_hook(s, hook, HOOK_PATTERN, l, head, a.pattern, Q, c->seq_len);
         attention_values(s, &shape, layer->folded ? a.z : a.mix, a.pattern, layer->folded ? a.vo : layer->h);
-        if (layer->n_queries > 1) { WAIT } /* a share of the lists is then not one of the queries */
+        if (layer->n_queries > 1) { WAIT } /* a share of the lists is not one of the queries then */
         if (!layer->folded) linear_forward(s, a.z, NULL, a.mix, a.W_V, a.b_V, Q, d, dh);
         call_hook(s, hook, HOOK_HEAD, l, head, a.z, Q, layer->folded ? d : dh);
         if (layer->folded)
@@ -623,7 +626,7 @@ static void forward(Share s, const Model *model, Run *run, const uint32_t *lists
         if (c->normalization)
             layernorm_forward(s, layer->h, layer->normal1, layer->inv_std1, layer->x, w->layers[l].ln1_w,
                               w->layers[l].ln1_b, layer->n_rows, d);
-        fold_values(s, c, &w->layers[l], layer);
+        if (layer->folded) fold_values(s, c, &w->layers[l], layer);
         WAIT
         forward_attention(s, c, &w->layers[l], layer, l, out, hook);
         if (c->d_mlp) forward_mlp(s, c, &w->layers[l], layer, l, out, hook);
@@ -671,10 +674,11 @@ static void backward_mlp(Share s, const Config *c, const LayerWeights *w, const 
     WAIT
     linear_backward(s, dh2, c->normalization ? NULL : g->out, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d,
                     c->d_mlp);
-    WAIT
-    if (c->normalization)
+    if (c->normalization) {
+        WAIT
         layernorm_backward(s, g->out, g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w,
                            Q, d);
+    }
 }
 
 /* A product of two weight matrices is a linear layer whose input is the first of them; and q W_K^T is the backward
@@ -696,7 +700,7 @@ static void backward_attention(Share s, const Config *c, const LayerWeights *w, 
             linear_backward(s, g->z, NULL, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
             WAIT
             linear_backward(s, g->mix, NULL, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
-            WAIT
+            if (layer->n_queries > 1) { WAIT }
         }
         attention_dscores(s, &shape, g->scores, dz, a.pattern, values);
         WAIT
@@ -727,9 +731,10 @@ static void backward_layer(Share s, const Config *c, const LayerWeights *w, cons
     WAIT
     gather_backward(s, g->x, dw->b_O, g->out, layer->query_row, layer->n_out, d);
     backward_attention(s, c, w, dw, layer, g);
-    if (c->normalization)
+    if (c->normalization) {
         layernorm_backward(s, g->x, g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
-    WAIT
+        WAIT
+    }
 }
 
 /* A thread's share: adds the gradient of `scale` times the sum of the losses. */
@@ -737,7 +742,7 @@ static void add_gradient(Share s, const Model *model, Run *run, const uint32_t *
     const Config *c = &model->config;
     const Weights *w = &model->weights, *dw = &gradient->weights;
     const size_t n = run->n_lists, d = c->d_model;
-    RunGradients g = *run->gradients;
+    RunGradients g = *run->gradients; /* a copy for each thread, which exchanges g.x and g.out for itself */
     float *dfinal_h = c->normalization ? g.final_h : g.out;
     cross_entropy_backward(s, run->probs, run->probs, medians, scale, n, c->max_num);
     linear_backward(s, dfinal_h, NULL, NULL, NULL, run->probs, NULL, w->W_U, n, d, c->max_num);
@@ -897,9 +902,10 @@ static void keep_hard_lists(Trainer *t, size_t n) {
 
 static void shuffle_order(Trainer *t) {
     uint32_t words[WORDS];
-    for (size_t left = t->recipe.trainset_size; left > 1; left -= smaller(left - 1, WORDS)) {
-        mt_fill(&t->order_mt, words, smaller(left - 1, WORDS));
-        shuffle(t->order, left, words, smaller(left - 1, WORDS));
+    for (size_t left = t->recipe.trainset_size, some; left > 1; left -= some) {
+        some = smaller(left - 1, WORDS);
+        mt_fill(&t->order_mt, words, some);
+        shuffle(t->order, left, words, some);
     }
 }
 

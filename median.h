@@ -121,8 +121,9 @@ typedef enum {
     HOOK_MLP       /* the MLP's output: (queries, d_model) */
 } HookSite;
 
-/* Called by one thread, for each site of each layer, and head where it is a head's. values has `rows` rows of `width`.
- * A query's row is numbered as tensor.h's Attention does; Run tells the rows of the residual stream. */
+/* Called by one thread, while the others wait, for each site of each layer, and head where it is a head's. values has
+ * `rows` rows of `width`. A query's row is numbered as tensor.h's Attention does; Run tells the rows of the residual
+ * stream. */
 typedef struct {
     void (*call)(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width);
     void *context;
@@ -159,7 +160,7 @@ typedef struct {
     size_t capacity, n_lists;
     LayerRun *layers;
     uint32_t *row_token, *row_position;        /* what the rows of layer 0 are */
-    uint32_t *row_of_pair;                     /* (seq_len, max_num): scratch */
+    uint32_t *row_of_pair;                     /* (seq_len, max_num): 1 if the batch has a pair, then its row */
     float *final, *final_normal, *final_inv_std, *final_h; /* (Q or n_lists, d_model): before unembedding */
     float *logits, *probs, *loss;              /* (n_lists, max_num) twice, (n_lists) */
     void *memory;                              /* everything above, and the gradients' scratch, in one piece */

@@ -705,8 +705,8 @@ void cross_entropy_backward(Share share, float *dlogits, const float *p, const u
 
 /* Queries of one position, of up to GROUP lists, are worked off together: they see equally many keys. */
 typedef struct {
-    size_t query, rows, seen;
-    const uint32_t *row; /* of query q at position s: row[s * n_lists + q] */
+    size_t query, rows, seen; /* the first query's number, how many there are, how many keys each sees */
+    const uint32_t *row;      /* of the group's r-th list at position s: row[s * n_lists + r] */
 } Group;
 
 /* The first group of a share of the lists, or the next: from position to position, then on to other lists. 0: none. */
@@ -884,7 +884,7 @@ KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, int 
         double sum[COLUMNS] = {0};
         float *to = dx + row * d + j;
         for (size_t t = s > first ? s : first; t < T; t++) {
-            const size_t shift = (t - first - s) * a->n_lists; /* from a user's number to that of its query */
+            const size_t shift = (t - first - s) * a->n_lists; /* from a user to its query; below zero, it wraps */
             if (j + COLUMNS <= d)
                 add_queries(sum, user, n_users, shift, weight + s, T, x + j, x_row, d, COLUMNS);
             else
@@ -914,11 +914,12 @@ KERNEL static void attention_dq(const Attention *a, size_t row, float *dq, const
     }
 }
 
-/* The first row of a part of the rows from a position on: parts have as many users, and so as much work. */
-static size_t part_row(const Attention *a, size_t position, size_t part, size_t parts) {
-    const size_t first = position * a->n_lists, user = first + (a->seq_len * a->n_lists - first) * part / parts;
+/* The first row of a share of the rows from a position on. Shares have equally many users, but for a row's: with one
+ * query per list that is equal work, with more nearly so, as late rows cost more in dq and less in dk and dv. */
+static size_t share_row(Share share, const Attention *a, size_t position) {
+    const size_t first = position * a->n_lists, user = first + share_begin(share, a->seq_len * a->n_lists - first, 1);
     size_t low = a->first_row[position], high = a->first_row[a->seq_len];
-    if (part == parts) return high;
+    if (share.part == share.parts) return high; /* with rows at the end that nobody uses */
     while (low < high) { /* the first row whose users begin there or later */
         const size_t middle = (low + high) / 2;
         if (a->first_user[middle] < user)
@@ -932,10 +933,10 @@ static size_t part_row(const Attention *a, size_t position, size_t part, size_t 
 void attention_backward(Share share, const Attention *a, float *dq, float *dk, float *dv, const float *dscores,
                         const float *dz, const float *pattern, const float *q, const float *k) {
     const size_t asking = a->seq_len - a->n_queries;
-    const size_t q_end = part_row(a, asking, share.part + 1, share.parts);
-    const size_t kv_end = part_row(a, 0, share.part + 1, share.parts);
-    for (size_t r = part_row(a, asking, share.part, share.parts); r < q_end; r++) attention_dq(a, r, dq, dscores, k);
-    for (size_t r = part_row(a, 0, share.part, share.parts); r < kv_end; r++) {
+    const Share next = {share.part + 1, share.parts};
+    const size_t q_end = share_row(next, a, asking), kv_end = share_row(next, a, 0);
+    for (size_t r = share_row(share, a, asking); r < q_end; r++) attention_dq(a, r, dq, dscores, k);
+    for (size_t r = share_row(share, a, 0); r < kv_end; r++) {
         attention_dkv(a, r, dk, 1, dscores, q, query_rows(a), a->d_key);
         attention_dkv(a, r, dv ? dv : dk, dv == NULL, pattern, dz, NULL, a->d_value);
     }
@@ -999,7 +1000,7 @@ static float one_minus_power(float beta, uint32_t step) {
 /* Both bias corrections are constants of the step: with c1 = 1-beta1^step and c2 = 1-beta2^step,
  *   lr (m/c1) / (sqrt(v/c2) + eps) = (lr sqrt(c2)/c1) m / (sqrt(v) + eps sqrt(c2)). */
 KERNEL static void adam_part(const Adam *adam, uint32_t step, float *restrict x, float *restrict m, float *restrict v,
-                              const float *restrict gradient, size_t n) {
+                             const float *restrict gradient, size_t n) {
     const double c1 = (double)one_minus_power(adam->beta1, step), c2 = sqrt((double)one_minus_power(adam->beta2, step));
     const float rate = f32(adam->lr * c2 / c1), decay = f32((double)adam->lr * adam->weight_decay);
     const float rest1 = f32(1.0 - (double)adam->beta1), rest2 = f32(1.0 - (double)adam->beta2);

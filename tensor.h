@@ -106,23 +106,24 @@ uint64_t hash_floats(uint64_t hash, const float *x, size_t n);
 
 /* ---- Shares of the work ---------------------------------------------------------------------------------------- */
 
-/* A function that takes a Share computes one part of so many of its results, and writes nothing else. The caller has
- * all parts computed, one after the other or by as many threads at once, before the results are used; or WHOLE, all at
- * once. No result depends on the number of parts. Rows are divided everywhere alike: with what a thread has made as its
- * share of rows, it can go on at once. Columns, parameters and lists are divided in their own ways. */
+/* A function that takes a Share computes one of `parts` parts of its results, and writes nothing else. The caller has
+ * all parts computed before the results are used: one after the other, by as many threads at once, or as WHOLE. No
+ * result depends on the number of parts. Rows, and attention's lists, are divided alike everywhere, in eights: what a
+ * thread has made of its share of some rows, it can use at once for the same rows. Columns and parameters, and what
+ * attention_users and attention_backward compute, are divided in other ways. */
 typedef struct {
     size_t part, parts;
 } Share;
 
 static const Share WHOLE = {0, 1};
 
-/* Of n things, in units of so many, those from share_begin to before share_end. Rows come in units of 8. */
+/* Of n things, in units of so many, those from share_begin to before share_end. */
 TENSOR_INLINE size_t share_begin(Share share, size_t n, size_t unit) {
     return smaller(n, (n + unit - 1) / unit * share.part / share.parts * unit);
 }
 TENSOR_INLINE size_t share_end(Share share, size_t n, size_t unit) {
-    const Share next = {share.part + 1, share.parts};
-    return share_begin(next, n, unit);
+    share.part++;
+    return share_begin(share, n, unit);
 }
 
 /* ---- Layers ---------------------------------------------------------------------------------------------------- */
