@@ -513,9 +513,11 @@ static void product(Share share, float *out, const float *residual, const float 
                     size_t K, size_t N) {
     const size_t height = K <= BLOCK_K ? 8 * BLOCK_M : BLOCK_M, end = share_end(share, M, TILE);
     for (size_t m = share_begin(share, M, TILE); m < end; m += height)
-        for (size_t n = 0; n < N; n += BLOCK_N)
-            block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL,
-                          part(a, m, 0), part(b, 0, n), smaller(end - m, height), K, smaller(N - n, BLOCK_N));
+        for (size_t n = 0; n < N; n += BLOCK_N) {
+            const Matrix a_rows = part(a, m, 0), b_columns = part(b, 0, n);
+            block_product(out + m * N + n, N, residual ? residual + m * N + n : NULL, bias ? bias + n : NULL, a_rows,
+                          b_columns, smaller(end - m, height), K, smaller(N - n, BLOCK_N));
+        }
 }
 
 void linear_forward(Share share, float *out, const float *residual, const float *x, const float *W, const float *b,
