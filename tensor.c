@@ -659,7 +659,7 @@ TENSOR_INLINE void scale_rows(float *p, const double *value, size_t rows, size_t
 /* Subtracts each row's maximum, so that exp cannot overflow, then exp of all rows at once, then each row is divided by
  * its sum. With loss and label, also loss[r] = log(sum) - (x[label] - max); a sum that is not above 0 comes of NaN. */
 KERNEL static void softmax_group(float *p, const float *x, float *loss, const uint32_t *label, size_t rows, size_t n) {
-    double max[GROUP], sum[GROUP], inv[GROUP];
+    double max[GROUP], sum[GROUP] = {0}, inv[GROUP];
     for (size_t r = 0; r < rows; r++) max[r] = (double)row_max(x + r * n, n);
     subtract_from_rows(p, x, max, rows, n);
     for (size_t r = 0; loss && r < rows; r++) loss[r] = p[r * n + label[r]];
@@ -667,9 +667,11 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
     for (size_t r = 0; r < rows; r++) sum[r] = row_sum(p + r * n, n);
     for (size_t r = 0; r < rows; r++) inv[r] = 1.0 / sum[r];
     scale_rows(p, inv, rows, n);
-    for (size_t r = 0; loss && r < rows; r++) {
-        const float log_sum = f32(log_core(f32(sum[r]), 0));
-        loss[r] = f32((sum[r] > 0.0 ? (double)log_sum : (double)NAN) - (double)loss[r]);
+    if (loss) {
+        float log_sum[GROUP];
+        for (size_t r = 0; r < GROUP; r++) log_sum[r] = f32(log_core(f32(sum[r]), 0));
+        for (size_t r = 0; r < rows; r++)
+            loss[r] = f32((sum[r] > 0.0 ? (double)log_sum[r] : (double)NAN) - (double)loss[r]);
     }
 }
 
