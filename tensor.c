@@ -538,6 +538,18 @@ void linear_backward(Share share, float *dx, const float *dresidual, float *dW, 
 
 /* ---- Layer normalization ---- */
 
+/* Weights that serve many rows are converted to double once, so many at a time. */
+enum { WIDE = 64 };
+
+/* out[j] = f32(x[j] w[j] + b[j]), for each row, in n <= WIDE columns of width d. */
+TENSOR_INLINE void scale_columns(float *restrict out, const float *restrict x, const float *w, const float *b,
+                                 size_t rows, size_t d, size_t n) {
+    double wide_w[WIDE], wide_b[WIDE];
+    for (size_t j = 0; j < n; j++) wide_w[j] = (double)w[j], wide_b[j] = (double)b[j];
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < n; j++) out[r * d + j] = f32((double)x[r * d + j] * wide_w[j] + wide_b[j]);
+}
+
 KERNEL static void layernorm_group(float *restrict out, float *restrict normal, float *restrict inv_std,
                                    const float *restrict x, const float *restrict w, const float *restrict b,
                                    size_t rows, size_t d) {
@@ -550,11 +562,9 @@ KERNEL static void layernorm_group(float *restrict out, float *restrict normal, 
     for (size_t r = 0; r < GROUP; r++) square[r] = 1.0 / sqrt(square[r] / (double)d + 1e-5);
     for (size_t r = 0; r < rows; r++) inv_std[r] = f32(square[r]);
     for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < d; j++) {
-            const float y = f32((double)normal[r * d + j] * inv_std[r]);
-            normal[r * d + j] = y;
-            out[r * d + j] = f32((double)y * w[j] + (double)b[j]);
-        }
+        for (size_t j = 0; j < d; j++) normal[r * d + j] = f32((double)normal[r * d + j] * inv_std[r]);
+    for (size_t j = 0; j < d; j += WIDE)
+        scale_columns(out + j, normal + j, w + j, b + j, rows, d, smaller(WIDE, d - j));
 }
 
 void layernorm_forward(Share share, float *out, float *normal, float *inv_std, const float *x, const float *w,
