@@ -54,6 +54,31 @@ int ieee_setup(void) {
 
 /* ---- Sums along rows and columns ---- */
 
+/* Four floats at a time: x86 converts so many to double straight from memory, in half the time that it takes for the
+ * eight or sixteen that compilers load by themselves. */
+#define FOUR(x) {(double)(x)[0], (double)(x)[1], (double)(x)[2], (double)(x)[3]}
+
+static const double ONES[4] = {1.0, 1.0, 1.0, 1.0};
+
+/* sums[j] += weight[j] x[j]. */
+TENSOR_INLINE void add_four(double *sums, const double weight[4], const float *x) {
+#ifdef __clang__ /* which keeps four sums in a register only if they are one value */
+    typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
+    *(Four *)sums += *(const Four *)weight * (Four)FOUR(x);
+#else
+    const double y[4] = FOUR(x);
+    VECTOR_LOOP
+    for (size_t j = 0; j < 4; j++) sums[j] += weight[j] * y[j];
+#endif
+}
+
+/* out[j] = f32(sums[j]). They are rounded in one operation; what is left to f32 is to flush. */
+TENSOR_INLINE void round_four(float *out, const double *sums) {
+    const float y[4] = {(float)sums[0], (float)sums[1], (float)sums[2], (float)sums[3]};
+    VECTOR_LOOP
+    for (size_t j = 0; j < 4; j++) out[j] = f32((double)y[j]);
+}
+
 /* A row is summed in eight running sums, element i into sum i mod 8, joined pairwise; what is left over when n is not a
  * multiple of eight follows one by one. The order is fixed here, and eight independent sums are what vector units and
  * pipelines want. */
@@ -71,9 +96,7 @@ TENSOR_INLINE double join(const double s[LANES]) {
 TENSOR_INLINE double row_sum(const float *x, size_t n) {
     double s[LANES] = {0};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        VECTOR_LOOP
-        for (size_t j = 0; j < LANES; j++) s[j] += (double)x[i + j];
+    for (; i + LANES <= n; i += LANES) add_four(s, ONES, x + i), add_four(s + 4, ONES, x + i + 4);
     double sum = i > 0 ? join(s) : 0.0;
     for (; i < n; i++) sum += (double)x[i];
     return sum;
@@ -110,9 +133,15 @@ enum { STRIPE = 16 };
 TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, size_t rows, size_t d, size_t skip,
                                size_t n) {
     double s[STRIPE] = {0};
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < n; j++)
-            s[j] += times ? (double)x[r * d + j] * (double)times[r * d + j] : (double)x[r * d + j];
+    for (size_t r = 0; r < rows; r++) {
+        const float *row = x + r * d, *factors = times ? times + r * d : row;
+        size_t j = 0;
+        for (; j + 4 <= n; j += 4) {
+            const double four[4] = FOUR(factors + j);
+            add_four(s + j, times ? four : ONES, row + j);
+        }
+        for (; j < n; j++) s[j] += (times ? (double)factors[j] : 1.0) * (double)row[j];
+    }
     for (size_t j = skip; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
 }
 
@@ -738,26 +767,48 @@ static int next_group(const Attention *a, Share share, Group *g) {
 /* Where the query of a list has its row: at the last position that it sees. */
 static const uint32_t *query_rows(const Attention *a) { return a->row + (a->seq_len - a->n_queries) * a->n_lists; }
 
-/* dot[u] = x . y[u], eight rows y at once, each in the order of row_dot: x is converted to double only once. */
-TENSOR_INLINE void eight_dots(double dot[8], const float *x, const float *const y[8], size_t d) {
-    double s[8][LANES] = {{0}};
-    size_t i = 0;
-    for (; i + LANES <= d; i += LANES)
+/* sum[u] = join(s[u]) of n rows, which are joined two and four at a time. */
+TENSOR_INLINE void join_rows(double *sum, double (*s)[LANES], size_t n) {
+    double four[8 * 4], two[8 * 2];
+    for (size_t u = 0; u < n; u++)
         VECTOR_LOOP
-        for (size_t j = 0; j < LANES; j++) {
-            const double v = (double)x[i + j];
-            s[0][j] += v * (double)y[0][i + j];
-            s[1][j] += v * (double)y[1][i + j];
-            s[2][j] += v * (double)y[2][i + j];
-            s[3][j] += v * (double)y[3][i + j];
-            s[4][j] += v * (double)y[4][i + j];
-            s[5][j] += v * (double)y[5][i + j];
-            s[6][j] += v * (double)y[6][i + j];
-            s[7][j] += v * (double)y[7][i + j];
-        }
-    for (size_t u = 0; u < 8; u++) dot[u] = join(s[u]);
+        for (size_t j = 0; j < 4; j++) four[4 * u + j] = s[u][j] + s[u][j + 4];
+    for (size_t u = 0; u < n; u += 2) {
+        const double *a = four + 4 * u, left[4] = {a[0], a[1], a[4], a[5]}, right[4] = {a[2], a[3], a[6], a[7]};
+        VECTOR_LOOP
+        for (size_t j = 0; j < 4; j++) two[2 * u + j] = left[j] + right[j];
+    }
+    for (size_t u = 0; u < n; u += 4) {
+        const double *a = two + 2 * u, left[4] = {a[0], a[2], a[4], a[6]}, right[4] = {a[1], a[3], a[5], a[7]};
+        VECTOR_LOOP
+        for (size_t j = 0; j < 4; j++) sum[u + j] = left[j] + right[j];
+    }
+}
+
+/* dot[u] = x . y[u] for n = 4 or 8 rows y at once, in the order of row_dot: x is converted to double only once. */
+TENSOR_INLINE void dots(double *dot, const float *x, const float *const *y, size_t n, size_t d) {
+    size_t i = 0;
+    for (size_t u = 0; u < n; u++) dot[u] = 0.0;
+    if (d >= LANES) {
+        double s[8][LANES] = {{0}};
+        do {
+            const double low[4] = FOUR(x + i), high[4] = FOUR(x + i + 4);
+            add_four(s[0], low, y[0] + i), add_four(s[0] + 4, high, y[0] + i + 4);
+            add_four(s[1], low, y[1] + i), add_four(s[1] + 4, high, y[1] + i + 4);
+            add_four(s[2], low, y[2] + i), add_four(s[2] + 4, high, y[2] + i + 4);
+            add_four(s[3], low, y[3] + i), add_four(s[3] + 4, high, y[3] + i + 4);
+            if (n == 8) {
+                add_four(s[4], low, y[4] + i), add_four(s[4] + 4, high, y[4] + i + 4);
+                add_four(s[5], low, y[5] + i), add_four(s[5] + 4, high, y[5] + i + 4);
+                add_four(s[6], low, y[6] + i), add_four(s[6] + 4, high, y[6] + i + 4);
+                add_four(s[7], low, y[7] + i), add_four(s[7] + 4, high, y[7] + i + 4);
+            }
+            i += LANES;
+        } while (i + LANES <= d);
+        join_rows(dot, s, n);
+    }
     for (; i < d; i++)
-        for (size_t u = 0; u < 8; u++) dot[u] += (double)x[i] * (double)y[u][i];
+        for (size_t u = 0; u < n; u++) dot[u] += (double)x[i] * (double)y[u][i];
 }
 
 /* out[i][s] = f32(scale x[x_row[i]] . y[row[s]]) for the group's queries i (or x[i], where x_row is NULL) and the keys
@@ -772,7 +823,11 @@ TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float uns
         for (size_t r = 0; r < g.rows && s0 < g.seen; r++) {
             const float *keys[8];
             for (size_t u = 0; u < 8; u++) keys[u] = y + g.row[(s0 + u < g.seen ? s0 + u : s0) * a->n_lists + r] * d;
-            eight_dots(dot + r * 8, x + (x_row ? x_row[g.query + r] : g.query + r) * d, keys, d);
+            const float *query = x + (x_row ? x_row[g.query + r] : g.query + r) * d;
+            if (g.seen - s0 > 4)
+                dots(dot + r * 8, query, keys, 8, d);
+            else
+                dots(dot + r * 8, query, keys, 4, d);
         }
         for (size_t i = 0; i < GROUP * 8; i++) rounded[i] = f32(dot[i] * scale);
         for (size_t r = 0; r < g.rows; r++)
@@ -873,39 +928,45 @@ void attention_dscores(Share share, const Attention *a, float *dscores, const fl
 }
 
 /* sum[j] += over a row's users u, whose queries are u + shift: weight[query * T] x[x_row[query]][j], or x[query][j]. */
-TENSOR_INLINE void add_queries(double sum[COLUMNS], const uint32_t *user, size_t n_users, size_t shift,
-                               const float *weight, size_t T, const float *x, const uint32_t *x_row, size_t d,
-                               size_t n) {
-    double t[COLUMNS] = {0};
-    for (size_t j = 0; j < n; j++) t[j] = sum[j];
+TENSOR_INLINE void add_queries(double *sum, const uint32_t *user, size_t n_users, size_t shift, const float *weight,
+                               size_t T, const float *x, const uint32_t *x_row, size_t d, size_t n) {
     for (size_t u = 0; u < n_users; u++) {
         const size_t query = user[u] + shift;
-        const double w = (double)weight[query * T];
+        const double w = (double)weight[query * T], all[4] = {w, w, w, w};
         const float *more = x + (x_row ? x_row[query] : query) * d;
-        for (size_t j = 0; j < n; j++) t[j] += w * (double)more[j];
+        size_t j = 0;
+        for (; j + 4 <= n; j += 4) add_four(sum + j, all, more + j);
+        for (; j < n; j++) sum[j] += w * (double)more[j];
     }
-    for (size_t j = 0; j < n; j++) sum[j] = t[j];
+}
+
+/* n <= COLUMNS columns of attention_dkv. */
+TENSOR_INLINE void dkv_columns(const Attention *a, size_t row, float *dx, int add, const float *weight, const float *x,
+                               const uint32_t *x_row, size_t d, size_t n) {
+    const uint32_t *user = a->user + a->first_user[row];
+    const size_t T = a->seq_len, n_users = a->first_user[row + 1] - a->first_user[row];
+    const size_t s = n_users > 0 ? user[0] / a->n_lists : T, first = T - a->n_queries;
+    double sum[COLUMNS] = {0};
+    for (size_t t = s > first ? s : first; t < T; t++) {
+        const size_t shift = (t - first - s) * a->n_lists; /* from a user to its query; below zero, it wraps */
+        add_queries(sum, user, n_users, shift, weight + s, T, x, x_row, d, n);
+    }
+    size_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        if (add) add_four(sum + j, ONES, dx + j);
+        round_four(dx + j, sum + j);
+    }
+    for (; j < n; j++) dx[j] = f32((add ? (double)dx[j] : 0.0) + sum[j]);
 }
 
 /* dx[row] = what its users' queries bring, added to what is there if `add`. Of a key, weight is dscores and x is q; of
  * a value, pattern and dz. */
 KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, int add, const float *weight,
                                  const float *x, const uint32_t *x_row, size_t d) {
-    const uint32_t *user = a->user + a->first_user[row];
-    const size_t T = a->seq_len, n_users = a->first_user[row + 1] - a->first_user[row];
-    const size_t s = n_users > 0 ? user[0] / a->n_lists : T, first = T - a->n_queries;
-    for (size_t j = 0; j < d; j += COLUMNS) {
-        double sum[COLUMNS] = {0};
-        float *to = dx + row * d + j;
-        for (size_t t = s > first ? s : first; t < T; t++) {
-            const size_t shift = (t - first - s) * a->n_lists; /* from a user to its query; below zero, it wraps */
-            if (j + COLUMNS <= d)
-                add_queries(sum, user, n_users, shift, weight + s, T, x + j, x_row, d, COLUMNS);
-            else
-                add_queries(sum, user, n_users, shift, weight + s, T, x + j, x_row, d, d - j);
-        }
-        for (size_t c = 0; c < smaller(COLUMNS, d - j); c++) to[c] = f32((add ? (double)to[c] : 0.0) + sum[c]);
-    }
+    size_t j = 0;
+    for (; j + COLUMNS <= d; j += COLUMNS)
+        dkv_columns(a, row, dx + row * d + j, add, weight, x + j, x_row, d, COLUMNS);
+    if (j < d) dkv_columns(a, row, dx + row * d + j, add, weight, x + j, x_row, d, d - j);
 }
 
 /* dq[row] = what its users' queries receive from all keys that they see. */
