@@ -54,8 +54,8 @@ int ieee_setup(void) {
 
 /* ---- Sums along rows and columns ---- */
 
-/* Four floats at a time: x86 converts so many to double straight from memory, in half the time that it takes for the
- * eight or sixteen that compilers load by themselves. */
+/* Floats are best converted to double four at a time: x86 does that straight from memory, in half the time per float
+ * that it takes with the eight or sixteen that compilers load by themselves. */
 #define FOUR(x) {(double)(x)[0], (double)(x)[1], (double)(x)[2], (double)(x)[3]}
 
 static const double ONES[4] = {1.0, 1.0, 1.0, 1.0};
@@ -134,7 +134,7 @@ TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, 
                                size_t n) {
     double s[STRIPE] = {0};
     for (size_t r = 0; r < rows; r++) {
-        const float *row = x + r * d, *factors = times ? times + r * d : row;
+        const float *row = x + r * d, *factors = times ? times + r * d : row; /* if not, any readable numbers */
         size_t j = 0;
         for (; j + 4 <= n; j += 4) {
             const double four[4] = FOUR(factors + j);
