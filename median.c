@@ -1588,7 +1588,16 @@ static int read_state(Checkpoint *file, Trainer *t) {
     state_tensors(t, c, tensors);
     for (size_t i = 0; i < STATE_TENSORS; i++)
         if (!read_tensor(file, &tensors[i])) return 0;
-    for (size_t i = 0; i < t->hard_room; i++) t->hard_medians[i] = median_of(t->hard + i * T, T);
+    for (size_t i = 0; i < t->hard_room; i += ABREAST)
+        take_medians(t->hard_medians + i, t->hard + i * T, smaller(ABREAST, t->hard_room - i), T);
+    for (size_t i = 0; i < t->v.n_params; i++)
+        if (t->v.params[i] < 0) return bad(file, "tensor state.v is damaged: a mean square is negative");
+    for (size_t i = 0; i < t->recipe.trainset_size; i++) { /* bit 31 notes which lists have been met */
+        uint32_t *list = &t->order[t->order[i] & 0x7fffffff];
+        if (*list >> 31) return bad(file, "tensor state.order is damaged: a list stands in it twice");
+        *list |= 0x80000000;
+    }
+    for (size_t i = 0; i < t->recipe.trainset_size; i++) t->order[i] &= 0x7fffffff;
     if (c[0] > t->total_steps || c[1] > 1 || c[2] > t->recipe.valset_size || c[3] > 624 || c[4] > 624 ||
         c[5] > t->hard_room)
         return bad(file, "tensor state.words is damaged");

@@ -1087,6 +1087,7 @@ static const struct {
     {"'batch-size':'16'", "'batch-size':'0'", "--batch-size"}, {"embed.W_E", "@9:0x7fc00000", "embed.W_E holds NaN"},
     {"embed.W_E", "@159:0xff800000", "embed.W_E holds infinity"},
     {"state.m", "@0:0x7f800000", "state.m holds infinity"}, {"'state.order'", "@0:70", "state.order is damaged"},
+    {"'state.order'", "@69:8", "a list stands in it twice"}, {"state.v", "@5:0xb3000000", "a mean square is negative"},
     {"state.words", "@0:14", "state.words is damaged"}, {"state.words", "@1:2", "state.words is damaged"},
     {"state.words", "@2:11", "state.words is damaged"}, {"state.words", "@3:625", "state.words is damaged"},
     {"state.words", "@4:625", "state.words is damaged"}, {"state.words", "@5:1", "state.words is damaged"}
