@@ -138,8 +138,8 @@ static Share my_share(void) {
 /* ---- 1. The task ------------------------------------------------------------------------------------------------ */
 
 /* Half a bubble sort without branches: each round carries the greatest number that is left to the end; when more than
- * half have been carried there, the last one carried is the median. ABREAST lists at once, which processors with
- * vectors sort in the time of one. */
+ * half have been carried there, the last one carried is the median. ABREAST lists at once: several vectors of them, so
+ * that none has to wait for the one before. */
 enum { ABREAST = 32 };
 
 static void take_medians(uint32_t *medians, const uint32_t *lists, size_t n, size_t seq_len) {
@@ -505,13 +505,12 @@ static void index_rows(Share s, Run *run, const uint32_t *lists) {
     const size_t begin = share_begin(s, T, 1), end = share_end(s, T, 1);
     uint32_t *row_of = run->row_of_pair;
     for (size_t i = begin * V; i < end * V; i++) row_of[i] = 0;
-    for (size_t first = 0; first < n; first += 16) /* by cache lines, here and below */
-        for (size_t t = begin; t < end; t++)
-            for (size_t i = first; i < smaller(first + 16, n); i++) row_of[t * V + lists[i * T + t]] = 1;
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = begin; t < end; t++) row_of[t * V + lists[i * T + t]] = 1;
     WAIT
     if (s.part == 0) number_pairs(run);
     WAIT
-    for (size_t first = share_begin(s, n, 16); first < share_end(s, n, 16); first += 16)
+    for (size_t first = share_begin(s, n, 16); first < share_end(s, n, 16); first += 16) /* by cache lines */
         for (size_t t = 0; t < T; t++)
             for (size_t i = first; i < smaller(first + 16, n); i++)
                 run->layers[0].row[t * n + i] = row_of[t * V + lists[i * T + t]];

@@ -54,17 +54,17 @@ int ieee_setup(void) {
 
 /* ---- Sums along rows and columns ---- */
 
-/* Floats are best converted to double four at a time: x86 does that straight from memory, in half the time per float
- * that it takes with the eight or sixteen that compilers load by themselves. */
+/* The initializer of an array: x[0] to x[3] as doubles. Four at a time are what x86 converts straight from memory, in
+ * half the time per float that it takes with the eight or sixteen that compilers load by themselves. */
 #define FOUR(x) {(double)(x)[0], (double)(x)[1], (double)(x)[2], (double)(x)[3]}
 
 static const double ONES[4] = {1.0, 1.0, 1.0, 1.0};
 
-/* sums[j] += weight[j] x[j]. */
+/* sums[j] += weight[j] x[j]. Every weight is the value of a float, so the products are exact. */
 TENSOR_INLINE void add_four(double *sums, const double weight[4], const float *x) {
 #ifdef __clang__ /* which keeps four sums in a register only if they are one value */
-    typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
-    *(Four *)sums += *(const Four *)weight * (Four)FOUR(x);
+    typedef double Doubles __attribute__((vector_size(32), aligned(4), may_alias));
+    *(Doubles *)sums += *(const Doubles *)weight * (Doubles)FOUR(x);
 #else
     const double y[4] = FOUR(x);
     VECTOR_LOOP
@@ -72,7 +72,7 @@ TENSOR_INLINE void add_four(double *sums, const double weight[4], const float *x
 #endif
 }
 
-/* out[j] = f32(sums[j]). They are rounded in one operation; what is left to f32 is to flush. */
+/* out[j] = f32(sums[j]). Rounded four at once; f32 then finds nothing to round and only flushes. */
 TENSOR_INLINE void round_four(float *out, const double *sums) {
     const float y[4] = {(float)sums[0], (float)sums[1], (float)sums[2], (float)sums[3]};
     VECTOR_LOOP
@@ -134,12 +134,14 @@ TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, 
                                size_t n) {
     double s[STRIPE] = {0};
     for (size_t r = 0; r < rows; r++) {
-        const float *row = x + r * d, *factors = times ? times + r * d : row; /* if not, any readable numbers */
+        const float *row = x + r * d, *factors = times ? times + r * d : NULL;
         size_t j = 0;
-        for (; j + 4 <= n; j += 4) {
-            const double four[4] = FOUR(factors + j);
-            add_four(s + j, times ? four : ONES, row + j);
-        }
+        for (; j + 4 <= n; j += 4)
+            if (times) {
+                const double factor[4] = FOUR(factors + j);
+                add_four(s + j, factor, row + j);
+            } else
+                add_four(s + j, ONES, row + j);
         for (; j < n; j++) s[j] += (times ? (double)factors[j] : 1.0) * (double)row[j];
     }
     for (size_t j = skip; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
@@ -570,7 +572,7 @@ void linear_backward(Share share, float *dx, const float *dresidual, float *dW, 
 /* Weights that serve many rows are converted to double once, so many at a time. */
 enum { WIDE = 64 };
 
-/* out[j] = f32(x[j] w[j] + b[j]), for each row, in n <= WIDE columns of width d. */
+/* out[j] = f32(x[j] w[j] + b[j]), in n <= WIDE columns of rows of width d. */
 TENSOR_INLINE void scale_columns(float *restrict out, const float *restrict x, const float *w, const float *b,
                                  size_t rows, size_t d, size_t n) {
     double wide_w[WIDE], wide_b[WIDE];
@@ -707,7 +709,7 @@ KERNEL static void softmax_group(float *p, const float *x, float *loss, const ui
     for (size_t r = 0; r < rows; r++) inv[r] = 1.0 / sum[r];
     scale_rows(p, inv, rows, n);
     if (loss) {
-        float log_sum[GROUP];
+        float log_sum[GROUP]; /* by a loop of fixed length: what comes of the 0 where no row is, nobody reads */
         for (size_t r = 0; r < GROUP; r++) log_sum[r] = f32(log_core(f32(sum[r]), 0));
         for (size_t r = 0; r < rows; r++)
             loss[r] = f32((sum[r] > 0.0 ? (double)log_sum[r] : (double)NAN) - (double)loss[r]);
@@ -767,7 +769,7 @@ static int next_group(const Attention *a, Share share, Group *g) {
 /* Where the query of a list has its row: at the last position that it sees. */
 static const uint32_t *query_rows(const Attention *a) { return a->row + (a->seq_len - a->n_queries) * a->n_lists; }
 
-/* sum[u] = join(s[u]) of n rows, which are joined two and four at a time. */
+/* sum[u] = join(s[u]) of n = 4 or 8 rows: the second step is taken for two rows at a time, the third for four. */
 TENSOR_INLINE void join_rows(double *sum, double (*s)[LANES], size_t n) {
     double four[8 * 4], two[8 * 2];
     for (size_t u = 0; u < n; u++)
@@ -785,7 +787,8 @@ TENSOR_INLINE void join_rows(double *sum, double (*s)[LANES], size_t n) {
     }
 }
 
-/* dot[u] = x . y[u] for n = 4 or 8 rows y at once, in the order of row_dot: x is converted to double only once. */
+/* dot[u] = x . y[u] for n = 4 or 8 rows y at once, in the order of row_dot: x is converted to double only once. Rows
+ * are written out, and the loop ends with its condition, because GCC otherwise keeps some of the sums in memory. */
 TENSOR_INLINE void dots(double *dot, const float *x, const float *const *y, size_t n, size_t d) {
     size_t i = 0;
     for (size_t u = 0; u < n; u++) dot[u] = 0.0;
@@ -827,7 +830,7 @@ TENSOR_INLINE void group_dots(const Attention *a, Group g, float *out, float uns
             if (g.seen - s0 > 4)
                 dots(dot + r * 8, query, keys, 8, d);
             else
-                dots(dot + r * 8, query, keys, 4, d);
+                dots(dot + r * 8, query, keys, 4, d); /* the other four are not looked at */
         }
         for (size_t i = 0; i < GROUP * 8; i++) rounded[i] = f32(dot[i] * scale);
         for (size_t r = 0; r < g.rows; r++)
@@ -940,7 +943,7 @@ TENSOR_INLINE void add_queries(double *sum, const uint32_t *user, size_t n_users
     }
 }
 
-/* n <= COLUMNS columns of attention_dkv. */
+/* attention_dkv in n <= COLUMNS columns, to the first of which dx (in its row) and x point. */
 TENSOR_INLINE void dkv_columns(const Attention *a, size_t row, float *dx, int add, const float *weight, const float *x,
                                const uint32_t *x_row, size_t d, size_t n) {
     const uint32_t *user = a->user + a->first_user[row];
