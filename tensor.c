@@ -58,8 +58,6 @@ int ieee_setup(void) {
  * half the time per float that it takes with the eight or sixteen that compilers load by themselves. */
 #define FOUR(x) {(double)(x)[0], (double)(x)[1], (double)(x)[2], (double)(x)[3]}
 
-static const double ONES[4] = {1.0, 1.0, 1.0, 1.0};
-
 /* sums[j] += weight[j] x[j]. Every weight is the value of a float, so the products are exact. */
 TENSOR_INLINE void add_four(double *sums, const double weight[4], const float *x) {
 #ifdef __clang__ /* which keeps four sums in a register only if they are one value */
@@ -70,6 +68,14 @@ TENSOR_INLINE void add_four(double *sums, const double weight[4], const float *x
     VECTOR_LOOP
     for (size_t j = 0; j < 4; j++) sums[j] += weight[j] * y[j];
 #endif
+}
+
+/* sums[j] += weight x[j], n of them. */
+TENSOR_INLINE void add_row(double *sums, float weight, const float *x, size_t n) {
+    const double w = (double)weight, all[4] = {w, w, w, w};
+    size_t j = 0;
+    for (; j + 4 <= n; j += 4) add_four(sums + j, all, x + j);
+    for (; j < n; j++) sums[j] += w * (double)x[j];
 }
 
 /* out[j] = f32(sums[j]). Rounded four at once; f32 then finds nothing to round and only flushes. */
@@ -96,7 +102,7 @@ TENSOR_INLINE double join(const double s[LANES]) {
 TENSOR_INLINE double row_sum(const float *x, size_t n) {
     double s[LANES] = {0};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) add_four(s, ONES, x + i), add_four(s + 4, ONES, x + i + 4);
+    for (; i + LANES <= n; i += LANES) add_row(s, 1.0f, x + i, LANES);
     double sum = i > 0 ? join(s) : 0.0;
     for (; i < n; i++) sum += (double)x[i];
     return sum;
@@ -134,15 +140,14 @@ TENSOR_INLINE void add_columns(float *sums, const float *x, const float *times, 
                                size_t n) {
     double s[STRIPE] = {0};
     for (size_t r = 0; r < rows; r++) {
-        const float *row = x + r * d, *factors = times ? times + r * d : NULL;
+        const float *row = x + r * d;
         size_t j = 0;
-        for (; j + 4 <= n; j += 4)
-            if (times) {
-                const double factor[4] = FOUR(factors + j);
-                add_four(s + j, factor, row + j);
-            } else
-                add_four(s + j, ONES, row + j);
-        for (; j < n; j++) s[j] += (times ? (double)factors[j] : 1.0) * (double)row[j];
+        for (; times && j + 4 <= n; j += 4) {
+            const double factors[4] = FOUR(times + r * d + j);
+            add_four(s + j, factors, row + j);
+        }
+        for (; times && j < n; j++) s[j] += (double)times[r * d + j] * (double)row[j];
+        if (!times) add_row(s, 1.0f, row, n);
     }
     for (size_t j = skip; j < n; j++) sums[j] = f32((double)sums[j] + s[j]);
 }
@@ -935,11 +940,7 @@ TENSOR_INLINE void add_queries(double *sum, const uint32_t *user, size_t n_users
                                size_t T, const float *x, const uint32_t *x_row, size_t d, size_t n) {
     for (size_t u = 0; u < n_users; u++) {
         const size_t query = user[u] + shift;
-        const double w = (double)weight[query * T], all[4] = {w, w, w, w};
-        const float *more = x + (x_row ? x_row[query] : query) * d;
-        size_t j = 0;
-        for (; j + 4 <= n; j += 4) add_four(sum + j, all, more + j);
-        for (; j < n; j++) sum[j] += w * (double)more[j];
+        add_row(sum, weight[query * T], x + (x_row ? x_row[query] : query) * d, n);
     }
 }
 
@@ -954,12 +955,10 @@ TENSOR_INLINE void dkv_columns(const Attention *a, size_t row, float *dx, int ad
         const size_t shift = (t - first - s) * a->n_lists; /* from a user to its query; below zero, it wraps */
         add_queries(sum, user, n_users, shift, weight + s, T, x, x_row, d, n);
     }
+    if (add) add_row(sum, 1.0f, dx, n);
     size_t j = 0;
-    for (; j + 4 <= n; j += 4) {
-        if (add) add_four(sum + j, ONES, dx + j);
-        round_four(dx + j, sum + j);
-    }
-    for (; j < n; j++) dx[j] = f32((add ? (double)dx[j] : 0.0) + sum[j]);
+    for (; j + 4 <= n; j += 4) round_four(dx + j, sum + j);
+    for (; j < n; j++) dx[j] = f32(sum[j]);
 }
 
 /* dx[row] = what its users' queries bring, added to what is there if `add`. Of a key, weight is dscores and x is q; of
