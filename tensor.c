@@ -935,15 +935,6 @@ void attention_dscores(Share share, const Attention *a, float *dscores, const fl
     for (Group g = {0}; next_group(a, share, &g);) attention_dscores_group(a, g, dscores, dz, pattern, v);
 }
 
-/* sum[j] += over a row's users u, whose queries are u + shift: weight[query * T] x[x_row[query]][j], or x[query][j]. */
-TENSOR_INLINE void add_queries(double *sum, const uint32_t *user, size_t n_users, size_t shift, const float *weight,
-                               size_t T, const float *x, const uint32_t *x_row, size_t d, size_t n) {
-    for (size_t u = 0; u < n_users; u++) {
-        const size_t query = user[u] + shift;
-        add_row(sum, weight[query * T], x + (x_row ? x_row[query] : query) * d, n);
-    }
-}
-
 /* attention_dkv in n <= COLUMNS columns, to the first of which dx (in its row) and x point. */
 TENSOR_INLINE void dkv_columns(const Attention *a, size_t row, float *dx, int add, const float *weight, const float *x,
                                const uint32_t *x_row, size_t d, size_t n) {
@@ -953,7 +944,10 @@ TENSOR_INLINE void dkv_columns(const Attention *a, size_t row, float *dx, int ad
     double sum[COLUMNS] = {0};
     for (size_t t = s > first ? s : first; t < T; t++) {
         const size_t shift = (t - first - s) * a->n_lists; /* from a user to its query; below zero, it wraps */
-        add_queries(sum, user, n_users, shift, weight + s, T, x, x_row, d, n);
+        for (size_t u = 0; u < n_users; u++) {
+            const size_t query = user[u] + shift;
+            add_row(sum, weight[query * T + s], x + (x_row ? x_row[query] : query) * d, n);
+        }
     }
     if (add) add_row(sum, 1.0f, dx, n);
     size_t j = 0;
