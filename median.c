@@ -4137,8 +4137,8 @@ static int parse_options(Session *s, const Command *command, int argc, char **ar
 static const char golden[][17] = {
     "d421d8ca32d81b6f", "36ebe45cafb7c14c", "e5474b92f166965c", "2c8aa2da52a410bf", "948a8941c863be5f",
     "113b32915715ef56", "90a1a857c76b5820", "674b3525efd1c053", "af403ce3ba83e7b8", "cb0a052860ccdd2c",
-    "856e7331f496b68a", "13e96ee9a5725947", "cd981d381a5cbdb3", "8e1d5cf9383d7b2f", "848dfb1e219e707a",
-    "bf90fc2c83d7658c", "39cc7a5ffa24d0ef", "29fdc057c4414906", "11d06e77eed8903f", "f39d262c256f9475",
+    "856e7331f496b68a", "13e96ee9a5725947", "cd981d381a5cbdb3", "e202d7d7eadc2037", "9f338d28047c2662",
+    "da09e943d2e629a3", "feaefa1ebf586da6", "29fdc057c4414906", "11d06e77eed8903f", "f39d262c256f9475",
     "f94869e27bac6eea", "8c6bff41523992cb", "345bab698d549362"};
 
 typedef struct {

@@ -78,11 +78,15 @@ TENSOR_INLINE void add_row(double *sums, float weight, const float *x, size_t n)
     for (; j < n; j++) sums[j] += w * (double)x[j];
 }
 
-/* out[j] = f32(sums[j]). Rounded four at once; f32 then finds nothing to round and only flushes. */
-TENSOR_INLINE void round_four(float *out, const double *sums) {
-    const float y[4] = {(float)sums[0], (float)sums[1], (float)sums[2], (float)sums[3]};
-    VECTOR_LOOP
-    for (size_t j = 0; j < 4; j++) out[j] = f32((double)y[j]);
+/* out[j] = f32(sums[j]), n of them. Rounded four at once; f32 then finds nothing to round and only flushes. */
+TENSOR_INLINE void round_row(float *out, const double *sums, size_t n) {
+    size_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const float y[4] = {(float)sums[j], (float)sums[j + 1], (float)sums[j + 2], (float)sums[j + 3]};
+        VECTOR_LOOP
+        for (size_t i = 0; i < 4; i++) out[j + i] = f32((double)y[i]);
+    }
+    for (; j < n; j++) out[j] = f32(sums[j]);
 }
 
 /* A row is summed in eight running sums, element i into sum i mod 8, joined pairwise; what is left over when n is not a
@@ -935,34 +939,39 @@ void attention_dscores(Share share, const Attention *a, float *dscores, const fl
     for (Group g = {0}; next_group(a, share, &g);) attention_dscores_group(a, g, dscores, dz, pattern, v);
 }
 
-/* attention_dkv in n <= COLUMNS columns, to the first of which dx (in its row) and x point. */
-TENSOR_INLINE void dkv_columns(const Attention *a, size_t row, float *dx, int add, const float *weight, const float *x,
-                               const uint32_t *x_row, size_t d, size_t n) {
+/* As a key, a row receives dscores times q from each query of its users; as a value, pattern times dz. That is, from
+ * each query weight[query][s] times x[x_row[query]], or x[query] where x_row is NULL. */
+typedef struct {
+    const float *weight, *x;
+    const uint32_t *x_row;
+} Role;
+
+/* attention_dkv in n <= COLUMNS columns from number j on. */
+TENSOR_INLINE void dkv_columns(const Attention *a, size_t row, float *dx, int add, const Role *roles, size_t n_roles,
+                               size_t d, size_t j, size_t n) {
     const uint32_t *user = a->user + a->first_user[row];
     const size_t T = a->seq_len, n_users = a->first_user[row + 1] - a->first_user[row];
     const size_t s = n_users > 0 ? user[0] / a->n_lists : T, first = T - a->n_queries;
     double sum[COLUMNS] = {0};
-    for (size_t t = s > first ? s : first; t < T; t++) {
-        const size_t shift = (t - first - s) * a->n_lists; /* from a user to its query; below zero, it wraps */
-        for (size_t u = 0; u < n_users; u++) {
-            const size_t query = user[u] + shift;
-            add_row(sum, weight[query * T + s], x + (x_row ? x_row[query] : query) * d, n);
+    for (const Role *as = roles; as < roles + n_roles; as++)
+        for (size_t t = s > first ? s : first; t < T; t++) {
+            const size_t shift = (t - first - s) * a->n_lists; /* from a user to its query; below zero, it wraps */
+            for (size_t u = 0; u < n_users; u++) {
+                const size_t query = user[u] + shift, from = as->x_row ? as->x_row[query] : query;
+                add_row(sum, as->weight[query * T + s], as->x + from * d + j, n);
+            }
         }
-    }
-    if (add) add_row(sum, 1.0f, dx, n);
-    size_t j = 0;
-    for (; j + 4 <= n; j += 4) round_four(dx + j, sum + j);
-    for (; j < n; j++) dx[j] = f32(sum[j]);
+    float *to = dx + row * d + j;
+    if (add) add_row(sum, 1.0f, to, n);
+    round_row(to, sum, n);
 }
 
-/* dx[row] = what its users' queries bring, added to what is there if `add`. Of a key, weight is dscores and x is q; of
- * a value, pattern and dz. */
-KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, int add, const float *weight,
-                                 const float *x, const uint32_t *x_row, size_t d) {
+/* dx[row] = what it receives in its roles, one or both, and what is there if `add`. */
+KERNEL static void attention_dkv(const Attention *a, size_t row, float *dx, int add, const Role *roles, size_t n_roles,
+                                 size_t d) {
     size_t j = 0;
-    for (; j + COLUMNS <= d; j += COLUMNS)
-        dkv_columns(a, row, dx + row * d + j, add, weight, x + j, x_row, d, COLUMNS);
-    if (j < d) dkv_columns(a, row, dx + row * d + j, add, weight, x + j, x_row, d, d - j);
+    for (; j + COLUMNS <= d; j += COLUMNS) dkv_columns(a, row, dx, add, roles, n_roles, d, j, COLUMNS);
+    if (j < d) dkv_columns(a, row, dx, add, roles, n_roles, d, j, d - j);
 }
 
 /* dq[row] = what its users' queries receive from all keys that they see. */
@@ -1005,11 +1014,12 @@ void attention_backward(Share share, const Attention *a, float *dq, float *dk, f
                         const float *dz, const float *pattern, const float *q, const float *k) {
     const size_t asking = a->seq_len - a->n_queries;
     const Share next = {share.part + 1, share.parts};
+    const Role key_value[] = {{dscores, q, query_rows(a)}, {pattern, dz, NULL}};
     const size_t q_end = share_row(next, a, asking), kv_end = share_row(next, a, 0);
     for (size_t r = share_row(share, a, asking); r < q_end; r++) attention_dq(a, r, dq, dscores, k);
     for (size_t r = share_row(share, a, 0); r < kv_end; r++) {
-        attention_dkv(a, r, dk, 1, dscores, q, query_rows(a), a->d_key);
-        attention_dkv(a, r, dv ? dv : dk, dv == NULL, pattern, dz, NULL, a->d_value);
+        attention_dkv(a, r, dk, 1, key_value, dv ? 1 : 2, a->d_key);
+        if (dv) attention_dkv(a, r, dv, 0, key_value + 1, 1, a->d_value);
     }
 }
 

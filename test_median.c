@@ -1183,27 +1183,27 @@ static const struct {
     int status;
     const char *said;
 } LINES[] = {
-    {"info", BOTH, "38b8d2310f4d3a60"}, {"tour --size 50", BOTH, "6bc801269594f393"},
+    {"info", BOTH, "85cc17ff69167668"}, {"tour --size 50", BOTH, "c7d1f82403a9bc8b"},
     {"eval --size 500", BOTH, "485a298cfe421ccf"}, {"eval --size 500 --seed 3 --csv", BOTH, "aad10c62149a1db0"},
-    {"predict 1 2 3 4 5", BOTH, "d15a365091c5ee6b"}, {"predict --logits 9 0 9 -0 5", BOTH, "d7864e9c0b595cfa"},
+    {"predict 1 2 3 4 5", BOTH, "d15a365091c5ee6b"}, {"predict --logits 9 0 9 -0 5", BOTH, "ae5facd7f70ddeec"},
     {"predict < 1 2 3 4 5// 5,4,3,2,1 /01 02 03 04 05", BOTH, "1065def3b0e38f3e"},
-    {"attention --size 20", BOTH, "51a83261a9d46d19"}, {"attention --size 20 --csv", BOTH, "871aedee6c42a2f1"},
+    {"attention --size 20", BOTH, "51a83261a9d46d19"}, {"attention --size 20 --csv", BOTH, "8b7db0907ec602c8"},
     {"attention --color --size 9 1 2 3 4 5", BOTH, "2a883f1215420887"}, {"circuits qk", BOTH, "6d61bd39bf980559"},
-    {"circuits qk --csv --raw --query-pos 1 --key-pos 2", BOTH, "dec6330472f2e9bf"},
+    {"circuits qk --csv --raw --query-pos 1 --key-pos 2", BOTH, "c8a046832fef8f6d"},
     {"circuits qk --query-pos 1 --width 40", BOTH, "5260819f91f824a1"},
-    {"circuits ov --head 0.0 --key-pos 0", BOTH, "b22808e98a50956d"}, {"circuits ov --csv", BOTH, "ec7cc5b4cfcca536"},
+    {"circuits ov --head 0.0 --key-pos 0", BOTH, "b22808e98a50956d"}, {"circuits ov --csv", BOTH, "55b270ba970b1099"},
     {"circuits ov --raw --color", BOTH, "073cc3a9fc74d761"}, {"weights", BOTH, "ad7db424dd641b2d"},
-    {"weights --csv", BOTH, "59f5a04562a6e362"}, {"ablate --size 20", BOTH, "47f1123801358f7a"},
-    {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "61f02dc341ac211e"},
+    {"weights --csv", BOTH, "ac08f4ef7d52ac03"}, {"ablate --size 20", BOTH, "47f1123801358f7a"},
+    {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "f1ed5d8bed9a52b4"},
     {"ablate --size 20 --kind zero --layer 0", BOTH, "8a9f3f15ef523a17"},
     {"ablate --size 20 --positions 4", BOTH, "7eab03ffe05a21e0"}, {"attribute", BOTH, "144471d36fa64ef3"},
-    {"attribute --csv 9 1 8 2 7", BOTH, "4797e54f188a0ece"}, {"patch", BOTH, "e9c47cdb61f07668"},
-    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "674b51ece600a54a"}, {"explain --size 300", BOTH, "088a892744a6c733"},
-    {"explain --size 1100 --csv", BOTH, "f622dec582aca8ab"},
+    {"attribute --csv 9 1 8 2 7", BOTH, "5c03fc6cc09c1f66"}, {"patch", BOTH, "e9c47cdb61f07668"},
+    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "892f175aa20adc80"}, {"explain --size 300", BOTH, "088a892744a6c733"},
+    {"explain --size 1100 --csv", BOTH, "ac28d8c7e0ffffb2"},
     {"--version", 0, "median 1."}, {"--help", 0, "Exit status"}, {"-h", 0, "Exit status"}, {"help", 0, "Exit status"},
     {"train --help", 0, "5b12088271832a42"}, {"data --help", 0, "e7e3f15618cbdb89"},
     {"--color --help", 0, "median [--option value]"}, {"data --size 1001", 0, "9ee78e9a20bf7b01"},
-    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"}, {"check", 0, "77981f4b6ae8cad4"},
+    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"}, {"check", 0, "20045e41ef19b0d8"},
     {"bench --size 2 --batch-size 8", 0, "MFLOP a step"}, {"info --model " C, 0, "803c6f397fe4851c"},
     {"tour --size 20 --model " C, 0, "49db83afee9d04c3"}, {"weights --model " C, 0, "01d43ee01a8e31f7"},
     {"explain --csv --size 5 --model " C, 0, "0566a73b5568d476"},
@@ -1242,10 +1242,10 @@ static const struct {
     {"certify" ON_A, 0, "3e0df1c32b09bd78"}, {"certify --csv" ON_A, 0, "df0bb4159f48081b"},
     {"certify --model " B, 1, "one layer"}, {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
     {"circuits qk --raw" ON_A, 0, "516ee1d30a6ec9f8"}, {"explain --size 9 --seed 9" ON_A, 0, "Much of the mechanism"},
-    {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "172015bc72ed4ce2"},
+    {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "95962bf31b014990"},
     {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "668515f20677bb76"},
     {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "fd8239545533622a"},
-    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "75c5832558fe95a0"}
+    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "a3717a29df3fd0fd"}
 };
 
 static void check_line(const char *line, int status, const char *expected) {
