@@ -135,16 +135,16 @@ static Share my_share(void) {
 #endif
 }
 
-/* A gradient that sums over all lists would, divided by results, have each thread read what the others have made of
- * theirs. So the greatest of them are summed in chunks of the lists, and these sums are then added in order. How many
- * chunks there are does not depend on the number of threads. If that divides it, each chunk lies within one thread's
- * share of the lists, and is left to this thread; otherwise all threads share in each chunk. */
+/* The gradients of the last parameters (see backward_final) are sums over all lists. Divided by results, they would
+ * have each thread wait for the others and read what these made of their lists. So each sum has four parts, one for
+ * each chunk of the lists, which are added in order at the end. With 1, 2 or 4 threads a chunk lies within one thread's
+ * share of the lists, and is left to it; with other numbers all threads share in each chunk. The sums are the same. */
 enum { CHUNKS = 4 };
 
 static int chunks_are_shared(Share s) { return CHUNKS % s.parts != 0; }
 
 static Share share_of_chunk(Share s, size_t chunk) {
-    const Share all_or_nothing = {chunk * s.parts / CHUNKS != s.part, 1};
+    const Share all_or_nothing = {chunk * s.parts / CHUNKS != s.part, 1}; /* part 0 of 1, or past the end */
     return chunks_are_shared(s) ? s : all_or_nothing;
 }
 
@@ -390,7 +390,7 @@ typedef struct RunGradients {
     float *scores, *z, *mix;    /* (Q, seq_len), (Q, d_head), (Q, d_model) */
     float *h2, *pre, *post;     /* (Q, d_model), (Q, d_mlp) twice */
     float *final_h;             /* (n_lists, d_model) */
-    float *chunks;              /* (CHUNKS, n_final_params): of ln_final, W_U and b_U, by chunks of the lists */
+    float *chunks;              /* (CHUNKS, n_final_params): of ln_final, W_U and b_U, from each chunk of the lists */
     uint32_t *first_user, *user; /* (rows + 1), (seq_len, n_lists): whose queries a row's gradient comes from */
 } RunGradients;
 
@@ -411,7 +411,8 @@ static void lay_out_gradients(Layout *m, const Run *run, RunGradients *g) {
     g->W_VO = lay_floats(m, d, d, 1), g->b_VO = lay_floats(m, d, 1, 1);
     g->scores = lay_floats(m, Q, c->seq_len, 1), g->z = lay_floats(m, Q, c->d_head, 1), g->mix = lay_floats(m, Q, d, 1);
     g->h2 = lay_floats(m, Q, d, 1), g->pre = lay_floats(m, Q, c->d_mlp, 1), g->post = lay_floats(m, Q, c->d_mlp, 1);
-    g->final_h = lay_floats(m, lists, d, 1), g->chunks = lay_floats(m, CHUNKS, d + 1, c->max_num + 2);
+    g->final_h = lay_floats(m, lists, d, 1);
+    g->chunks = lay_floats(m, CHUNKS, d + 1, c->max_num + 2); /* not less than n_final_params */
     g->first_user = lay_words(m, R + 1, 1), g->user = lay_words(m, c->seq_len, lists);
 }
 
@@ -763,7 +764,7 @@ static void backward_final(Share s, const Config *c, const Weights *w, Run *run,
     for (size_t k = 0; k < CHUNKS; k++) zero(share_of_chunk(s, k), g->chunks + k * n_params, n_params, 1);
     cross_entropy_backward(s, run->probs, run->probs, medians, scale, n, V);
     linear_backward(s, c->normalization ? g->final_h : g->out, NULL, NULL, NULL, run->probs, NULL, w->W_U, n, d, V);
-    if (chunks_are_shared(s)) { WAIT }
+    if (chunks_are_shared(s)) { WAIT } /* otherwise a thread goes on with its own rows */
     for (size_t k = 0; k < CHUNKS; k++) {
         const Share chunk = {k, CHUNKS}, mine = share_of_chunk(s, k);
         const size_t r = share_begin(chunk, n, 8), rows = share_end(chunk, n, 8) - r;
@@ -789,7 +790,7 @@ static void add_gradient(Share s, const Model *model, Run *run, const uint32_t *
         g.out = of_input;
     }
     embed_backward(s, dw->W_E, dw->W_pos, g.out, run->row_token, run->row_position, run->layers[0].n_rows, c->d_model);
-    float *final_params = c->normalization ? dw->ln_final_w : dw->W_U; /* like a bias, += the sum of rows: the chunks */
+    float *final_params = c->normalization ? dw->ln_final_w : dw->W_U; /* += the chunks, as a bias += the rows */
     linear_backward(s, NULL, NULL, NULL, final_params, g.chunks, NULL, NULL, CHUNKS, 0, n_final_params(c));
 }
 

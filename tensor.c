@@ -78,7 +78,7 @@ TENSOR_INLINE void add_row(double *sums, float weight, const float *x, size_t n)
     for (; j < n; j++) sums[j] += w * (double)x[j];
 }
 
-/* out[j] = f32(sums[j]), n of them. Rounded four at once; f32 then finds nothing to round and only flushes. */
+/* out[j] = f32(sums[j]), n of them. Four at once are rounded first, so that f32 only has to flush them. */
 TENSOR_INLINE void round_row(float *out, const double *sums, size_t n) {
     size_t j = 0;
     for (; j + 4 <= n; j += 4) {
@@ -939,8 +939,8 @@ void attention_dscores(Share share, const Attention *a, float *dscores, const fl
     for (Group g = {0}; next_group(a, share, &g);) attention_dscores_group(a, g, dscores, dz, pattern, v);
 }
 
-/* As a key, a row receives dscores times q from each query of its users; as a value, pattern times dz. That is, from
- * each query weight[query][s] times x[x_row[query]], or x[query] where x_row is NULL. */
+/* A row of position s receives from each query of its users, as a key, dscores[query][s] times q, and as a value,
+ * pattern[query][s] times dz: weight[query][s] times x[x_row[query]], or times x[query] where x_row is NULL. */
 typedef struct {
     const float *weight, *x;
     const uint32_t *x_row;
