@@ -148,7 +148,7 @@ static Share share_of_chunk(Share s, size_t chunk) {
     return chunks_are_shared(s) ? s : all_or_nothing;
 }
 
-/* ---- 1. The task ------------------------------------------------------------------------------------------------ */
+/* ---- 1. The task ----------------------------------------------------------------------------- */
 
 /* Half a bubble sort without branches: each round carries the greatest number that is left to the end; when more than
  * half have been carried there, the last one carried is the median. ABREAST lists at once: several vectors of them, so
@@ -231,7 +231,7 @@ void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t
     make_lists(mt, lists + first * seq_len, medians + first, n - first, max_num, seq_len);
 }
 
-/* ---- 2. The model ----------------------------------------------------------------------------------------------- */
+/* ---- 2. The model ---------------------------------------------------------------------------- */
 
 Config config_default(void) {
     const Config config = {50, 7, 32, 32, 1, 1, 0, 1};
@@ -357,7 +357,7 @@ void model_init(Model *model, Mt19937 *mt) {
     }
 }
 
-/* ---- 3. Running it ---------------------------------------------------------------------------------------------- */
+/* ---- 3. Running it --------------------------------------------------------------------------- */
 
 /* Layer 0 sees no lists, only numbers at positions: at most max_num * seq_len different inputs, usually far fewer than
  * the batch has entries. So a layer works on *rows*, with an index that says which row a list's position has. In
@@ -674,7 +674,7 @@ double model_loss(Run *run, const uint32_t *medians) {
     return loss_sum(run) / (double)run->n_lists;
 }
 
-/* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
+/* ---- 4. The backward pass -------------------------------------------------------------------- */
 
 /* The chain rule, layer by layer from the end: g->out is the gradient of what a layer wrote, g->x of what it read. What
  * the residual stream carries past a layer reaches g->x unchanged; the rest comes through the layer's own backward. */
@@ -799,7 +799,7 @@ void model_backward(const Model *model, Run *run, const uint32_t *medians, Model
     TEAM add_gradient(my_share(), model, run, medians, f32(1.0 / (double)run->n_lists), gradient);
 }
 
-/* ---- 5. Training ------------------------------------------------------------------------------------------------ */
+/* ---- 5. Training ----------------------------------------------------------------------------- */
 
 size_t argmax(const float *logits, size_t n) {
     size_t best = 0;
@@ -1060,7 +1060,7 @@ Model *trainer_result(Trainer *t) {
     return &t->best;
 }
 
-/* ---- 6. Text and settings --------------------------------------------------------------------------------------- */
+/* ---- 6. Text and settings -------------------------------------------------------------------- */
 
 /* All output, files included, is first made in memory: it can be hashed, and a failed write loses nothing. */
 void text_free(Text *text) {
@@ -1206,7 +1206,7 @@ void model_describe(Model *model, const Recipe *recipe) {
     }
 }
 
-/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
+/* ---- 7. Checkpoints -------------------------------------------------------------------------- */
 
 /* The format safetensors: eight bytes, lowest first, with the length of the header; the header, a JSON object with
  * each tensor's type, shape and place; the tensors' bytes without gaps, each number lowest byte first. */
@@ -1672,9 +1672,7 @@ int trainer_resume(Trainer *t, const char *path, Error *error) {
     return good;
 }
 
-/* ---- 8. Reports -------------------------------------------------------------------------------------------------- */
-
-#ifndef MEDIAN_NO_MAIN /* only the command line prints */
+/* ---- 8. Reports ------------------------------------------------------------------------------ */
 
 /* Everything on stdout passes through a Report, so that a command says what it found once: `say` for sentences, which
  * machines don't want, `table_row` for numbers, which all want. Text stays in memory and goes out in pieces. */
@@ -1833,9 +1831,297 @@ static void draw_map(Report *r, const Map *map) {
     }
 }
 
+/* -- a command at work -- */
+
+#ifndef MEDIAN_MODEL /* `make install` knows another place */
+#define MEDIAN_MODEL "median.safetensors"
 #endif
 
-/* ---- 9. Looking at attention ------------------------------------------------------------------------------------ */
+enum { LIST_TEXT = 7 * MAX_SEQ_LEN, MAX_NUMBERS = 2 * MAX_SEQ_LEN + 1 };
+
+/* A command at work: its options, and what it looks at: a model, the lists of a seed, and one list (for patching, a
+ * second one) in particular. */
+typedef struct {
+    Settings settings; /* first, so that the table `settings` fits */
+    const char *preset, *path, *init, *resume, *out, *log; /* path: --model */
+    size_t size, threads, effort, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
+    char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
+    int steps_given, help;
+    const char *setting_given; /* one that is no matter of how, but of what is trained */
+    size_t n_numbers;
+    const char *numbers[MAX_NUMBERS];
+    Error *error; /* the first that is no option */
+    Streams streams;
+    Model model;
+    size_t V, T;    /* its max_num and seq_len */
+    Run run, other; /* other: for interventions, made when it is needed */
+    size_t n, seed;
+    uint32_t *lists, *medians; /* n of them */
+    uint32_t list[2 * MAX_SEQ_LEN], median[2];
+    char text[LIST_TEXT]; /* what list_text made last */
+    int on_tour;          /* `list` is there already */
+    void *memory;
+} Session;
+
+typedef struct {
+    const char *name;
+    int (*run)(Session *, Report *);
+    size_t size, seed; /* defaults */
+    size_t batch;      /* lists that session.run takes at once; 0: the command looks at no model */
+    size_t max_lists;  /* that session.lists has */
+    RunKind kind;
+    const char *options; /* names of those it takes, with spaces between them */
+    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
+    const char *summary;
+} Command;
+
+static const Command *find_command(const char *name, Error *error);
+static int run_command(Session *s, const Command *command, Report *r);
+static void options_default(Session *s, const Command *command, int original);
+
+TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    set_error(error, format, args);
+    va_end(args);
+    error->usage = 1;
+    return 0;
+}
+
+static int cannot_write(const char *what, Error *error) {
+    return fail(error, "cannot write %.400s: %s", what, strerror(errno));
+}
+
+static int parse_list(Session *s, uint32_t *list, const char *const *words, size_t n) {
+    for (size_t i = 0; i < smaller(n, s->T); i++) {
+        const int negative = *words[i] == '-';
+        double value;
+        if (!parse_number(&value, words[i] + negative, 0, 1e15, 1))
+            return usage(s->error, "'%.60s' is not a whole number", words[i]);
+        if ((negative && value > 0) || value >= (double)s->V)
+            return usage(s->error, "%.60s is not in 0..%zu, the numbers that this model knows", words[i], s->V - 1);
+        list[i] = (uint32_t)value;
+    }
+    const char *much = n < s->T ? "few" : "many";
+    return n == s->T || usage(s->error, "too %s numbers: the list has %zu, the model takes %zu", much, n, s->T);
+}
+
+/* s->list: the one among the arguments or, without any, the first of the seed. */
+static int given_list(Session *s, size_t seed) {
+    Mt19937 mt;
+    if (s->on_tour) return 1;
+    mt_seed(&mt, (uint32_t)seed);
+    make_lists(&mt, s->list, s->median, 1, s->V, s->T);
+    if (s->n_numbers && !parse_list(s, s->list, s->numbers, s->n_numbers)) return 0;
+    s->median[0] = median_of(s->list, s->T);
+    return 1;
+}
+
+static const char *list_text(Session *s, const uint32_t *list) {
+    for (size_t i = 0, at = 0; i < s->T; i++)
+        at += (size_t)snprintf(s->text + at, LIST_TEXT - at, "%s%u", i ? " " : "", (unsigned)list[i]);
+    return s->text;
+}
+
+static int command_data(Session *s, Report *r) {
+    Mt19937 mt;
+    mt_seed(&mt, (uint32_t)s->settings.recipe.seed);
+    for (size_t i = 0; i < s->size && !(r->out && ferror(r->out)); i++) {
+        make_lists(&mt, s->list, s->median, 1, s->V, s->T);
+        say(r, "%s | %u\n", list_text(s, s->list), (unsigned)s->median[0]);
+    }
+    return 1;
+}
+
+/* ---- 9. Training at a terminal --------------------------------------------------------------- */
+
+/* Wall-clock seconds where C offers them, else processor time. */
+static double seconds(void) {
+#ifdef TIME_UTC
+    struct timespec now = {0, 0};
+    timespec_get(&now, TIME_UTC);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
+/* Is this stream a person's screen? */
+static int is_terminal(FILE *stream) {
+#ifdef HAVE_ISATTY
+    return (stream == stdout && isatty(1)) || (stream == stderr && isatty(2));
+#else
+    (void)stream;
+    return 0;
+#endif
+}
+
+/* What a person sees of long work: a bar on a terminal, within 80 columns, else a line now and then. All but the stream
+ * is 0 at first. */
+typedef struct {
+    FILE *stream; /* NULL: nothing */
+    int terminal;
+    double steps;               /* that the whole work has, 0: it isn't counted in steps */
+    double start, shown, first; /* first: the share that was done at the start */
+} Progress;
+
+/* Called after every step; shows something when it is time to. */
+TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const char *format, ...) {
+    const double now = seconds();
+    va_list args;
+    if (p->start == 0) p->terminal = is_terminal(p->stream), p->start = p->shown = now, p->first = done;
+    if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return;
+    p->shown = now;
+    if (p->terminal) fprintf(p->stream, "\r[");
+    for (int i = 0; p->terminal && i < 8; i++) fputc((double)i < 8 * done ? '#' : '.', p->stream);
+    if (p->terminal) fprintf(p->stream, "] ");
+    va_start(args, format);
+    vfprintf(p->stream, format, args);
+    va_end(args);
+    const double rate = (done - p->first) / max_double(now - p->start, 1e-9);
+    if (p->steps > 0) fprintf(p->stream, "  %.0f steps/s", rate * p->steps);
+    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0, p->terminal && done < 1 ? "\033[K" : "\n");
+    fflush(p->stream);
+}
+
+static volatile sig_atomic_t interrupted;
+
+#ifdef SIGINT
+static void note_interrupt(int number) {
+    (void)number;
+    interrupted = 1;
+}
+#endif
+
+/* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
+static int run_training(Trainer *t, const Session *s, FILE *log, const char *state) {
+    FILE *stream = s->streams.progress;
+    const double total = (double)t->total_steps, now = seconds();
+    Progress progress = {stream, is_terminal(stream), total, now, now, (double)t->step / total};
+    int done = 1, finite = 1;
+    while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
+        if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
+            done = cannot_write("the log", s->error);
+        else if (state && t->step % s->save_every == 0 && t->step < t->total_steps)
+            done = (!log || fflush(log) == 0 || cannot_write("the log", s->error)) && trainer_save(t, state, s->error);
+        if (done)
+            show_progress(&progress, (double)t->step / total,
+                          progress.terminal     ? "%zu/%zu  loss %.4f  accuracy %.2f %%"
+                          : t->validation.lists ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
+                                                : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
+                          t->step, t->total_steps, t->loss, 100 * t->accuracy, 100 * t->validation.accuracy);
+    }
+    if (t->step < t->total_steps && progress.terminal) fputc('\n', progress.stream);
+    if (done && !(finite && is_finite(&t->model)))
+        return fail(s->error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
+    if (!done || t->step == t->total_steps) return done;
+    if (!state) return fail(s->error, "interrupted after step %zu", t->step);
+    return trainer_save(t, state, s->error) &&
+           fail(s->error, "interrupted after step %zu; it goes on with: median train --resume %.400s --out %.400s",
+                t->step, state, s->out);
+}
+
+/* A new training, or the rest of an old one. */
+static int start_training(Trainer *t, Session *s) {
+    const Recipe *recipe = &s->settings.recipe;
+    if (s->resume && s->setting_given)
+        return usage(s->error, "--%s: a resumed training keeps its own settings", s->setting_given);
+    if (s->resume) return trainer_resume(t, s->resume, s->error);
+    if (recipe->trainset_size == 0 && recipe->steps == 0)
+        return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
+    if (s->init && !model_load(&s->model, s->init, s->error)) return 0;
+    return trainer_create(t, recipe, &s->settings.config, s->init ? &s->model : NULL, s->error);
+}
+
+/* What is said of the weights is true of those that are saved; the latest validation may be of others. */
+static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
+    const size_t n = t->validated ? t->recipe.valset_size : 0;
+    Model *result = trainer_result(t);
+    Evaluation e = {0};
+    if (!model_save(result, path, error)) return 0;
+    evaluate(result, &t->run, t->val_lists, t->val_medians, n, NULL, &e);
+    say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
+    if (e.lists && e.loss < HUGE_VAL) say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * e.accuracy, e.loss);
+    say(r, "\nwrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
+    return 1;
+}
+
+/* Will write_file find a place? Asked before hours of work, not after. */
+static int check_output(const char *path, Error *error) {
+    char beside[4100];
+#ifdef HAVE_STAT
+    struct stat about;
+    errno = EISDIR;
+    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return cannot_write(path, error);
+#endif
+    if (is_special(path)) return 1;
+    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
+        return fail(error, "the name %.60s... is too long", path);
+    FILE *f = fopen(beside, "wb");
+    if (!f) return cannot_write(path, error);
+    fclose(f);
+    remove(beside);
+    return 1;
+}
+
+/* Reads a line of any length, of which the first `size` characters are kept. 0 at the end of the input. */
+static int read_line(FILE *in, char *line, size_t size, int *cut) {
+    size_t n = 0;
+    int c, any = 0;
+    for (*cut = 0; (c = fgetc(in)) != EOF && c != '\n'; any = 1) {
+        if (n + 1 < size) line[n++] = (char)(c ? c : '?');
+        else *cut = 1;
+    }
+    line[n] = 0;
+    return any || c == '\n';
+}
+
+/* The log of a new training, or that of a resumed one without the steps that will be done again. */
+static FILE *open_log(const Session *s, const Trainer *t) {
+    Text kept = {0};
+    char line[200];
+    int cut;
+    FILE *old = s->resume ? fopen(s->log, "r") : NULL;
+    text_add(&kept, "step,lr,loss,accuracy\n");
+    while (old && read_line(old, line, sizeof line, &cut))
+        if (strtod(line, NULL) >= 1 && strtod(line, NULL) <= (double)t->step) text_add(&kept, "%s\n", line);
+    if (old) fclose(old);
+    if (kept.failed) errno = ENOMEM;
+    FILE *log = kept.failed ? NULL : fopen(s->log, "w");
+    if (log && fwrite(kept.data, 1, kept.size, log) != kept.size) fclose(log), log = NULL;
+    if (!log) cannot_write(s->log, s->error);
+    text_free(&kept);
+    return log;
+}
+
+static int command_train(Session *s, Report *r) {
+    char state[4096];
+    Trainer t;
+    FILE *log = NULL;
+    const int length = snprintf(state, sizeof state, "%s.state", s->out);
+    const int keeps_state = length < (int)sizeof state && !is_special(s->out);
+    if (!start_training(&t, s)) return 0;
+    int done = check_output(s->out, s->error) && (!keeps_state || check_output(state, s->error)) &&
+               (!s->log || (log = open_log(s, &t)) != NULL);
+#ifdef SIGINT
+    signal(SIGINT, note_interrupt);
+    signal(SIGTERM, note_interrupt);
+#endif
+    if (done) done = run_training(&t, s, log, keeps_state ? state : NULL);
+    if (log && fclose(log) != 0 && done) done = cannot_write(s->log, s->error);
+    if (done) {
+        done = save_result(&t, s->out, r, s->error);
+        if (done && keeps_state) remove(state);
+    } else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
+        Error lost = {{0}, 0};
+        if (save_result(&t, s->out, r, &lost))
+            say(r, "(the training diverged; these are the weights of the best validation)\n");
+    }
+    trainer_free(&t);
+    return done;
+}
+
+/* ---- 10. Looking at attention ---------------------------------------------------------------- */
 
 /* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
 static void rank_order(const uint32_t *list, size_t n, size_t *order) {
@@ -1901,7 +2187,195 @@ static void observe_attention(AttentionStats *a, const Run *run, const uint32_t 
     }
 }
 
-/* ---- 10. Circuits and weights ----------------------------------------------------------------------------------- */
+/* In pictures of attention, full strength is so many times even attention: a row of even attention is seen, and so is
+ * what exceeds it. */
+#define PATTERN_LIMIT 3.0
+
+/* Attention of each number of s->list (row), which the run has just seen, to itself and those before it; of the last
+ * layer, and in a run that keeps no others, of the last number. */
+static void show_patterns(const Session *s, Report *r) {
+    const size_t T = s->T, H = s->model.config.n_heads;
+    size_t n;
+    for (size_t head = 0; head < s->model.config.n_layers * H; head++) {
+        const float *pattern = head_pattern(&s->run, head, &n);
+        const Map map = {pattern, n, T, PATTERN_LIMIT / (double)T, s->list + T - n, s->list, "query", "attends to"};
+        say(r, "\nlayer %zu head %zu\n", head / H, head % H);
+        draw_map(r, &map);
+    }
+}
+
+/* The last position's attention by position, by rank and, for machines, by number. */
+static void show_attention(Report *r, const AttentionStats *a, const Config *c) {
+    static const char *const kinds[] = {"position", "rank", "number"};
+    const size_t T = c->seq_len, V = c->max_num, n_kinds = r->kind == REPORT_TEXT ? 2 : 3;
+    table_begin(r, "attention", "layer,head,by,index,mean,deviation",
+                "layer  head  the last position to    mean  deviation\n");
+    for (size_t head = 0; head < a->heads; head++) {
+        const Moments *of_kind[] = {a->query + (head * T + T - 1) * T, a->rank + head * T, a->token + head * V};
+        for (size_t k = 0; k < n_kinds; k++)
+            for (size_t i = 0; i < (k < 2 ? T : V); i++) {
+                const double mean = mean_of(&of_kind[k][i]), deviation = deviation_of(&of_kind[k][i]);
+                table_row(r, "%5zu %5zu  %-8s %3zu         %7.3f    %7.3f  ", head / c->n_heads, head % c->n_heads,
+                          kinds[k], i, mean, deviation);
+                bar(r, mean, 1, 50);
+            }
+    }
+    say(r, "(rank 0: the least number, rank %zu: the median, rank %zu: the greatest)\n", T / 2, T - 1);
+}
+
+/* The patterns of a list, if there is one, then averages over s->lists. */
+static int command_attention(Session *s, Report *r) {
+    const Config *c = &s->model.config;
+    const size_t T = s->T;
+    AttentionStats stats;
+    if (s->n_numbers && !given_list(s, 1)) return 0;
+    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", s->error);
+    if (!means || !attention_create(&stats, c, s->error)) return free(means), 0;
+    if (s->n_numbers || s->on_tour) {
+        model_forward(&s->model, &s->run, s->list, 1, NULL);
+        show_patterns(s, r);
+        say(r, "\n");
+    }
+    for (size_t at = 0; at < s->n; at += s->run.capacity) {
+        model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, s->n - at), NULL);
+        observe_attention(&stats, &s->run, s->lists + at * T);
+    }
+    for (size_t head = 0; head < stats.heads; head++) {
+        say(r, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads, s->n,
+            s->seed);
+        for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&stats.query[head * T * T + i]));
+        const Map map = {means, T, T, PATTERN_LIMIT / (double)T, NULL, NULL, "query", "position attended to"};
+        draw_map(r, &map);
+        say(r, "\n");
+    }
+    show_attention(r, &stats, c);
+    free(stats.query);
+    free(means);
+    return 1;
+}
+
+/* ---- 11. Evaluating and predicting ----------------------------------------------------------- */
+
+static int command_info(Session *s, Report *r) {
+    const Model *m = &s->model;
+    const Settings all = {m->config, recipe_default()};
+    char text[80];
+    size_t n_config = 0;
+    say(r, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", s->path, m->n_params, m->n_tensors,
+        hash_model(m));
+    for (; settings[n_config].offset < sizeof(Config); n_config++) {
+        setting_print(&settings[n_config], &all, text, sizeof text);
+        say(r, "%-28s %s\n", settings[n_config].name, text);
+    }
+    say(r, "\n");
+    for (const Note *note = m->notes; note < m->notes + m->n_notes; note++) { /* but those that repeat the above */
+        size_t i = 0;
+        while (i < n_config && strcmp(settings[i].name, note->key) != 0) i++;
+        if (i == n_config) say(r, "%-28s %s\n", note->key, note->value);
+    }
+    say(r, "\n");
+    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++) {
+        shape_text(text, sizeof text, t);
+        say(r, "%-28s %s\n", t->name, text);
+    }
+    return 1;
+}
+
+/* In pieces as large as s->lists: any number of lists needs the same memory. */
+static int command_eval(Session *s, Report *r) {
+    Evaluation e = {0};
+    Mt19937 mt;
+    mt_seed(&mt, (uint32_t)s->seed);
+    for (size_t at = 0; at < s->size; at += s->n) {
+        const size_t n = smaller(s->n, s->size - at);
+        make_lists(&mt, s->lists, s->medians, n, s->V, s->T);
+        evaluate(&s->model, &s->run, s->lists, s->medians, n, NULL, &e);
+    }
+    const size_t *by = e.by_distance;
+    say(r, s->on_tour ? "On %zu lists made with seed %zu:\n\n" : "lists      %zu of seed %zu, evaluated with %s\n",
+        e.lists, s->seed, s->path);
+    say(r, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e.accuracy, e.right, e.lists,
+        e.lists - e.right);
+    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", checked(r, e.loss), e.alerts);
+    say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", by[0], by[1], by[2], by[3]);
+    if (!s->csv) return 1;
+    table_begin(r, "evaluation", "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts", "");
+    table_row(r, "%zu%f%f%zu%f%zu%zu%zu%zu%zu", e.lists, e.accuracy, e.loss, e.right, e.mean_distance, by[0], by[1],
+              by[2], by[3], e.alerts);
+    return 1;
+}
+
+/* The number that follows `before` in the order of falling logits; before n stands the first. */
+static size_t next_best(const float *logits, size_t n, size_t before) {
+    size_t best = n;
+    for (size_t i = 0; i < n; i++) {
+        const int after = before == n || logits[i] < logits[before] || (i > before && logits[i] == logits[before]);
+        if (after && (best == n || logits[i] > logits[best])) best = i;
+    }
+    return best;
+}
+
+static int show_prediction(Session *s, Report *r) {
+    const float *logits = s->run.logits, *probs = s->run.probs;
+    size_t order[MAX_SEQ_LEN];
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    model_loss(&s->run, s->median);
+    const size_t guess = argmax(logits, s->V), median = s->median[0];
+    rank_order(s->list, s->T, order);
+    say(r, "list       %s\nsorted    ", list_text(s, s->list));
+    for (size_t i = 0; i < s->T; i++) say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
+    say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong", median);
+    say(r, "loss %.5g\n\n", checked(r, (double)s->run.loss[0]));
+    say(r, "number     logit  probability\n");
+    for (size_t i = 0, v = guess; i < smaller(5, s->V); i++, v = next_best(logits, s->V, v)) {
+        say(r, "%6zu %9.3f  %8.5f  ", v, (double)logits[v], (double)probs[v]);
+        bar(r, (double)probs[v], 1, 40);
+    }
+    return 1;
+}
+
+/* Answers to n lists, one a line. */
+static void add_answers(Session *s, Report *r, const uint32_t *lists, size_t n) {
+    model_forward(&s->model, &s->run, lists, n, NULL);
+    for (const float *row = s->run.logits; row < s->run.logits + n * s->V; row += s->V) {
+        const size_t guess = argmax(row, s->V);
+        checked(r, (double)row[guess]);
+        if (s->logits) line_of_numbers(r, " ", row, s->V);
+        else say(r, "%zu\n", guess);
+    }
+    report_flush(r);
+}
+
+/* The list among the arguments or, without any, lists from the input, one a line; empty lines are passed over. */
+static int command_predict(Session *s, Report *r) {
+    const char *words[MAX_SEQ_LEN + 1], *const space = " \t\r,";
+    char line[16384];
+    size_t n = 0, number = 0;
+    int cut;
+    FILE *in = s->streams.in;
+    if (s->n_numbers) {
+        if (!given_list(s, 1)) return 0;
+        if (s->logits) add_answers(s, r, s->list, 1);
+        else show_prediction(s, r), show_patterns(s, r);
+        return 1;
+    }
+    while (!s->error->usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &cut)) {
+        size_t n_words = 0;
+        number++;
+        for (char *word = strtok(line, space); word && n_words <= s->T; word = strtok(NULL, space))
+            words[n_words++] = word;
+        if (cut) usage(s->error, "it is too long");
+        else if (n_words) n += (size_t)parse_list(s, s->lists + n * s->T, words, n_words);
+        if (n == s->run.capacity) add_answers(s, r, s->lists, n), n = 0;
+    }
+    if (n) add_answers(s, r, s->lists, n);
+    const Error reason = *s->error;
+    s->error->usage = 0;
+    if (reason.usage) return fail(s->error, "standard input, line %zu: %.300s", number, reason.text);
+    return !ferror(in) || fail(s->error, "cannot read standard input: %s", strerror(errno));
+}
+
+/* ---- 12. Circuits and weights ---------------------------------------------------------------- */
 
 /* The sum of n products; in x and in y, each number stands so many behind the one before. */
 static double dot(const float *x, size_t x_step, const float *y, size_t y_step, size_t n) {
@@ -1985,7 +2459,113 @@ void circuit_table(const Model *m, const Circuit *which, float *table, float *sc
     }
 }
 
-/* ---- 11. Intervening: ablation, patching, attribution ----------------------------------------------------------- */
+
+/* A whole number below `limit` at *text, which moves behind it and the mark that follows; a last ',' may be missing. */
+static int next_index(const char **text, char mark, size_t limit, size_t *index) {
+    const char *at = *text;
+    for (*index = 0; *at >= '0' && *at <= '9' && *index < limit; at++) *index = 10 * *index + (size_t)(*at - '0');
+    const int good = at > *text && *index < limit && (*at == mark || (!*at && mark == ','));
+    *text = at + (*at != 0);
+    return good;
+}
+
+/* The next in the list of --head. */
+static int next_head(const Session *s, const char **text, size_t *layer, size_t *head) {
+    const size_t L = s->model.config.n_layers, H = s->model.config.n_heads;
+    return (next_index(text, '.', L, layer) && next_index(text, ',', H, head)) ||
+           usage(s->error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0; the model has %zu layers of %zu heads",
+                 s->heads, L, H);
+}
+
+static int command_circuits(Session *s, Report *r) {
+    const size_t V = s->V, H = s->model.config.n_heads, positions[] = {s->query_pos, s->key_pos};
+    const size_t ov = s->n_numbers == 1 ? choice_index("qk|ov", s->numbers[0]) : 2;
+    const char *heads = s->heads;
+    Circuit which = {ov ? CIRCUIT_OV : CIRCUIT_QK, s->raw != 0, 0, 0, s->query_pos, s->key_pos};
+    if (ov > 1) return usage(s->error, "which circuits? median circuits qk, or median circuits ov");
+    for (size_t i = 0; i < 2; i++)
+        if (positions[i] != NO_POSITION && positions[i] >= s->T)
+            return usage(s->error, "--%s-pos is %zu, must be less than %zu", i ? "key" : "query", positions[i], s->T);
+    if (*heads && !next_head(s, &heads, &which.layer, &which.head)) return 0;
+    if (*heads) return usage(s->error, "--head is '%.40s', must be one head", s->heads);
+    const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
+    float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", s->error);
+    const Map map = {table, V, V, 0, NULL, NULL, ov ? "number" : "query", ov ? "logit of" : "key"};
+    const size_t first = which.layer * H + which.head, n = *s->heads || s->csv ? 1 : s->model.config.n_layers * H;
+    for (size_t i = first; table && i < first + n; i++) {
+        which.layer = i / H, which.head = i % H;
+        circuit_table(&s->model, &which, table, table + V * V);
+        for (size_t t = 0; r->kind != REPORT_TEXT && t < V; t++) line_of_numbers(r, ",", table + t * V, V);
+        say(r, "layer %zu head %zu, %s%s\n", which.layer, which.head, which.raw ? "raw " : "",
+            ov ? "OV: what attending to a number (row) adds to the logit of each (column)"
+               : "QK: how much a query number (row) looks at a key number (column)");
+        draw_map(r, &map);
+        say(r, "\n");
+    }
+    free(table);
+    return table != NULL;
+}
+
+/* One matrix of a tensor, a head's where there are heads: its singular values and its picture. */
+static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, Error *error) {
+    const size_t few = smaller(rows, cols), many = rows + cols - few;
+    const Map map = {data, rows, cols, 0, NULL, NULL, "", ""};
+    const double bytes = (double)few * (double)(many + 1) * (double)sizeof *data;
+    float *columns = (float *)allocate(bytes, "singular values", error);
+    if (!columns) return 0;
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
+    singular_values(columns + few * many, columns, few, many);
+    say(r, "  singular values");
+    for (size_t i = 0; i < smaller(few, 10); i++)
+        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g", checked(r, (double)columns[few * many + i]));
+    say(r, "\n");
+    draw_map(r, &map);
+    free(columns);
+    return 1;
+}
+
+enum { BINS = 40 };
+
+static int show_tensor(Report *r, const Tensor *t, Error *error) {
+    char shape[80];
+    Moments moments = {0, 0, 0};
+    float min = t->data[0], max = t->data[0];
+    size_t bins[BINS] = {0}, most = 0;
+    for (size_t i = 0; i < t->size; i++) {
+        observe(&moments, t->data[i]);
+        min = t->data[i] < min ? t->data[i] : min, max = t->data[i] > max ? t->data[i] : max;
+    }
+    for (size_t i = 0; i < t->size; i++) {
+        const double place = max > min ? ((double)t->data[i] - min) / ((double)max - min) * (BINS - 0.001) : 0.0;
+        if (++bins[(size_t)place] > most) most = bins[(size_t)place];
+    }
+    shape_text(shape, sizeof shape, t);
+    text_add(&r->text, r->kind == REPORT_TEXT ? "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n"
+                                              : "%s,%s,%.9g,%.9g,%.9g,%.9g",
+             t->name, shape, mean_of(&moments), deviation_of(&moments), (double)min, (double)max);
+    say(r, "  histogram |");
+    for (size_t i = 0; i < BINS; i++)
+        say(r, "%c", bins[i] ? ramp_positive[1 + strength((double)bins[i], (double)most) * 8 / 9] : ' ');
+    say(r, "|\n");
+    const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1];
+    const size_t rows = t->size / heads / cols;
+    for (size_t head = 0; head < heads; head++) {
+        if (heads > 1) say(r, "  head %zu\n", head);
+        if (!show_matrix(r, t->data + head * rows * cols, rows, cols, error)) return 0;
+    }
+    text_add(&r->text, "\n");
+    return 1;
+}
+
+static int command_weights(Session *s, Report *r) {
+    int done = 1;
+    table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...", "");
+    for (size_t i = 0; done && i < s->model.n_tensors; i++) done = show_tensor(r, &s->model.tensors[i], s->error);
+    return done;
+}
+
+/* ---- 13. Intervening: ablation, patching, attribution ---------------------------------------- */
 
 /* One hook serves every intervention: where a target says so, values of the run under way are replaced by zeros, or by
  * those of `source`, another run over as many lists: the mean over its lists, the next list's, the same list's. */
@@ -2082,7 +2662,200 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
     }
 }
 
-/* ---- 12. The explanation ---------------------------------------------------------------------------------------- */
+
+/* A run that is intervened in, beside the one that keeps what it computed. */
+static int need_other_run(Session *s) {
+    return s->other.memory || run_create(&s->other, &s->model.config, s->run.capacity, s->run.kind, s->error);
+}
+
+enum { MAX_TARGETS = 256 };
+
+/* The place at each of --positions, or at all. */
+static int add_target(const Session *s, Target *targets, size_t *n, Target place) {
+    const char *at = s->positions;
+    place.position = ALL_POSITIONS;
+    do {
+        if (*at && !next_index(&at, ',', s->T, &place.position))
+            return usage(s->error, "--positions is '%.40s', must be numbers below %zu", s->positions, s->T);
+        if (*n == MAX_TARGETS) return usage(s->error, "more than %d targets", MAX_TARGETS);
+        targets[(*n)++] = place;
+    } while (*at);
+    return 1;
+}
+
+/* --head and --layer, each at --positions: the targets of one joint ablation, *n of them. */
+static int parse_targets(const Session *s, Target *targets, size_t *n) {
+    const size_t L = s->model.config.n_layers;
+    const char *heads = s->heads, *layers = s->layers;
+    Target t = {HOOK_HEAD, 0, 0, 0};
+    if (s->part && !s->model.config.d_mlp) return usage(s->error, "--part mlp: this model has no MLP");
+    while (*heads)
+        if (!next_head(s, &heads, &t.layer, &t.head) || !add_target(s, targets, n, t)) return 0;
+    t.site = s->part ? HOOK_MLP : HOOK_HEAD, t.head = s->part ? 0 : ALL_HEADS;
+    while (*layers) {
+        if (!next_index(&layers, ',', L, &t.layer))
+            return usage(s->error, "--layer is '%.40s', must be numbers below %zu", s->layers, L);
+        if (!add_target(s, targets, n, t)) return 0;
+    }
+    for (t.layer = 0; !*s->heads && !*s->layers && (*s->positions || s->part) && t.layer < L; t.layer++)
+        if (!add_target(s, targets, n, t)) return 0;
+    return 1;
+}
+
+/* A row of the ablation table, over the lists that s->run has just seen. */
+static void show_ablation(Session *s, Report *r, const Target *targets, size_t n, const char *layer, const char *head,
+                          const char *positions) {
+    static const char *const kinds[] = {"mean", "zero", "resample"};
+    Evaluation e = {0};
+    run_intervention(&s->model, &s->other, &s->run, s->lists, (ReplaceKind)s->kind, targets, n);
+    evaluate_batch(&s->other, s->medians, &e);
+    table_row(r, "%-8s %-8s %-12s %-9s %9.3f %% %11.5f %7zu of %zu\n", layer, head, positions,
+              n ? kinds[s->kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
+}
+
+/* An index as text, or what is said in place of one that is too great. */
+static const char *index_text(char text[24], size_t index, size_t n, const char *otherwise) {
+    if (index < n) snprintf(text, 24, "%zu", index);
+    else snprintf(text, 24, "%s", otherwise);
+    return text;
+}
+
+/* "0,1,2" becomes "0 1 2": a CSV cell has no comma. */
+static void spaced(char to[LIST_SIZE], const char *from, const char *if_empty) {
+    snprintf(to, LIST_SIZE, "%s", *from ? from : if_empty);
+    while ((to = strchr(to, ',')) != NULL) *to = ' ';
+}
+
+/* The targets given or, without any, every head at every position, every head, every layer. */
+static int command_ablate(Session *s, Report *r) {
+    static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
+    const size_t H = s->model.config.n_heads, T = s->T, parts = H + (s->model.config.d_mlp ? 2 : 1);
+    const size_t n = smaller(s->n, s->run.capacity);
+    char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
+    Target targets[MAX_TARGETS] = {{HOOK_HEAD, 0, 0, 0}};
+    size_t n_targets = 0;
+    if (!parse_targets(s, targets, &n_targets) || !need_other_run(s)) return 0;
+    model_forward(&s->model, &s->run, s->lists, n, NULL);
+    say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[s->kind], n, s->seed);
+    table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists",
+                "layer    head     positions    kind        accuracy          loss  loss > 0.7\n");
+    if (r->kind == REPORT_TEXT) show_ablation(s, r, NULL, 0, "-", "-", "nothing");
+    spaced(heads, s->heads, s->part ? "mlp" : "attn");
+    spaced(layers, s->layers, *s->heads ? "-" : "all");
+    spaced(positions, s->positions, "all");
+    if (*s->heads && !strchr(s->heads, ',') && !*s->layers) { /* one head: its layer and head apart */
+        snprintf(layers, sizeof layers, "%zu", targets[0].layer);
+        snprintf(heads, sizeof heads, "%zu", targets[0].head);
+    }
+    if (n_targets) show_ablation(s, r, targets, n_targets, layers, heads, positions);
+    for (size_t i = 0; n_targets == 0 && i < s->model.config.n_layers * parts; i++) {
+        const size_t l = i / parts, part = i % parts; /* of each layer every head, attention, and the MLP */
+        for (size_t t = part < H ? 0 : T; t <= T; t++) {
+            const Target target = {part > H ? HOOK_MLP : HOOK_HEAD, l, part > H ? 0 : part < H ? part : ALL_HEADS,
+                                   t < T ? t : ALL_POSITIONS};
+            show_ablation(s, r, &target, 1, index_text(layers, l, SIZE_MAX, ""),
+                          index_text(heads, part, H, part > H ? "mlp" : "attn"), index_text(positions, t, T, "all"));
+        }
+    }
+    return 1;
+}
+
+/* Of s->list: the logit of its median, against that of the best other number. */
+static int command_attribute(Session *s, Report *r) {
+    const Config *c = &s->model.config;
+    const size_t room = attribution_terms(c);
+    const float *logits = s->run.logits;
+    double limit = 0;
+    if (!given_list(s, s->seed)) return 0;
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    const size_t best = argmax(logits, s->V), median = s->median[0];
+    const size_t other = best == median ? next_best(logits, s->V, best) : best;
+    Attribution a = {{median, other}, 0, NULL, 0, {0, 0}};
+    const double bytes = (double)room * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * sizeof(float);
+    a.terms = (Term *)allocate(bytes, "the terms", s->error);
+    if (!a.terms) return 0;
+    attribute(&s->model, &s->run, &a, (float *)(a.terms + room));
+    say(r, "What makes the logit of the median, %zu, and of the best other number, %zu\n\n", median, other);
+    table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin",
+                "term        layer  head  position  number      logit      other     margin\n");
+    for (size_t i = 0; i < a.n_terms; i++) limit = max_double(limit, fabs(a.terms[i].logit[0] - a.terms[i].logit[1]));
+    for (const Term *t = a.terms; t < a.terms + a.n_terms; t++) {
+        const double margin = t->logit[0] - t->logit[1];
+        table_row(r, "%-11s %5zu %5zu %9zu %7zu %10.4f %10.4f %+10.4f  ", t->part, t->layer, t->head, t->position,
+                  (size_t)s->list[t->position], t->logit[0], t->logit[1], margin);
+        bar(r, fabs(margin), limit, 30);
+    }
+    const double x = (double)logits[median], y = (double)logits[other];
+    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
+    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "logits of the forward pass", x, y, x - y);
+    free(a.terms);
+    return 1;
+}
+
+static double margin(const Run *run, const size_t *numbers) {
+    return (double)run->logits[numbers[0]] - (double)run->logits[numbers[1]];
+}
+
+/* The second list: given behind the first, or the first with its median moved by half the range. */
+static int other_list(Session *s) {
+    const size_t T = s->T;
+    uint32_t *other = s->list + T;
+    size_t t = 0, differ = 0;
+    memcpy(other, s->list, T * sizeof *other);
+    while (other[t] != s->median[0]) t++;
+    other[t] = (uint32_t)((other[t] + s->V / 2) % s->V);
+    if (s->n_numbers && !parse_list(s, other, s->numbers + T, T)) return 0;
+    for (t = 0; t < T; t++) differ += s->list[t] != other[t];
+    if (differ != 1) return usage(s->error, "the two lists must differ in one number; they differ in %zu", differ);
+    s->median[1] = median_of(other, T);
+    return 1;
+}
+
+/* The clean list is run in s->run, the corrupted one in s->other; what counts is the margin of one number's logit over
+ * another's. One clean value after the other is put into the corrupted run: how much of the clean margin comes back?
+ * 1 all of it, 0 nothing. */
+static int command_patch(Session *s, Report *r) {
+    static const char *const names[] = {"residual", "pattern", "head", "mlp"}; /* in the order of HookSite */
+    const Config *c = &s->model.config;
+    const size_t T = s->T, V = s->V, n_sites = c->d_mlp ? 4 : 3;
+    const float *logits = s->run.logits;
+    if (s->n_numbers && s->n_numbers != 2 * T)
+        return usage(s->error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, s->n_numbers);
+    s->n_numbers /= 2;
+    if (!given_list(s, s->seed) || !other_list(s) || !need_other_run(s)) return 0;
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    model_forward(&s->model, &s->other, s->list + T, 1, NULL);
+    size_t numbers[2] = {s->median[0], s->median[1]};
+    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, V);
+    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, numbers[1]);
+    say(r, "clean      %s  median %u\n", list_text(s, s->list), (unsigned)s->median[0]);
+    say(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + T), (unsigned)s->median[1]);
+    say(r, "Margins are logit(%zu) - logit(%zu). With one clean value put into the corrupted run:\n\n", numbers[0],
+        numbers[1]);
+    table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored",
+                "site      layer  head  position      clean  corrupted    patched  restored\n");
+    const double clean = margin(&s->run, numbers), corrupted = margin(&s->other, numbers), whole = clean - corrupted;
+    for (size_t i = 0; i < c->n_layers * n_sites; i++) {
+        Target target = {(HookSite)(i % n_sites), i / n_sites, 0, 0};
+        const int per_head = target.site == HOOK_PATTERN || target.site == HOOK_HEAD;
+        const size_t first = target.site != HOOK_RESIDUAL && target.layer + 1 == c->n_layers ? T : 1;
+        for (target.head = 0; target.head < (per_head ? c->n_heads : 1); target.head++)
+            for (size_t t = i ? first : 0; t <= T; t++) { /* position t - 1; 0: all, where the residual stream begins */
+                char position[24];
+                target.position = t ? t - 1 : ALL_POSITIONS;
+                index_text(position, target.position, T, "all");
+                run_intervention(&s->model, &s->other, &s->run, s->list + T, REPLACE_SAME, &target, 1);
+                const double patched = margin(&s->other, numbers);
+                const double restored = whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0;
+                table_row(r, "%-9s %5zu %5zu %9s %10.4f %10.4f %10.4f %9.3f  ", names[target.site], target.layer,
+                          target.head, position, clean, corrupted, patched, restored);
+                bar(r, restored, 1, 30);
+            }
+    }
+    return 1;
+}
+
+/* ---- 14. The explanation --------------------------------------------------------------------- */
 
 /* The claim: the median of a list is the m that minimises sum_i |x_i - m|, and the network computes just that.
  * Attention at the last position is nearly uniform, so the head adds up one OV vector per number, and that vector is
@@ -2371,7 +3144,188 @@ void explanation_free(Explanation *e) {
     memset(e, 0, sizeof *e);
 }
 
-/* ---- 13. The certificate ---------------------------------------------------------------------------------------- */
+/* -- what is said of it -- */
+
+static double share(size_t part, size_t whole) { return whole ? (double)part / (double)whole : 0.0; }
+
+static void show_uniformity(Report *r, const Explanation *e, const Config *c) {
+    say(r, "1. Where does the last position look?\n\n"
+           "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n",
+        e->lists, 1.0 / (double)c->seq_len);
+    show_attention(r, &e->attention, c);
+    for (size_t head = 0; head < e->attention.heads; head++) {
+        double least = HUGE_VAL, most = -HUGE_VAL;
+        for (size_t v = 0; v < c->max_num; v++) {
+            const Moments *number = &e->attention.token[head * c->max_num + v];
+            if (number->n > 0 && mean_of(number) < least) least = mean_of(number);
+            if (number->n > 0 && mean_of(number) > most) most = mean_of(number);
+        }
+        say(r, "Layer %zu head %zu gives every number, wherever it stands, %.3f to %.3f on average.\n",
+            head / c->n_heads, head % c->n_heads, least, most);
+    }
+    table_begin(r, "entropy", "mean,deviation", "");
+    table_row(r, "Entropy %.4f of the greatest possible, on average; deviation %.4f.\n\n",
+              mean_of(&e->attention.entropy), deviation_of(&e->attention.entropy));
+}
+
+static void show_ov(Report *r, const Explanation *e, size_t V) {
+    const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of"};
+    const Map ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred"};
+    const float *values = e->values, *ideal_values = e->ideal_values;
+    say(r, "2. What does a number say?\n\n"
+           "The effective OV circuit: what attending to a number adds to each logit.\n\n");
+    draw_map(r, &ov);
+    say(r, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
+    draw_map(r, &ideal);
+    table_begin(r, "circuit", "correlation", "");
+    table_row(r, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
+    table_begin(r, "modes", "mode,singular_value,ideal,overlap",
+                "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) mode/max_num)\n");
+    for (size_t k = 0; k < smaller(8, V); k++)
+        table_row(r, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, values[0] > 0 ? (double)values[k] / (double)values[0] : 0.0,
+                  (double)ideal_values[k] / (double)ideal_values[0], (double)e->overlap[k]);
+}
+
+/* A curve as text; the zero line is dotted. */
+static void draw_curve(Report *r, const float *y, size_t n) {
+    const size_t height = 9;
+    double limit = 0;
+    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
+    for (size_t line = 0; line < height; line++) {
+        say(r, "  %8.2f |", limit * (1.0 - 2.0 * (double)line / (double)(height - 1)));
+        for (size_t x = 0; x < smaller(n, r->width - 12); x++) {
+            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
+            say(r, floor(level + 0.5) == (double)line ? "*" : line == height / 2 ? "." : " ");
+        }
+        say(r, "\n");
+    }
+}
+
+static void show_votes(Report *r, const Explanation *e, size_t V) {
+    const size_t every = r->kind == REPORT_TEXT && V > 24 ? V / 12 : 1;
+    say(r, "\n3. Votes\n\n"
+           "logit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
+    for (size_t i = 1; i <= 3; i++) {
+        const size_t m = smaller(V - 2, i * V / 4);
+        say(r, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1,
+            (double)e->fit[m]);
+        draw_curve(r, e->votes + m * V, V);
+    }
+    table_begin(r, "votes", "m,step,fit", "\n   m  step a(m)  R^2\n");
+    for (size_t m = 0; m + 1 < V; m += every) {
+        table_row(r, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
+        bar(r, (double)e->fit[m], 1, 40);
+    }
+    say(r, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", e->mean_fit, e->steps_up, V - 1);
+}
+
+static void show_direct_path(Report *r, const Explanation *e) {
+    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio", "\n4. The last number\n\n"
+                "The last number also reaches the logits through the residual stream, without any head. In units of\n"
+                "-|x - m| (slope of the best fit):\n\n");
+    table_row(r, "  any other number, attention x OV     %8.4f\n  the last number, attention x OV      %8.4f\n"
+                 "  the last number, residual stream     %8.4f\n  the last number, in all              %8.4f\n"
+                 "  in all, as a part of another's       %8.4f\n",
+              e->other_weight, e->last_weight - e->direct_weight, e->direct_weight, e->last_weight, e->weight_ratio);
+    say(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the "
+           "last one\ncounts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
+}
+
+static void show_ladder(Report *r, const Explanation *e) {
+    static const char *const names[LADDER] = {"the network", "attention frozen to its mean by position",
+                                              "and ln_final's scale frozen", "votes a(m) sign(x - m - 1/2) + c(m)",
+                                              "the median itself"};
+    const size_t n = e->lists, mistakes = n - e->ladder[0].right;
+    say(r, "\n5. The ladder\n\n"
+           "Ever simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", n, mistakes);
+    table_begin(r, "ladder", "rung,model,accuracy,agreement,mistakes_repeated,loss",
+                "                                                right    like the  its mistakes      loss\n"
+                "                                                          network      repeated\n");
+    for (size_t i = 0; i < LADDER; i++) {
+        const Rung *rung = &e->ladder[i];
+        table_row(r, "(%zu) %-40s %8.3f %% %8.3f %% %11.2f %% %10.5f\n", i, names[i], share(rung->right, n),
+                  share(rung->like_network, n), share(rung->mistakes_shared, mistakes), rung->loss);
+    }
+}
+
+/* Shares of right answers among the lists of each class, `width` classes together. */
+static void show_tallies(Report *r, const char *name, const char *title, const Tally *tallies, size_t n, size_t width) {
+    table_begin(r, name, "from,lists,accuracy", title);
+    for (size_t first = 0; first < n; first += width) {
+        Tally sum = {0, 0};
+        for (size_t i = first; i < smaller(n, first + width); i++)
+            sum.lists += tallies[i].lists, sum.right += tallies[i].right;
+        if (sum.lists)
+            table_row(r, "  from %-4zu %9zu lists  %8.3f %% right\n", first, sum.lists, share(sum.right, sum.lists));
+    }
+}
+
+static void show_failures(Session *s, Report *r, const Explanation *e) {
+    const size_t tenth = r->kind == REPORT_TEXT ? (s->V + 9) / 10 : 1;
+    show_tallies(r, "by_median", "\n6. Where it fails\n\nBy the median:\n", e->by_median, s->V, tenth);
+    show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, s->V,
+                 tenth);
+    show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, s->T + 1, 1);
+    table_begin(r, "worst", "loss,list", "The lists of greatest loss:\n");
+    for (size_t i = 0; i < WORST_LISTS && e->worst[i].count; i++)
+        table_row(r, "  %8.4f  %s\n", -e->worst[i].key, list_text(s, e->worst[i].list));
+}
+
+/* Every claim beside the number that it stands on, and the limits between which that must be. */
+static void show_verdict(Report *r, const Explanation *e) {
+    const double like_sum = share(e->ladder[2].like_network, e->lists);
+    const double like_votes = share(e->ladder[3].like_network, e->lists);
+    const struct {
+        const char *claim;
+        double value, low, high;
+    } claims[] = {
+        {"The network finds medians: share of right answers", share(e->ladder[0].right, e->lists), 0.9, 1},
+        {"A number says -|x - m| to every m: correlation", e->correlation, 0.9, 1},
+        {"So it votes up from every m below it and down from the others: R^2", e->mean_fit, 0.5, 1},
+        {"Attention is nearly even: entropy relative to the greatest", mean_of(&e->attention.entropy), 0.95, 1},
+        {"The last number doesn't outvote a majority: its weight to another's", e->weight_ratio, 0, 2},
+        {"A plain sum of votes answers as the network does: share", like_sum, 0.8, 1},
+        {"And so does the sum with equal votes a(m) sign(x - m - 1/2): share", like_votes, 0.8, 1}};
+    const size_t n = sizeof claims / sizeof *claims;
+    size_t holding = 0, first = 0; /* first: how many of the first claims hold, up to the first that doesn't */
+    table_begin(r, "verdict", "holds,claim,value,above,to", "\n7. Verdict\n\n");
+    for (size_t i = 0; i < n; i++) {
+        const double x = claims[i].value, low = claims[i].low, high = claims[i].high;
+        const int holds = x > low && x <= high;
+        first += holds && first == i, holding += (size_t)holds;
+        table_row(r, "  %-3s  %-68s %7.4f  (above %.2f to %.2f)\n", holds ? "yes" : "NO", claims[i].claim, x, low,
+                  high);
+    }
+    if (holding == n)
+        say(r, "\nThe mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as "
+               "more numbers\nlie above than below. It minimises sum |x - m|, which is what the median does.\n");
+    else if (first >= 2 && holding >= 5)
+        say(r, "\nMuch of the mechanism is there, but not all: "
+               "the lines with NO say what this network does otherwise.\n");
+    else say(r, "\nThe mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
+    say(r, "(Measured on a sample of lists. How many of all there are come out right, `median certify` counts, "
+           "with proof.)\n");
+}
+
+static int command_explain(Session *s, Report *r) {
+    Explanation e;
+    if (!explain(&s->model, s->lists, s->medians, s->n, &e, s->error)) return 0;
+    if (s->csv) r->kind = REPORT_LONG, text_add(&r->text, "table,row,column,value\n");
+    say(r, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes "
+           "that sum: the\n"
+           "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n");
+    show_uniformity(r, &e, &s->model.config);
+    show_ov(r, &e, s->V);
+    show_votes(r, &e, s->V);
+    show_direct_path(r, &e);
+    show_ladder(r, &e);
+    show_failures(s, r, &e);
+    show_verdict(r, &e);
+    explanation_free(&e);
+    return 1;
+}
+
+/* ---- 15. The certificate --------------------------------------------------------------------- */
 
 /* For every one of the max_num^seq_len lists: does `predict` name its median? Proven, not sampled: by bounds of the
  * logits in real arithmetic, for a whole set of lists at once; by a bound of model_forward's rounding errors; and
@@ -2792,996 +3746,47 @@ void certificate_free(Certificate *r) {
     memset(r, 0, sizeof *r);
 }
 
-/* ---- 14. The command line ---------------------------------------------------------------------------------------- */
 
-#ifndef MEDIAN_NO_MAIN
-
-#ifndef MEDIAN_MODEL /* `make install` knows another place */
-#define MEDIAN_MODEL "median.safetensors"
-#endif
-
-enum { LIST_TEXT = 7 * MAX_SEQ_LEN, MAX_NUMBERS = 2 * MAX_SEQ_LEN + 1 };
-
-/* A command at work: its options, and what it looks at: a model, the lists of a seed, and one list (for patching, a
- * second one) in particular. */
-typedef struct {
-    Settings settings; /* first, so that the table `settings` fits */
-    const char *preset, *path, *init, *resume, *out, *log; /* path: --model */
-    size_t size, threads, effort, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
-    char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
-    int steps_given, help;
-    const char *setting_given; /* one that is no matter of how, but of what is trained */
-    size_t n_numbers;
-    const char *numbers[MAX_NUMBERS];
-    Error *error; /* the first that is no option */
-    Streams streams;
-    Model model;
-    size_t V, T;    /* its max_num and seq_len */
-    Run run, other; /* other: for interventions, made when it is needed */
-    size_t n, seed;
-    uint32_t *lists, *medians; /* n of them */
-    uint32_t list[2 * MAX_SEQ_LEN], median[2];
-    char text[LIST_TEXT]; /* what list_text made last */
-    int on_tour;          /* `list` is there already */
-    void *memory;
-} Session;
-
-#define CLI(field) offsetof(Session, field)
-
-/* The options that are not settings of a model or its training. */
-static const Setting cli_settings[] = {
-    {"preset", SETTING_TEXT, CLI(preset), 0, 0, NULL, "default or original; other options override it"},
-    {"model", SETTING_TEXT, CLI(path), 0, 0, NULL, "checkpoint, " MEDIAN_MODEL " by default"},
-    {"init", SETTING_TEXT, CLI(init), 0, 0, NULL, "start from the weights of this checkpoint"},
-    {"resume", SETTING_TEXT, CLI(resume), 0, 0, NULL, "go on with an interrupted training's state"},
-    {"out", SETTING_TEXT, CLI(out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
-    {"log", SETTING_TEXT, CLI(log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
-    {"save-every", SETTING_COUNT, CLI(save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
-    {"size", SETTING_COUNT, CLI(size), 1, 1e9, NULL, "how many lists (bench: steps)"},
-    {"threads", SETTING_COUNT, CLI(threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
-    {"effort", SETTING_COUNT, CLI(effort), 1, 4e9, NULL, "sets of lists tried for a last number and median (262144)"},
-    {"csv", SETTING_FLAG, CLI(csv), 0, 1, NULL, "print for machines"},
-    {"color", SETTING_FLAG, CLI(color), 0, 1, NULL, "draw in colour"},
-    {"raw", SETTING_FLAG, CLI(raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
-    {"query-pos", SETTING_COUNT, CLI(query_pos), 0, MAX_SEQ_LEN, NULL, "the query's position"},
-    {"key-pos", SETTING_COUNT, CLI(key_pos), 0, MAX_SEQ_LEN, NULL, "the key's position"},
-    {"head", SETTING_LIST, CLI(heads), 0, 0, "L.H", "a head as LAYER.HEAD; ablate takes several, with commas"},
-    {"layer", SETTING_LIST, CLI(layers), 0, 0, "L", "a whole layer, or several, with commas"},
-    {"part", SETTING_CHOICE, CLI(part), 0, 1, "attn|mlp", "of the layer"},
-    {"positions", SETTING_LIST, CLI(positions), 0, 0, "0,1,...", "only there"},
-    {"kind", SETTING_CHOICE, CLI(kind), 0, 2, "mean|zero|resample", "what replaces the values"},
-    {"width", SETTING_COUNT, CLI(width), 40, 1000, NULL, "columns of the terminal"},
-    {"logits", SETTING_FLAG, CLI(logits), 0, 1, NULL, "print every logit instead of the prediction"},
-};
-
-typedef struct {
-    const char *name;
-    int (*run)(Session *, Report *);
-    size_t size, seed; /* defaults */
-    size_t batch;      /* lists that session.run takes at once; 0: the command looks at no model */
-    size_t max_lists;  /* that session.lists has */
-    RunKind kind;
-    const char *options; /* names of those it takes, with spaces between them */
-    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
-    const char *summary;
-} Command;
-
-static const Command *find_command(const char *name, Error *error);
-static int run_command(Session *s, const Command *command, Report *r);
-
-TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    set_error(error, format, args);
-    va_end(args);
-    error->usage = 1;
-    return 0;
+static void show_certified(void *context, double done) {
+    show_progress((Progress *)context, done, "%.2f %% of all lists", 100 * done);
 }
 
-static int cannot_write(const char *what, Error *error) {
-    return fail(error, "cannot write %.400s: %s", what, strerror(errno));
-}
-
-static int parse_list(Session *s, uint32_t *list, const char *const *words, size_t n) {
-    for (size_t i = 0; i < smaller(n, s->T); i++) {
-        const int negative = *words[i] == '-';
-        double value;
-        if (!parse_number(&value, words[i] + negative, 0, 1e15, 1))
-            return usage(s->error, "'%.60s' is not a whole number", words[i]);
-        if ((negative && value > 0) || value >= (double)s->V)
-            return usage(s->error, "%.60s is not in 0..%zu, the numbers that this model knows", words[i], s->V - 1);
-        list[i] = (uint32_t)value;
-    }
-    const char *much = n < s->T ? "few" : "many";
-    return n == s->T || usage(s->error, "too %s numbers: the list has %zu, the model takes %zu", much, n, s->T);
-}
-
-/* s->list: the one among the arguments or, without any, the first of the seed. */
-static int given_list(Session *s, size_t seed) {
-    Mt19937 mt;
-    if (s->on_tour) return 1;
-    mt_seed(&mt, (uint32_t)seed);
-    make_lists(&mt, s->list, s->median, 1, s->V, s->T);
-    if (s->n_numbers && !parse_list(s, s->list, s->numbers, s->n_numbers)) return 0;
-    s->median[0] = median_of(s->list, s->T);
-    return 1;
-}
-
-static const char *list_text(Session *s, const uint32_t *list) {
-    for (size_t i = 0, at = 0; i < s->T; i++)
-        at += (size_t)snprintf(s->text + at, LIST_TEXT - at, "%s%u", i ? " " : "", (unsigned)list[i]);
-    return s->text;
-}
-
-static int command_data(Session *s, Report *r) {
-    Mt19937 mt;
-    mt_seed(&mt, (uint32_t)s->settings.recipe.seed);
-    for (size_t i = 0; i < s->size && !(r->out && ferror(r->out)); i++) {
-        make_lists(&mt, s->list, s->median, 1, s->V, s->T);
-        say(r, "%s | %u\n", list_text(s, s->list), (unsigned)s->median[0]);
-    }
-    return 1;
-}
-
-/* -- train -- */
-
-/* Wall-clock seconds where C offers them, else processor time. */
-static double seconds(void) {
-#ifdef TIME_UTC
-    struct timespec now = {0, 0};
-    timespec_get(&now, TIME_UTC);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-#else
-    return (double)clock() / CLOCKS_PER_SEC;
-#endif
-}
-
-/* Is this stream a person's screen? */
-static int is_terminal(FILE *stream) {
-#ifdef HAVE_ISATTY
-    return (stream == stdout && isatty(1)) || (stream == stderr && isatty(2));
-#else
-    (void)stream;
-    return 0;
-#endif
-}
-
-/* What a person sees of long work: a bar on a terminal, within 80 columns, else a line now and then. All but the stream
- * is 0 at first. */
-typedef struct {
-    FILE *stream; /* NULL: nothing */
-    int terminal;
-    double steps;               /* that the whole work has, 0: it isn't counted in steps */
-    double start, shown, first; /* first: the share that was done at the start */
-} Progress;
-
-/* Called after every step; shows something when it is time to. */
-TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const char *format, ...) {
-    const double now = seconds();
-    va_list args;
-    if (p->start == 0) p->terminal = is_terminal(p->stream), p->start = p->shown = now, p->first = done;
-    if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return;
-    p->shown = now;
-    if (p->terminal) fprintf(p->stream, "\r[");
-    for (int i = 0; p->terminal && i < 8; i++) fputc((double)i < 8 * done ? '#' : '.', p->stream);
-    if (p->terminal) fprintf(p->stream, "] ");
-    va_start(args, format);
-    vfprintf(p->stream, format, args);
-    va_end(args);
-    const double rate = (done - p->first) / max_double(now - p->start, 1e-9);
-    if (p->steps > 0) fprintf(p->stream, "  %.0f steps/s", rate * p->steps);
-    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0, p->terminal && done < 1 ? "\033[K" : "\n");
-    fflush(p->stream);
-}
-
-static volatile sig_atomic_t interrupted;
-
-#ifdef SIGINT
-static void note_interrupt(int number) {
-    (void)number;
-    interrupted = 1;
-}
-#endif
-
-/* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
-static int run_training(Trainer *t, const Session *s, FILE *log, const char *state) {
-    FILE *stream = s->streams.progress;
-    const double total = (double)t->total_steps, now = seconds();
-    Progress progress = {stream, is_terminal(stream), total, now, now, (double)t->step / total};
-    int done = 1, finite = 1;
-    while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
-        if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
-            done = cannot_write("the log", s->error);
-        else if (state && t->step % s->save_every == 0 && t->step < t->total_steps)
-            done = (!log || fflush(log) == 0 || cannot_write("the log", s->error)) && trainer_save(t, state, s->error);
-        if (done)
-            show_progress(&progress, (double)t->step / total,
-                          progress.terminal     ? "%zu/%zu  loss %.4f  accuracy %.2f %%"
-                          : t->validation.lists ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
-                                                : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
-                          t->step, t->total_steps, t->loss, 100 * t->accuracy, 100 * t->validation.accuracy);
-    }
-    if (t->step < t->total_steps && progress.terminal) fputc('\n', progress.stream);
-    if (done && !(finite && is_finite(&t->model)))
-        return fail(s->error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
-    if (!done || t->step == t->total_steps) return done;
-    if (!state) return fail(s->error, "interrupted after step %zu", t->step);
-    return trainer_save(t, state, s->error) &&
-           fail(s->error, "interrupted after step %zu; it goes on with: median train --resume %.400s --out %.400s",
-                t->step, state, s->out);
-}
-
-/* A new training, or the rest of an old one. */
-static int start_training(Trainer *t, Session *s) {
-    const Recipe *recipe = &s->settings.recipe;
-    if (s->resume && s->setting_given)
-        return usage(s->error, "--%s: a resumed training keeps its own settings", s->setting_given);
-    if (s->resume) return trainer_resume(t, s->resume, s->error);
-    if (recipe->trainset_size == 0 && recipe->steps == 0)
-        return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
-    if (s->init && !model_load(&s->model, s->init, s->error)) return 0;
-    return trainer_create(t, recipe, &s->settings.config, s->init ? &s->model : NULL, s->error);
-}
-
-/* What is said of the weights is true of those that are saved; the latest validation may be of others. */
-static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
-    const size_t n = t->validated ? t->recipe.valset_size : 0;
-    Model *result = trainer_result(t);
-    Evaluation e = {0};
-    if (!model_save(result, path, error)) return 0;
-    evaluate(result, &t->run, t->val_lists, t->val_medians, n, NULL, &e);
-    say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
-    if (e.lists && e.loss < HUGE_VAL) say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * e.accuracy, e.loss);
-    say(r, "\nwrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
-    return 1;
-}
-
-/* Will write_file find a place? Asked before hours of work, not after. */
-static int check_output(const char *path, Error *error) {
-    char beside[4100];
-#ifdef HAVE_STAT
-    struct stat about;
-    errno = EISDIR;
-    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return cannot_write(path, error);
-#endif
-    if (is_special(path)) return 1;
-    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
-        return fail(error, "the name %.60s... is too long", path);
-    FILE *f = fopen(beside, "wb");
-    if (!f) return cannot_write(path, error);
-    fclose(f);
-    remove(beside);
-    return 1;
-}
-
-/* Reads a line of any length, of which the first `size` characters are kept. 0 at the end of the input. */
-static int read_line(FILE *in, char *line, size_t size, int *cut) {
-    size_t n = 0;
-    int c, any = 0;
-    for (*cut = 0; (c = fgetc(in)) != EOF && c != '\n'; any = 1) {
-        if (n + 1 < size) line[n++] = (char)(c ? c : '?');
-        else *cut = 1;
-    }
-    line[n] = 0;
-    return any || c == '\n';
-}
-
-/* The log of a new training, or that of a resumed one without the steps that will be done again. */
-static FILE *open_log(const Session *s, const Trainer *t) {
-    Text kept = {0};
-    char line[200];
-    int cut;
-    FILE *old = s->resume ? fopen(s->log, "r") : NULL;
-    text_add(&kept, "step,lr,loss,accuracy\n");
-    while (old && read_line(old, line, sizeof line, &cut))
-        if (strtod(line, NULL) >= 1 && strtod(line, NULL) <= (double)t->step) text_add(&kept, "%s\n", line);
-    if (old) fclose(old);
-    if (kept.failed) errno = ENOMEM;
-    FILE *log = kept.failed ? NULL : fopen(s->log, "w");
-    if (log && fwrite(kept.data, 1, kept.size, log) != kept.size) fclose(log), log = NULL;
-    if (!log) cannot_write(s->log, s->error);
-    text_free(&kept);
-    return log;
-}
-
-static int command_train(Session *s, Report *r) {
-    char state[4096];
-    Trainer t;
-    FILE *log = NULL;
-    const int length = snprintf(state, sizeof state, "%s.state", s->out);
-    const int keeps_state = length < (int)sizeof state && !is_special(s->out);
-    if (!start_training(&t, s)) return 0;
-    int done = check_output(s->out, s->error) && (!keeps_state || check_output(state, s->error)) &&
-               (!s->log || (log = open_log(s, &t)) != NULL);
-#ifdef SIGINT
-    signal(SIGINT, note_interrupt);
-    signal(SIGTERM, note_interrupt);
-#endif
-    if (done) done = run_training(&t, s, log, keeps_state ? state : NULL);
-    if (log && fclose(log) != 0 && done) done = cannot_write(s->log, s->error);
-    if (done) {
-        done = save_result(&t, s->out, r, s->error);
-        if (done && keeps_state) remove(state);
-    } else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
-        Error lost = {{0}, 0};
-        if (save_result(&t, s->out, r, &lost))
-            say(r, "(the training diverged; these are the weights of the best validation)\n");
-    }
-    trainer_free(&t);
-    return done;
-}
-
-/* -- info, eval, predict, attention -- */
-
-static int command_info(Session *s, Report *r) {
-    const Model *m = &s->model;
-    const Settings all = {m->config, recipe_default()};
-    char text[80];
-    size_t n_config = 0;
-    say(r, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", s->path, m->n_params, m->n_tensors,
-        hash_model(m));
-    for (; settings[n_config].offset < sizeof(Config); n_config++) {
-        setting_print(&settings[n_config], &all, text, sizeof text);
-        say(r, "%-28s %s\n", settings[n_config].name, text);
-    }
-    say(r, "\n");
-    for (const Note *note = m->notes; note < m->notes + m->n_notes; note++) { /* but those that repeat the above */
-        size_t i = 0;
-        while (i < n_config && strcmp(settings[i].name, note->key) != 0) i++;
-        if (i == n_config) say(r, "%-28s %s\n", note->key, note->value);
-    }
-    say(r, "\n");
-    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++) {
-        shape_text(text, sizeof text, t);
-        say(r, "%-28s %s\n", t->name, text);
-    }
-    return 1;
-}
-
-/* In pieces as large as s->lists: any number of lists needs the same memory. */
-static int command_eval(Session *s, Report *r) {
-    Evaluation e = {0};
-    Mt19937 mt;
-    mt_seed(&mt, (uint32_t)s->seed);
-    for (size_t at = 0; at < s->size; at += s->n) {
-        const size_t n = smaller(s->n, s->size - at);
-        make_lists(&mt, s->lists, s->medians, n, s->V, s->T);
-        evaluate(&s->model, &s->run, s->lists, s->medians, n, NULL, &e);
-    }
-    const size_t *by = e.by_distance;
-    say(r, s->on_tour ? "On %zu lists made with seed %zu:\n\n" : "lists      %zu of seed %zu, evaluated with %s\n",
-        e.lists, s->seed, s->path);
-    say(r, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e.accuracy, e.right, e.lists,
-        e.lists - e.right);
-    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", checked(r, e.loss), e.alerts);
-    say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", by[0], by[1], by[2], by[3]);
-    if (!s->csv) return 1;
-    table_begin(r, "evaluation", "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts", "");
-    table_row(r, "%zu%f%f%zu%f%zu%zu%zu%zu%zu", e.lists, e.accuracy, e.loss, e.right, e.mean_distance, by[0], by[1],
-              by[2], by[3], e.alerts);
-    return 1;
-}
-
-/* The number that follows `before` in the order of falling logits; before n stands the first. */
-static size_t next_best(const float *logits, size_t n, size_t before) {
-    size_t best = n;
-    for (size_t i = 0; i < n; i++) {
-        const int after = before == n || logits[i] < logits[before] || (i > before && logits[i] == logits[before]);
-        if (after && (best == n || logits[i] > logits[best])) best = i;
-    }
-    return best;
-}
-
-static int show_prediction(Session *s, Report *r) {
-    const float *logits = s->run.logits, *probs = s->run.probs;
-    size_t order[MAX_SEQ_LEN];
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
-    model_loss(&s->run, s->median);
-    const size_t guess = argmax(logits, s->V), median = s->median[0];
-    rank_order(s->list, s->T, order);
-    say(r, "list       %s\nsorted    ", list_text(s, s->list));
-    for (size_t i = 0; i < s->T; i++) say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
-    say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong", median);
-    say(r, "loss %.5g\n\n", checked(r, (double)s->run.loss[0]));
-    say(r, "number     logit  probability\n");
-    for (size_t i = 0, v = guess; i < smaller(5, s->V); i++, v = next_best(logits, s->V, v)) {
-        say(r, "%6zu %9.3f  %8.5f  ", v, (double)logits[v], (double)probs[v]);
-        bar(r, (double)probs[v], 1, 40);
-    }
-    return 1;
-}
-
-/* In pictures of attention, full strength is so many times even attention: a row of even attention is seen, and so is
- * what exceeds it. */
-#define PATTERN_LIMIT 3.0
-
-/* Attention of each number of s->list (row), which the run has just seen, to itself and those before it; of the last
- * layer, and in a run that keeps no others, of the last number. */
-static void show_patterns(const Session *s, Report *r) {
-    const size_t T = s->T, H = s->model.config.n_heads;
-    size_t n;
-    for (size_t head = 0; head < s->model.config.n_layers * H; head++) {
-        const float *pattern = head_pattern(&s->run, head, &n);
-        const Map map = {pattern, n, T, PATTERN_LIMIT / (double)T, s->list + T - n, s->list, "query", "attends to"};
-        say(r, "\nlayer %zu head %zu\n", head / H, head % H);
-        draw_map(r, &map);
-    }
-}
-
-/* Answers to n lists, one a line. */
-static void add_answers(Session *s, Report *r, const uint32_t *lists, size_t n) {
-    model_forward(&s->model, &s->run, lists, n, NULL);
-    for (const float *row = s->run.logits; row < s->run.logits + n * s->V; row += s->V) {
-        const size_t guess = argmax(row, s->V);
-        checked(r, (double)row[guess]);
-        if (s->logits) line_of_numbers(r, " ", row, s->V);
-        else say(r, "%zu\n", guess);
-    }
-    report_flush(r);
-}
-
-/* The list among the arguments or, without any, lists from the input, one a line; empty lines are passed over. */
-static int command_predict(Session *s, Report *r) {
-    const char *words[MAX_SEQ_LEN + 1], *const space = " \t\r,";
-    char line[16384];
-    size_t n = 0, number = 0;
-    int cut;
-    FILE *in = s->streams.in;
-    if (s->n_numbers) {
-        if (!given_list(s, 1)) return 0;
-        if (s->logits) add_answers(s, r, s->list, 1);
-        else show_prediction(s, r), show_patterns(s, r);
-        return 1;
-    }
-    while (!s->error->usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &cut)) {
-        size_t n_words = 0;
-        number++;
-        for (char *word = strtok(line, space); word && n_words <= s->T; word = strtok(NULL, space))
-            words[n_words++] = word;
-        if (cut) usage(s->error, "it is too long");
-        else if (n_words) n += (size_t)parse_list(s, s->lists + n * s->T, words, n_words);
-        if (n == s->run.capacity) add_answers(s, r, s->lists, n), n = 0;
-    }
-    if (n) add_answers(s, r, s->lists, n);
-    const Error reason = *s->error;
-    s->error->usage = 0;
-    if (reason.usage) return fail(s->error, "standard input, line %zu: %.300s", number, reason.text);
-    return !ferror(in) || fail(s->error, "cannot read standard input: %s", strerror(errno));
-}
-
-/* The last position's attention by position, by rank and, for machines, by number. */
-static void show_attention(Report *r, const AttentionStats *a, const Config *c) {
-    static const char *const kinds[] = {"position", "rank", "number"};
-    const size_t T = c->seq_len, V = c->max_num, n_kinds = r->kind == REPORT_TEXT ? 2 : 3;
-    table_begin(r, "attention", "layer,head,by,index,mean,deviation",
-                "layer  head  the last position to    mean  deviation\n");
-    for (size_t head = 0; head < a->heads; head++) {
-        const Moments *of_kind[] = {a->query + (head * T + T - 1) * T, a->rank + head * T, a->token + head * V};
-        for (size_t k = 0; k < n_kinds; k++)
-            for (size_t i = 0; i < (k < 2 ? T : V); i++) {
-                const double mean = mean_of(&of_kind[k][i]), deviation = deviation_of(&of_kind[k][i]);
-                table_row(r, "%5zu %5zu  %-8s %3zu         %7.3f    %7.3f  ", head / c->n_heads, head % c->n_heads,
-                          kinds[k], i, mean, deviation);
-                bar(r, mean, 1, 50);
-            }
-    }
-    say(r, "(rank 0: the least number, rank %zu: the median, rank %zu: the greatest)\n", T / 2, T - 1);
-}
-
-/* The patterns of a list, if there is one, then averages over s->lists. */
-static int command_attention(Session *s, Report *r) {
-    const Config *c = &s->model.config;
-    const size_t T = s->T;
-    AttentionStats stats;
-    if (s->n_numbers && !given_list(s, 1)) return 0;
-    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", s->error);
-    if (!means || !attention_create(&stats, c, s->error)) return free(means), 0;
-    if (s->n_numbers || s->on_tour) {
-        model_forward(&s->model, &s->run, s->list, 1, NULL);
-        show_patterns(s, r);
-        say(r, "\n");
-    }
-    for (size_t at = 0; at < s->n; at += s->run.capacity) {
-        model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, s->n - at), NULL);
-        observe_attention(&stats, &s->run, s->lists + at * T);
-    }
-    for (size_t head = 0; head < stats.heads; head++) {
-        say(r, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads, s->n,
-            s->seed);
-        for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&stats.query[head * T * T + i]));
-        const Map map = {means, T, T, PATTERN_LIMIT / (double)T, NULL, NULL, "query", "position attended to"};
-        draw_map(r, &map);
-        say(r, "\n");
-    }
-    show_attention(r, &stats, c);
-    free(stats.query);
-    free(means);
-    return 1;
-}
-
-/* -- circuits, weights -- */
-
-/* A whole number below `limit` at *text, which moves behind it and the mark that follows; a last ',' may be missing. */
-static int next_index(const char **text, char mark, size_t limit, size_t *index) {
-    const char *at = *text;
-    for (*index = 0; *at >= '0' && *at <= '9' && *index < limit; at++) *index = 10 * *index + (size_t)(*at - '0');
-    const int good = at > *text && *index < limit && (*at == mark || (!*at && mark == ','));
-    *text = at + (*at != 0);
-    return good;
-}
-
-/* The next in the list of --head. */
-static int next_head(const Session *s, const char **text, size_t *layer, size_t *head) {
-    const size_t L = s->model.config.n_layers, H = s->model.config.n_heads;
-    return (next_index(text, '.', L, layer) && next_index(text, ',', H, head)) ||
-           usage(s->error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0; the model has %zu layers of %zu heads",
-                 s->heads, L, H);
-}
-
-static int command_circuits(Session *s, Report *r) {
-    const size_t V = s->V, H = s->model.config.n_heads, positions[] = {s->query_pos, s->key_pos};
-    const size_t ov = s->n_numbers == 1 ? choice_index("qk|ov", s->numbers[0]) : 2;
-    const char *heads = s->heads;
-    Circuit which = {ov ? CIRCUIT_OV : CIRCUIT_QK, s->raw != 0, 0, 0, s->query_pos, s->key_pos};
-    if (ov > 1) return usage(s->error, "which circuits? median circuits qk, or median circuits ov");
-    for (size_t i = 0; i < 2; i++)
-        if (positions[i] != NO_POSITION && positions[i] >= s->T)
-            return usage(s->error, "--%s-pos is %zu, must be less than %zu", i ? "key" : "query", positions[i], s->T);
-    if (*heads && !next_head(s, &heads, &which.layer, &which.head)) return 0;
-    if (*heads) return usage(s->error, "--head is '%.40s', must be one head", s->heads);
-    const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
-    float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", s->error);
-    const Map map = {table, V, V, 0, NULL, NULL, ov ? "number" : "query", ov ? "logit of" : "key"};
-    const size_t first = which.layer * H + which.head, n = *s->heads || s->csv ? 1 : s->model.config.n_layers * H;
-    for (size_t i = first; table && i < first + n; i++) {
-        which.layer = i / H, which.head = i % H;
-        circuit_table(&s->model, &which, table, table + V * V);
-        for (size_t t = 0; r->kind != REPORT_TEXT && t < V; t++) line_of_numbers(r, ",", table + t * V, V);
-        say(r, "layer %zu head %zu, %s%s\n", which.layer, which.head, which.raw ? "raw " : "",
-            ov ? "OV: what attending to a number (row) adds to the logit of each (column)"
-               : "QK: how much a query number (row) looks at a key number (column)");
-        draw_map(r, &map);
-        say(r, "\n");
-    }
-    free(table);
-    return table != NULL;
-}
-
-/* One matrix of a tensor, a head's where there are heads: its singular values and its picture. */
-static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, Error *error) {
-    const size_t few = smaller(rows, cols), many = rows + cols - few;
-    const Map map = {data, rows, cols, 0, NULL, NULL, "", ""};
-    const double bytes = (double)few * (double)(many + 1) * (double)sizeof *data;
-    float *columns = (float *)allocate(bytes, "singular values", error);
-    if (!columns) return 0;
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++) columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
-    singular_values(columns + few * many, columns, few, many);
-    say(r, "  singular values");
-    for (size_t i = 0; i < smaller(few, 10); i++)
-        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g", checked(r, (double)columns[few * many + i]));
-    say(r, "\n");
-    draw_map(r, &map);
-    free(columns);
-    return 1;
-}
-
-enum { BINS = 40 };
-
-static int show_tensor(Report *r, const Tensor *t, Error *error) {
-    char shape[80];
-    Moments moments = {0, 0, 0};
-    float min = t->data[0], max = t->data[0];
-    size_t bins[BINS] = {0}, most = 0;
-    for (size_t i = 0; i < t->size; i++) {
-        observe(&moments, t->data[i]);
-        min = t->data[i] < min ? t->data[i] : min, max = t->data[i] > max ? t->data[i] : max;
-    }
-    for (size_t i = 0; i < t->size; i++) {
-        const double place = max > min ? ((double)t->data[i] - min) / ((double)max - min) * (BINS - 0.001) : 0.0;
-        if (++bins[(size_t)place] > most) most = bins[(size_t)place];
-    }
-    shape_text(shape, sizeof shape, t);
-    text_add(&r->text, r->kind == REPORT_TEXT ? "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n"
-                                              : "%s,%s,%.9g,%.9g,%.9g,%.9g",
-             t->name, shape, mean_of(&moments), deviation_of(&moments), (double)min, (double)max);
-    say(r, "  histogram |");
-    for (size_t i = 0; i < BINS; i++)
-        say(r, "%c", bins[i] ? ramp_positive[1 + strength((double)bins[i], (double)most) * 8 / 9] : ' ');
-    say(r, "|\n");
-    const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1];
-    const size_t rows = t->size / heads / cols;
-    for (size_t head = 0; head < heads; head++) {
-        if (heads > 1) say(r, "  head %zu\n", head);
-        if (!show_matrix(r, t->data + head * rows * cols, rows, cols, error)) return 0;
-    }
-    text_add(&r->text, "\n");
-    return 1;
-}
-
-static int command_weights(Session *s, Report *r) {
-    int done = 1;
-    table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...", "");
-    for (size_t i = 0; done && i < s->model.n_tensors; i++) done = show_tensor(r, &s->model.tensors[i], s->error);
-    return done;
-}
-
-/* -- ablate, attribute, patch -- */
-
-/* A run that is intervened in, beside the one that keeps what it computed. */
-static int need_other_run(Session *s) {
-    return s->other.memory || run_create(&s->other, &s->model.config, s->run.capacity, s->run.kind, s->error);
-}
-
-enum { MAX_TARGETS = 256 };
-
-/* The place at each of --positions, or at all. */
-static int add_target(const Session *s, Target *targets, size_t *n, Target place) {
-    const char *at = s->positions;
-    place.position = ALL_POSITIONS;
-    do {
-        if (*at && !next_index(&at, ',', s->T, &place.position))
-            return usage(s->error, "--positions is '%.40s', must be numbers below %zu", s->positions, s->T);
-        if (*n == MAX_TARGETS) return usage(s->error, "more than %d targets", MAX_TARGETS);
-        targets[(*n)++] = place;
-    } while (*at);
-    return 1;
-}
-
-/* --head and --layer, each at --positions: the targets of one joint ablation, *n of them. */
-static int parse_targets(const Session *s, Target *targets, size_t *n) {
-    const size_t L = s->model.config.n_layers;
-    const char *heads = s->heads, *layers = s->layers;
-    Target t = {HOOK_HEAD, 0, 0, 0};
-    if (s->part && !s->model.config.d_mlp) return usage(s->error, "--part mlp: this model has no MLP");
-    while (*heads)
-        if (!next_head(s, &heads, &t.layer, &t.head) || !add_target(s, targets, n, t)) return 0;
-    t.site = s->part ? HOOK_MLP : HOOK_HEAD, t.head = s->part ? 0 : ALL_HEADS;
-    while (*layers) {
-        if (!next_index(&layers, ',', L, &t.layer))
-            return usage(s->error, "--layer is '%.40s', must be numbers below %zu", s->layers, L);
-        if (!add_target(s, targets, n, t)) return 0;
-    }
-    for (t.layer = 0; !*s->heads && !*s->layers && (*s->positions || s->part) && t.layer < L; t.layer++)
-        if (!add_target(s, targets, n, t)) return 0;
-    return 1;
-}
-
-/* A row of the ablation table, over the lists that s->run has just seen. */
-static void show_ablation(Session *s, Report *r, const Target *targets, size_t n, const char *layer, const char *head,
-                          const char *positions) {
-    static const char *const kinds[] = {"mean", "zero", "resample"};
-    Evaluation e = {0};
-    run_intervention(&s->model, &s->other, &s->run, s->lists, (ReplaceKind)s->kind, targets, n);
-    evaluate_batch(&s->other, s->medians, &e);
-    table_row(r, "%-8s %-8s %-12s %-9s %9.3f %% %11.5f %7zu of %zu\n", layer, head, positions,
-              n ? kinds[s->kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
-}
-
-/* An index as text, or what is said in place of one that is too great. */
-static const char *index_text(char text[24], size_t index, size_t n, const char *otherwise) {
-    if (index < n) snprintf(text, 24, "%zu", index);
-    else snprintf(text, 24, "%s", otherwise);
-    return text;
-}
-
-/* "0,1,2" becomes "0 1 2": a CSV cell has no comma. */
-static void spaced(char to[LIST_SIZE], const char *from, const char *if_empty) {
-    snprintf(to, LIST_SIZE, "%s", *from ? from : if_empty);
-    while ((to = strchr(to, ',')) != NULL) *to = ' ';
-}
-
-/* The targets given or, without any, every head at every position, every head, every layer. */
-static int command_ablate(Session *s, Report *r) {
-    static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
-    const size_t H = s->model.config.n_heads, T = s->T, parts = H + (s->model.config.d_mlp ? 2 : 1);
-    const size_t n = smaller(s->n, s->run.capacity);
-    char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
-    Target targets[MAX_TARGETS] = {{HOOK_HEAD, 0, 0, 0}};
-    size_t n_targets = 0;
-    if (!parse_targets(s, targets, &n_targets) || !need_other_run(s)) return 0;
-    model_forward(&s->model, &s->run, s->lists, n, NULL);
-    say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[s->kind], n, s->seed);
-    table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists",
-                "layer    head     positions    kind        accuracy          loss  loss > 0.7\n");
-    if (r->kind == REPORT_TEXT) show_ablation(s, r, NULL, 0, "-", "-", "nothing");
-    spaced(heads, s->heads, s->part ? "mlp" : "attn");
-    spaced(layers, s->layers, *s->heads ? "-" : "all");
-    spaced(positions, s->positions, "all");
-    if (*s->heads && !strchr(s->heads, ',') && !*s->layers) { /* one head: its layer and head apart */
-        snprintf(layers, sizeof layers, "%zu", targets[0].layer);
-        snprintf(heads, sizeof heads, "%zu", targets[0].head);
-    }
-    if (n_targets) show_ablation(s, r, targets, n_targets, layers, heads, positions);
-    for (size_t i = 0; n_targets == 0 && i < s->model.config.n_layers * parts; i++) {
-        const size_t l = i / parts, part = i % parts; /* of each layer every head, attention, and the MLP */
-        for (size_t t = part < H ? 0 : T; t <= T; t++) {
-            const Target target = {part > H ? HOOK_MLP : HOOK_HEAD, l, part > H ? 0 : part < H ? part : ALL_HEADS,
-                                   t < T ? t : ALL_POSITIONS};
-            show_ablation(s, r, &target, 1, index_text(layers, l, SIZE_MAX, ""),
-                          index_text(heads, part, H, part > H ? "mlp" : "attn"), index_text(positions, t, T, "all"));
+static int command_certify(Session *s, Report *r) {
+    const size_t V = s->V;
+    Certificate all;
+    Progress progress = {s->streams.progress, 0, 0, 0, 0, 0};
+    const CertifyOptions options = {1e-3, (uint64_t)s->effort, show_certified, NULL, &progress};
+    if (!certify(&s->model, &options, &all, s->error)) return 0;
+    say(r, "All %" PRIu64 " lists of %zu numbers below %zu, ", all.lists, s->T, V);
+    say(r, "proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.boxes, all.lists_run);
+    table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to",
+                "median                 right                wrong            undecided"
+                "  accuracy from             to\n");
+    for (size_t m = 0; m <= V; m++) { /* the last row: all medians */
+        uint64_t n[3] = {all.right, all.wrong, all.undecided};
+        char name[24], text[3][24];
+        for (size_t k = 0; k < 3; k++) {
+            if (m < V) n[k] = 0;
+            for (size_t last = 0; m < V && last < V; last++) n[k] += all.cells[last * V + m][k];
+            snprintf(text[k], sizeof text[k], "%" PRIu64, n[k]);
         }
+        const double lists = (double)(n[0] + n[1] + n[2]), least = (double)n[0], most = (double)(n[0] + n[2]);
+        table_row(r, "%6s  %20s %20s %20s  %12.7f %% %12.7f %%\n", index_text(name, m, V, "all"), text[0], text[1],
+                  text[2], least / lists, most / lists);
     }
+    for (int worst = 0; worst < 2; worst++) {
+        const Sighting *seen = worst ? all.worst : all.closest;
+        say(r, worst ? "\nThe worst among the wrong lists that were run, at least one of each set\n"
+                     : "\nThe smallest margins: the median's logit less the greatest other\n");
+        for (size_t i = 0; i < SIGHTINGS && seen[i].count; i++)
+            say(r, "%12.6f  median %zu, answer %zu:  %s\n", seen[i].margin, seen[i].median, seen[i].answer,
+                list_text(s, seen[i].list));
+    }
+    certificate_free(&all);
     return 1;
 }
 
-/* Of s->list: the logit of its median, against that of the best other number. */
-static int command_attribute(Session *s, Report *r) {
-    const Config *c = &s->model.config;
-    const size_t room = attribution_terms(c);
-    const float *logits = s->run.logits;
-    double limit = 0;
-    if (!given_list(s, s->seed)) return 0;
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
-    const size_t best = argmax(logits, s->V), median = s->median[0];
-    const size_t other = best == median ? next_best(logits, s->V, best) : best;
-    Attribution a = {{median, other}, 0, NULL, 0, {0, 0}};
-    const double bytes = (double)room * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * sizeof(float);
-    a.terms = (Term *)allocate(bytes, "the terms", s->error);
-    if (!a.terms) return 0;
-    attribute(&s->model, &s->run, &a, (float *)(a.terms + room));
-    say(r, "What makes the logit of the median, %zu, and of the best other number, %zu\n\n", median, other);
-    table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin",
-                "term        layer  head  position  number      logit      other     margin\n");
-    for (size_t i = 0; i < a.n_terms; i++) limit = max_double(limit, fabs(a.terms[i].logit[0] - a.terms[i].logit[1]));
-    for (const Term *t = a.terms; t < a.terms + a.n_terms; t++) {
-        const double margin = t->logit[0] - t->logit[1];
-        table_row(r, "%-11s %5zu %5zu %9zu %7zu %10.4f %10.4f %+10.4f  ", t->part, t->layer, t->head, t->position,
-                  (size_t)s->list[t->position], t->logit[0], t->logit[1], margin);
-        bar(r, fabs(margin), limit, 30);
-    }
-    const double x = (double)logits[median], y = (double)logits[other];
-    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
-    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "logits of the forward pass", x, y, x - y);
-    free(a.terms);
-    return 1;
-}
-
-static double margin(const Run *run, const size_t *numbers) {
-    return (double)run->logits[numbers[0]] - (double)run->logits[numbers[1]];
-}
-
-/* The second list: given behind the first, or the first with its median moved by half the range. */
-static int other_list(Session *s) {
-    const size_t T = s->T;
-    uint32_t *other = s->list + T;
-    size_t t = 0, differ = 0;
-    memcpy(other, s->list, T * sizeof *other);
-    while (other[t] != s->median[0]) t++;
-    other[t] = (uint32_t)((other[t] + s->V / 2) % s->V);
-    if (s->n_numbers && !parse_list(s, other, s->numbers + T, T)) return 0;
-    for (t = 0; t < T; t++) differ += s->list[t] != other[t];
-    if (differ != 1) return usage(s->error, "the two lists must differ in one number; they differ in %zu", differ);
-    s->median[1] = median_of(other, T);
-    return 1;
-}
-
-/* The clean list is run in s->run, the corrupted one in s->other; what counts is the margin of one number's logit over
- * another's. One clean value after the other is put into the corrupted run: how much of the clean margin comes back?
- * 1 all of it, 0 nothing. */
-static int command_patch(Session *s, Report *r) {
-    static const char *const names[] = {"residual", "pattern", "head", "mlp"}; /* in the order of HookSite */
-    const Config *c = &s->model.config;
-    const size_t T = s->T, V = s->V, n_sites = c->d_mlp ? 4 : 3;
-    const float *logits = s->run.logits;
-    if (s->n_numbers && s->n_numbers != 2 * T)
-        return usage(s->error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, s->n_numbers);
-    s->n_numbers /= 2;
-    if (!given_list(s, s->seed) || !other_list(s) || !need_other_run(s)) return 0;
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
-    model_forward(&s->model, &s->other, s->list + T, 1, NULL);
-    size_t numbers[2] = {s->median[0], s->median[1]};
-    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, V);
-    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, numbers[1]);
-    say(r, "clean      %s  median %u\n", list_text(s, s->list), (unsigned)s->median[0]);
-    say(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + T), (unsigned)s->median[1]);
-    say(r, "Margins are logit(%zu) - logit(%zu). With one clean value put into the corrupted run:\n\n", numbers[0],
-        numbers[1]);
-    table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored",
-                "site      layer  head  position      clean  corrupted    patched  restored\n");
-    const double clean = margin(&s->run, numbers), corrupted = margin(&s->other, numbers), whole = clean - corrupted;
-    for (size_t i = 0; i < c->n_layers * n_sites; i++) {
-        Target target = {(HookSite)(i % n_sites), i / n_sites, 0, 0};
-        const int per_head = target.site == HOOK_PATTERN || target.site == HOOK_HEAD;
-        const size_t first = target.site != HOOK_RESIDUAL && target.layer + 1 == c->n_layers ? T : 1;
-        for (target.head = 0; target.head < (per_head ? c->n_heads : 1); target.head++)
-            for (size_t t = i ? first : 0; t <= T; t++) { /* position t - 1; 0: all, where the residual stream begins */
-                char position[24];
-                target.position = t ? t - 1 : ALL_POSITIONS;
-                index_text(position, target.position, T, "all");
-                run_intervention(&s->model, &s->other, &s->run, s->list + T, REPLACE_SAME, &target, 1);
-                const double patched = margin(&s->other, numbers);
-                const double restored = whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0;
-                table_row(r, "%-9s %5zu %5zu %9s %10.4f %10.4f %10.4f %9.3f  ", names[target.site], target.layer,
-                          target.head, position, clean, corrupted, patched, restored);
-                bar(r, restored, 1, 30);
-            }
-    }
-    return 1;
-}
-
-/* -- explain -- */
-
-static double share(size_t part, size_t whole) { return whole ? (double)part / (double)whole : 0.0; }
-
-static void show_uniformity(Report *r, const Explanation *e, const Config *c) {
-    say(r, "1. Where does the last position look?\n\n"
-           "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n",
-        e->lists, 1.0 / (double)c->seq_len);
-    show_attention(r, &e->attention, c);
-    for (size_t head = 0; head < e->attention.heads; head++) {
-        double least = HUGE_VAL, most = -HUGE_VAL;
-        for (size_t v = 0; v < c->max_num; v++) {
-            const Moments *number = &e->attention.token[head * c->max_num + v];
-            if (number->n > 0 && mean_of(number) < least) least = mean_of(number);
-            if (number->n > 0 && mean_of(number) > most) most = mean_of(number);
-        }
-        say(r, "Layer %zu head %zu gives every number, wherever it stands, %.3f to %.3f on average.\n",
-            head / c->n_heads, head % c->n_heads, least, most);
-    }
-    table_begin(r, "entropy", "mean,deviation", "");
-    table_row(r, "Entropy %.4f of the greatest possible, on average; deviation %.4f.\n\n",
-              mean_of(&e->attention.entropy), deviation_of(&e->attention.entropy));
-}
-
-static void show_ov(Report *r, const Explanation *e, size_t V) {
-    const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of"};
-    const Map ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred"};
-    const float *values = e->values, *ideal_values = e->ideal_values;
-    say(r, "2. What does a number say?\n\n"
-           "The effective OV circuit: what attending to a number adds to each logit.\n\n");
-    draw_map(r, &ov);
-    say(r, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
-    draw_map(r, &ideal);
-    table_begin(r, "circuit", "correlation", "");
-    table_row(r, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
-    table_begin(r, "modes", "mode,singular_value,ideal,overlap",
-                "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) mode/max_num)\n");
-    for (size_t k = 0; k < smaller(8, V); k++)
-        table_row(r, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, values[0] > 0 ? (double)values[k] / (double)values[0] : 0.0,
-                  (double)ideal_values[k] / (double)ideal_values[0], (double)e->overlap[k]);
-}
-
-/* A curve as text; the zero line is dotted. */
-static void draw_curve(Report *r, const float *y, size_t n) {
-    const size_t height = 9;
-    double limit = 0;
-    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
-    for (size_t line = 0; line < height; line++) {
-        say(r, "  %8.2f |", limit * (1.0 - 2.0 * (double)line / (double)(height - 1)));
-        for (size_t x = 0; x < smaller(n, r->width - 12); x++) {
-            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
-            say(r, floor(level + 0.5) == (double)line ? "*" : line == height / 2 ? "." : " ");
-        }
-        say(r, "\n");
-    }
-}
-
-static void show_votes(Report *r, const Explanation *e, size_t V) {
-    const size_t every = r->kind == REPORT_TEXT && V > 24 ? V / 12 : 1;
-    say(r, "\n3. Votes\n\n"
-           "logit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
-    for (size_t i = 1; i <= 3; i++) {
-        const size_t m = smaller(V - 2, i * V / 4);
-        say(r, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1,
-            (double)e->fit[m]);
-        draw_curve(r, e->votes + m * V, V);
-    }
-    table_begin(r, "votes", "m,step,fit", "\n   m  step a(m)  R^2\n");
-    for (size_t m = 0; m + 1 < V; m += every) {
-        table_row(r, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
-        bar(r, (double)e->fit[m], 1, 40);
-    }
-    say(r, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", e->mean_fit, e->steps_up, V - 1);
-}
-
-static void show_direct_path(Report *r, const Explanation *e) {
-    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio", "\n4. The last number\n\n"
-                "The last number also reaches the logits through the residual stream, without any head. In units of\n"
-                "-|x - m| (slope of the best fit):\n\n");
-    table_row(r, "  any other number, attention x OV     %8.4f\n  the last number, attention x OV      %8.4f\n"
-                 "  the last number, residual stream     %8.4f\n  the last number, in all              %8.4f\n"
-                 "  in all, as a part of another's       %8.4f\n",
-              e->other_weight, e->last_weight - e->direct_weight, e->direct_weight, e->last_weight, e->weight_ratio);
-    say(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the "
-           "last one\ncounts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
-}
-
-static void show_ladder(Report *r, const Explanation *e) {
-    static const char *const names[LADDER] = {"the network", "attention frozen to its mean by position",
-                                              "and ln_final's scale frozen", "votes a(m) sign(x - m - 1/2) + c(m)",
-                                              "the median itself"};
-    const size_t n = e->lists, mistakes = n - e->ladder[0].right;
-    say(r, "\n5. The ladder\n\n"
-           "Ever simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", n, mistakes);
-    table_begin(r, "ladder", "rung,model,accuracy,agreement,mistakes_repeated,loss",
-                "                                                right    like the  its mistakes      loss\n"
-                "                                                          network      repeated\n");
-    for (size_t i = 0; i < LADDER; i++) {
-        const Rung *rung = &e->ladder[i];
-        table_row(r, "(%zu) %-40s %8.3f %% %8.3f %% %11.2f %% %10.5f\n", i, names[i], share(rung->right, n),
-                  share(rung->like_network, n), share(rung->mistakes_shared, mistakes), rung->loss);
-    }
-}
-
-/* Shares of right answers among the lists of each class, `width` classes together. */
-static void show_tallies(Report *r, const char *name, const char *title, const Tally *tallies, size_t n, size_t width) {
-    table_begin(r, name, "from,lists,accuracy", title);
-    for (size_t first = 0; first < n; first += width) {
-        Tally sum = {0, 0};
-        for (size_t i = first; i < smaller(n, first + width); i++)
-            sum.lists += tallies[i].lists, sum.right += tallies[i].right;
-        if (sum.lists)
-            table_row(r, "  from %-4zu %9zu lists  %8.3f %% right\n", first, sum.lists, share(sum.right, sum.lists));
-    }
-}
-
-static void show_failures(Session *s, Report *r, const Explanation *e) {
-    const size_t tenth = r->kind == REPORT_TEXT ? (s->V + 9) / 10 : 1;
-    show_tallies(r, "by_median", "\n6. Where it fails\n\nBy the median:\n", e->by_median, s->V, tenth);
-    show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, s->V,
-                 tenth);
-    show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, s->T + 1, 1);
-    table_begin(r, "worst", "loss,list", "The lists of greatest loss:\n");
-    for (size_t i = 0; i < WORST_LISTS && e->worst[i].count; i++)
-        table_row(r, "  %8.4f  %s\n", -e->worst[i].key, list_text(s, e->worst[i].list));
-}
-
-/* Every claim beside the number that it stands on, and the limits between which that must be. */
-static void show_verdict(Report *r, const Explanation *e) {
-    const double like_sum = share(e->ladder[2].like_network, e->lists);
-    const double like_votes = share(e->ladder[3].like_network, e->lists);
-    const struct {
-        const char *claim;
-        double value, low, high;
-    } claims[] = {
-        {"The network finds medians: share of right answers", share(e->ladder[0].right, e->lists), 0.9, 1},
-        {"A number says -|x - m| to every m: correlation", e->correlation, 0.9, 1},
-        {"So it votes up from every m below it and down from the others: R^2", e->mean_fit, 0.5, 1},
-        {"Attention is nearly even: entropy relative to the greatest", mean_of(&e->attention.entropy), 0.95, 1},
-        {"The last number doesn't outvote a majority: its weight to another's", e->weight_ratio, 0, 2},
-        {"A plain sum of votes answers as the network does: share", like_sum, 0.8, 1},
-        {"And so does the sum with equal votes a(m) sign(x - m - 1/2): share", like_votes, 0.8, 1}};
-    const size_t n = sizeof claims / sizeof *claims;
-    size_t holding = 0, first = 0; /* first: how many of the first claims hold, up to the first that doesn't */
-    table_begin(r, "verdict", "holds,claim,value,above,to", "\n7. Verdict\n\n");
-    for (size_t i = 0; i < n; i++) {
-        const double x = claims[i].value, low = claims[i].low, high = claims[i].high;
-        const int holds = x > low && x <= high;
-        first += holds && first == i, holding += (size_t)holds;
-        table_row(r, "  %-3s  %-68s %7.4f  (above %.2f to %.2f)\n", holds ? "yes" : "NO", claims[i].claim, x, low,
-                  high);
-    }
-    if (holding == n)
-        say(r, "\nThe mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as "
-               "more numbers\nlie above than below. It minimises sum |x - m|, which is what the median does.\n");
-    else if (first >= 2 && holding >= 5)
-        say(r, "\nMuch of the mechanism is there, but not all: "
-               "the lines with NO say what this network does otherwise.\n");
-    else say(r, "\nThe mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
-    say(r, "(Measured on a sample of lists. How many of all there are come out right, `median certify` counts, "
-           "with proof.)\n");
-}
-
-static int command_explain(Session *s, Report *r) {
-    Explanation e;
-    if (!explain(&s->model, s->lists, s->medians, s->n, &e, s->error)) return 0;
-    if (s->csv) r->kind = REPORT_LONG, text_add(&r->text, "table,row,column,value\n");
-    say(r, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes "
-           "that sum: the\n"
-           "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n");
-    show_uniformity(r, &e, &s->model.config);
-    show_ov(r, &e, s->V);
-    show_votes(r, &e, s->V);
-    show_direct_path(r, &e);
-    show_ladder(r, &e);
-    show_failures(s, r, &e);
-    show_verdict(r, &e);
-    explanation_free(&e);
-    return 1;
-}
-
-/* -- the tour and the journey -- */
+/* ---- 16. The tour and the journey ------------------------------------------------------------ */
 
 static const struct {
     const char *title;
@@ -3867,6 +3872,7 @@ static int command_journey(Session *s, Report *r) {
     return done && run_command(s, find_command("tour", s->error), r);
 }
 
+/* ---- 17. Is it right, is it fast ------------------------------------------------------------- */
 /* -- bench -- */
 
 /* Floating-point operations of a forward pass as it is done here, a multiplication with its addition counting two:
@@ -3918,216 +3924,6 @@ static int command_bench(Session *s, Report *r) {
         fprintf(to, "memory     %10.2f MiB for activations and gradients\n", t.run.bytes / 1048576.0);
     }
     trainer_free(&t);
-    return 1;
-}
-
-/* -- certify, test -- */
-
-static void show_certified(void *context, double done) {
-    show_progress((Progress *)context, done, "%.2f %% of all lists", 100 * done);
-}
-
-static int command_certify(Session *s, Report *r) {
-    const size_t V = s->V;
-    Certificate all;
-    Progress progress = {s->streams.progress, 0, 0, 0, 0, 0};
-    const CertifyOptions options = {1e-3, (uint64_t)s->effort, show_certified, NULL, &progress};
-    if (!certify(&s->model, &options, &all, s->error)) return 0;
-    say(r, "All %" PRIu64 " lists of %zu numbers below %zu, ", all.lists, s->T, V);
-    say(r, "proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.boxes, all.lists_run);
-    table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to",
-                "median                 right                wrong            undecided"
-                "  accuracy from             to\n");
-    for (size_t m = 0; m <= V; m++) { /* the last row: all medians */
-        uint64_t n[3] = {all.right, all.wrong, all.undecided};
-        char name[24], text[3][24];
-        for (size_t k = 0; k < 3; k++) {
-            if (m < V) n[k] = 0;
-            for (size_t last = 0; m < V && last < V; last++) n[k] += all.cells[last * V + m][k];
-            snprintf(text[k], sizeof text[k], "%" PRIu64, n[k]);
-        }
-        const double lists = (double)(n[0] + n[1] + n[2]), least = (double)n[0], most = (double)(n[0] + n[2]);
-        table_row(r, "%6s  %20s %20s %20s  %12.7f %% %12.7f %%\n", index_text(name, m, V, "all"), text[0], text[1],
-                  text[2], least / lists, most / lists);
-    }
-    for (int worst = 0; worst < 2; worst++) {
-        const Sighting *seen = worst ? all.worst : all.closest;
-        say(r, worst ? "\nThe worst among the wrong lists that were run, at least one of each set\n"
-                     : "\nThe smallest margins: the median's logit less the greatest other\n");
-        for (size_t i = 0; i < SIGHTINGS && seen[i].count; i++)
-            say(r, "%12.6f  median %zu, answer %zu:  %s\n", seen[i].margin, seen[i].median, seen[i].answer,
-                list_text(s, seen[i].list));
-    }
-    certificate_free(&all);
-    return 1;
-}
-
-static int command_test(Session *s, Report *r) {
-    (void)r;
-    return run_tests(s->n_numbers, s->numbers) == 0 || fail(s->error, "a test failed");
-}
-
-/* -- the commands and their options -- */
-
-static int command_check(Session *s, Report *r);
-
-#define ON_LISTS "size seed model "
-#define SHAPE "max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size threads "
-#define NO_MODEL 0, 0, RUN_FORWARD
-#define ONE_LIST 1, 1, RUN_FORWARD
-static const Command commands[] = {
-    {"", command_journey, 20000, 1000, NO_MODEL, "color width", NULL,
-     "the whole journey: the data, training, the tour"},
-    {"tour", command_tour, 20000, 1000, 512, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "color width", NULL,
-     "the journey on a trained model"},
-    {"data", command_data, 10, 23, NO_MODEL, "size max-num seq-len seed", NULL, "prints lists and their medians"},
-    {"train", command_train, 1, 23, NO_MODEL,
-     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced "
-     "hard seed no-shuffle keep init resume out log save-every", NULL, "trains a model"},
-    {"info", command_info, 1, 1, ONE_LIST, "model", NULL, "a checkpoint's configuration, recipe, tensors, hash"},
-    {"eval", command_eval, 100000, 1000, 4096, 16384, RUN_FORWARD, ON_LISTS "csv threads", NULL,
-     "accuracy and loss on fresh lists"},
-    {"predict", command_predict, 256, 1, 256, 256, RUN_FORWARD, "model logits color",
-     "the list; without it, lists from stdin, one a line", "the median, as the model sees it"},
-    {"attention", command_attention, 10000, 1000, 256, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "csv color",
-     "a list whose patterns are drawn", "who looks where"},
-    {"circuits", command_circuits, 1, 1, ONE_LIST, "model raw query-pos key-pos head csv color width", "qk or ov",
-     "QK and OV circuits"},
-    {"weights", command_weights, 1, 1, ONE_LIST, "model csv color width", NULL,
-     "every tensor: statistics, singular values, picture"},
-    {"ablate", command_ablate, 200, 42, SIZE_MAX, SIZE_MAX, RUN_FORWARD, ON_LISTS "head layer part positions kind csv",
-     NULL, "what breaks when activations are replaced"},
-    {"attribute", command_attribute, 1, 23, ONE_LIST, "model seed csv", "the list; without it, the first of the seed",
-     "what makes the logit of one list's median"},
-    {"patch", command_patch, 1, 23, ONE_LIST, "model seed csv", "a clean list, then one that differs in one number",
-     "which value carries the answer from one list to another"},
-    {"explain", command_explain, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, ON_LISTS "csv color width", NULL,
-     "the explanation, tested"},
-    {"certify", command_certify, 1, 1, ONE_LIST, "model threads effort csv", NULL,
-     "the accuracy over all possible lists: counted, by proof"},
-    {"check", command_check, 1, 1, NO_MODEL, "", NULL, "golden values: does this build compute the same bits?"},
-    {"bench", command_bench, 500, 23, NO_MODEL, SHAPE "size", NULL,
-     "speed of training and inference; --size is the number of steps"},
-    {"test", command_test, 1, 1, NO_MODEL, "", "test names, or parts of them; all tests without", "the tests"},
-};
-enum { N_COMMANDS = sizeof commands / sizeof *commands, N_CLI = sizeof cli_settings / sizeof *cli_settings };
-enum { MAX_OPTIONS = 48 }; /* of a command */
-
-/* The options that a command takes, in its order; returns how many. */
-static size_t options_of(const Command *command, const Setting **options) {
-    size_t n = 0, length;
-    for (const char *name = command->options; *name; name += length + (name[length] == ' ')) {
-        length = strcspn(name, " ");
-        for (size_t i = 0; i < n_settings + N_CLI; i++) {
-            const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
-            if (strlen(s->name) == length && strncmp(s->name, name, length) == 0) options[n++] = s;
-        }
-    }
-    return n;
-}
-
-static void options_default(Session *s, const Command *command, int original) {
-    memset(s, 0, offsetof(Session, error));
-    s->settings.config = config_default();
-    s->settings.recipe = original ? recipe_original() : recipe_default();
-    s->settings.recipe.seed = command->seed;
-    s->preset = "default", s->path = MEDIAN_MODEL, s->out = "trained.safetensors";
-    s->size = command->size, s->threads = 1, s->width = 120, s->save_every = 2000, s->effort = 262144;
-    s->query_pos = s->key_pos = NO_POSITION;
-}
-
-static void command_help(const Command *command, Report *r) {
-    static const char *const values[] = {" N", " X", "", "", " TEXT", ""}; /* in the order of SettingKind */
-    const Setting *options[MAX_OPTIONS];
-    const size_t n = options_of(command, options);
-    Session defaults;
-    options_default(&defaults, command, 0);
-    say(r, "median%s%s [--option value]...%s\n\n%s\n\n", *command->name ? " " : "", command->name,
-        command->numbers ? " [number...]" : "", command->summary);
-    if (command->numbers) say(r, "  %-28s %s\n", "number...", command->numbers);
-    for (size_t i = 0; i < n; i++) {
-        const Setting *s = options[i];
-        char left[64], value[40] = "";
-        snprintf(left, sizeof left, "--%s%s", s->name, values[s->kind]);
-        if ((s->offset < sizeof(Settings) && s->kind != SETTING_FLAG) || s->offset == CLI(size))
-            setting_print(s, &defaults, value, sizeof value);
-        if (s->choices) snprintf(left, sizeof left, "--%s %s", s->name, s->choices);
-        say(r, "  %-28s %s%s%s%s\n", left, s->help, *value ? " (" : "", value, *value ? ")" : "");
-    }
-}
-
-static void general_help(Report *r) {
-    say(r, "median COMMAND [--option value | --option=value]... [number...]\n\n"
-           "A small transformer that learns to find the median of a list, to be looked into.\n\n");
-    for (size_t i = 0; i < N_COMMANDS; i++)
-        say(r, "  %-12s %s\n", *commands[i].name ? commands[i].name : "(none)", commands[i].summary);
-    say(r, "\nmedian COMMAND --help lists a command's options; median --version.\n"
-           "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
-}
-
-/* Which of n options a word names or, with options NULL, which command. If none, n, and the error tells the most
- * similar name: that with the shortest stretch between what both begin with and what both end with. */
-static size_t find_name(const Setting *const *options, size_t n, const char *word, size_t length, Error *error) {
-    const char *best = NULL, *what = options ? "option" : "command", *dashes = options ? "--" : "";
-    size_t least = 4;
-    for (size_t i = 0; i < n; i++) {
-        const char *name = options ? options[i]->name : commands[i].name;
-        const size_t size = strlen(name), longer = size > length ? size : length;
-        size_t head = 0, tail = 0;
-        while (head < size && head < length && name[head] == word[head]) head++;
-        while (tail + head < size && tail + head < length && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
-        const size_t differ = longer - head - tail;
-        if (differ == 0) return i;
-        if (differ < least && differ < size) best = name, least = differ;
-    }
-    length = smaller(length, 60);
-    if (best) usage(error, "unknown %s %s%.*s; did you mean %s%s?", what, dashes, (int)length, word, dashes, best);
-    else usage(error, "unknown %s %s%.*s", what, dashes, (int)length, word);
-    return n;
-}
-
-static const Command *find_command(const char *name, Error *error) {
-    const size_t i = find_name(NULL, N_COMMANDS, name, strlen(name), error);
-    return i < N_COMMANDS ? &commands[i] : NULL;
-}
-
-/* The option at argv[*i], its value there or in the next argument. */
-static int parse_option(Session *s, const Command *command, int argc, char **argv, int *i) {
-    const Setting *options[MAX_OPTIONS];
-    const char *name = argv[*i] + 2, *value = strchr(name, '=');
-    const size_t n = options_of(command, options), length = value ? (size_t)(value - name) : strlen(name);
-    const size_t found = find_name(options, n, name, length, s->error);
-    if (found == n) return 0;
-    const Setting *option = options[found];
-    if (option->kind == SETTING_FLAG && value) return usage(s->error, "--%s takes no value", option->name);
-    if (option->kind == SETTING_FLAG) value = "1";
-    else if (value) value++;
-    else if (++*i < argc) value = argv[*i];
-    else return usage(s->error, "--%s needs a value", option->name);
-    if (option->offset < sizeof(Settings) || option->offset == CLI(preset) || option->offset == CLI(init))
-        s->setting_given = option->name;
-    if (option->offset == RECIPE(steps)) s->steps_given = 1;
-    if (option->offset == RECIPE(epochs) && !s->steps_given) s->settings.recipe.steps = 0;
-    return setting_parse(option, s, value, s->error) || (s->error->usage = 1, 0);
-}
-
-/* Options in any order; a preset is taken first, so that the others override it. */
-static int parse_options(Session *s, const Command *command, int argc, char **argv) {
-    const char *preset = "default";
-    for (int pass = 0; pass < 2; pass++) {
-        const size_t which = choice_index("default|original", preset);
-        if (which > 1) return usage(s->error, "--preset is '%.60s', must be one of default|original", preset);
-        options_default(s, command, which == 1);
-        for (int i = *command->name ? 2 : 1; i < argc; i++) {
-            if (strcmp(argv[i], "--help") == 0) s->help = 1;
-            else if (strncmp(argv[i], "--", 2) == 0) {
-                if (!parse_option(s, command, argc, argv, &i)) return 0;
-            } else if (!command->numbers) return usage(s->error, "unexpected argument '%.60s'", argv[i]);
-            else if (s->n_numbers == MAX_NUMBERS) return usage(s->error, "too many numbers: more than %d", MAX_NUMBERS);
-            else s->numbers[s->n_numbers++] = argv[i];
-        }
-        preset = s->preset;
-    }
     return 1;
 }
 
@@ -4315,6 +4111,205 @@ static int command_check(Session *s, Report *r) {
     return !*c.first_difference || fail(s->error, "check: the first stage that differs is: %s", c.first_difference);
 }
 
+/* ---- 18. The command line -------------------------------------------------------------------- */
+
+#define CLI(field) offsetof(Session, field)
+
+/* The options that are not settings of a model or its training. */
+static const Setting cli_settings[] = {
+    {"preset", SETTING_TEXT, CLI(preset), 0, 0, NULL, "default or original; other options override it"},
+    {"model", SETTING_TEXT, CLI(path), 0, 0, NULL, "checkpoint, " MEDIAN_MODEL " by default"},
+    {"init", SETTING_TEXT, CLI(init), 0, 0, NULL, "start from the weights of this checkpoint"},
+    {"resume", SETTING_TEXT, CLI(resume), 0, 0, NULL, "go on with an interrupted training's state"},
+    {"out", SETTING_TEXT, CLI(out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
+    {"log", SETTING_TEXT, CLI(log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
+    {"save-every", SETTING_COUNT, CLI(save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
+    {"size", SETTING_COUNT, CLI(size), 1, 1e9, NULL, "how many lists (bench: steps)"},
+    {"threads", SETTING_COUNT, CLI(threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
+    {"effort", SETTING_COUNT, CLI(effort), 1, 4e9, NULL, "sets of lists tried for a last number and median (262144)"},
+    {"csv", SETTING_FLAG, CLI(csv), 0, 1, NULL, "print for machines"},
+    {"color", SETTING_FLAG, CLI(color), 0, 1, NULL, "draw in colour"},
+    {"raw", SETTING_FLAG, CLI(raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
+    {"query-pos", SETTING_COUNT, CLI(query_pos), 0, MAX_SEQ_LEN, NULL, "the query's position"},
+    {"key-pos", SETTING_COUNT, CLI(key_pos), 0, MAX_SEQ_LEN, NULL, "the key's position"},
+    {"head", SETTING_LIST, CLI(heads), 0, 0, "L.H", "a head as LAYER.HEAD; ablate takes several, with commas"},
+    {"layer", SETTING_LIST, CLI(layers), 0, 0, "L", "a whole layer, or several, with commas"},
+    {"part", SETTING_CHOICE, CLI(part), 0, 1, "attn|mlp", "of the layer"},
+    {"positions", SETTING_LIST, CLI(positions), 0, 0, "0,1,...", "only there"},
+    {"kind", SETTING_CHOICE, CLI(kind), 0, 2, "mean|zero|resample", "what replaces the values"},
+    {"width", SETTING_COUNT, CLI(width), 40, 1000, NULL, "columns of the terminal"},
+    {"logits", SETTING_FLAG, CLI(logits), 0, 1, NULL, "print every logit instead of the prediction"},
+};
+
+#ifndef MEDIAN_NO_MAIN
+static int command_test(Session *s, Report *r) {
+    (void)r;
+    return run_tests(s->n_numbers, s->numbers) == 0 || fail(s->error, "a test failed");
+}
+#endif
+
+#define ON_LISTS "size seed model "
+#define SHAPE "max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size threads "
+#define NO_MODEL 0, 0, RUN_FORWARD
+#define ONE_LIST 1, 1, RUN_FORWARD
+static const Command commands[] = {
+    {"", command_journey, 20000, 1000, NO_MODEL, "color width", NULL,
+     "the whole journey: the data, training, the tour"},
+    {"tour", command_tour, 20000, 1000, 512, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "color width", NULL,
+     "the journey on a trained model"},
+    {"data", command_data, 10, 23, NO_MODEL, "size max-num seq-len seed", NULL, "prints lists and their medians"},
+    {"train", command_train, 1, 23, NO_MODEL,
+     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced "
+     "hard seed no-shuffle keep init resume out log save-every", NULL, "trains a model"},
+    {"info", command_info, 1, 1, ONE_LIST, "model", NULL, "a checkpoint's configuration, recipe, tensors, hash"},
+    {"eval", command_eval, 100000, 1000, 4096, 16384, RUN_FORWARD, ON_LISTS "csv threads", NULL,
+     "accuracy and loss on fresh lists"},
+    {"predict", command_predict, 256, 1, 256, 256, RUN_FORWARD, "model logits color",
+     "the list; without it, lists from stdin, one a line", "the median, as the model sees it"},
+    {"attention", command_attention, 10000, 1000, 256, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "csv color",
+     "a list whose patterns are drawn", "who looks where"},
+    {"circuits", command_circuits, 1, 1, ONE_LIST, "model raw query-pos key-pos head csv color width", "qk or ov",
+     "QK and OV circuits"},
+    {"weights", command_weights, 1, 1, ONE_LIST, "model csv color width", NULL,
+     "every tensor: statistics, singular values, picture"},
+    {"ablate", command_ablate, 200, 42, SIZE_MAX, SIZE_MAX, RUN_FORWARD, ON_LISTS "head layer part positions kind csv",
+     NULL, "what breaks when activations are replaced"},
+    {"attribute", command_attribute, 1, 23, ONE_LIST, "model seed csv", "the list; without it, the first of the seed",
+     "what makes the logit of one list's median"},
+    {"patch", command_patch, 1, 23, ONE_LIST, "model seed csv", "a clean list, then one that differs in one number",
+     "which value carries the answer from one list to another"},
+    {"explain", command_explain, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, ON_LISTS "csv color width", NULL,
+     "the explanation, tested"},
+    {"certify", command_certify, 1, 1, ONE_LIST, "model threads effort csv", NULL,
+     "the accuracy over all possible lists: counted, by proof"},
+    {"check", command_check, 1, 1, NO_MODEL, "", NULL, "golden values: does this build compute the same bits?"},
+    {"bench", command_bench, 500, 23, NO_MODEL, SHAPE "size", NULL,
+     "speed of training and inference; --size is the number of steps"},
+#ifndef MEDIAN_NO_MAIN
+    {"test", command_test, 1, 1, NO_MODEL, "", "test names, or parts of them; all tests without", "the tests"},
+#endif
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands, N_CLI = sizeof cli_settings / sizeof *cli_settings };
+enum { MAX_OPTIONS = 48 }; /* of a command */
+
+/* The options that a command takes, in its order; returns how many. */
+static size_t options_of(const Command *command, const Setting **options) {
+    size_t n = 0, length;
+    for (const char *name = command->options; *name; name += length + (name[length] == ' ')) {
+        length = strcspn(name, " ");
+        for (size_t i = 0; i < n_settings + N_CLI; i++) {
+            const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
+            if (strlen(s->name) == length && strncmp(s->name, name, length) == 0) options[n++] = s;
+        }
+    }
+    return n;
+}
+
+static void options_default(Session *s, const Command *command, int original) {
+    memset(s, 0, offsetof(Session, error));
+    s->settings.config = config_default();
+    s->settings.recipe = original ? recipe_original() : recipe_default();
+    s->settings.recipe.seed = command->seed;
+    s->preset = "default", s->path = MEDIAN_MODEL, s->out = "trained.safetensors";
+    s->size = command->size, s->threads = 1, s->width = 120, s->save_every = 2000, s->effort = 262144;
+    s->query_pos = s->key_pos = NO_POSITION;
+}
+
+static void command_help(const Command *command, Report *r) {
+    static const char *const values[] = {" N", " X", "", "", " TEXT", ""}; /* in the order of SettingKind */
+    const Setting *options[MAX_OPTIONS];
+    const size_t n = options_of(command, options);
+    Session defaults;
+    options_default(&defaults, command, 0);
+    say(r, "median%s%s [--option value]...%s\n\n%s\n\n", *command->name ? " " : "", command->name,
+        command->numbers ? " [number...]" : "", command->summary);
+    if (command->numbers) say(r, "  %-28s %s\n", "number...", command->numbers);
+    for (size_t i = 0; i < n; i++) {
+        const Setting *s = options[i];
+        char left[64], value[40] = "";
+        snprintf(left, sizeof left, "--%s%s", s->name, values[s->kind]);
+        if ((s->offset < sizeof(Settings) && s->kind != SETTING_FLAG) || s->offset == CLI(size))
+            setting_print(s, &defaults, value, sizeof value);
+        if (s->choices) snprintf(left, sizeof left, "--%s %s", s->name, s->choices);
+        say(r, "  %-28s %s%s%s%s\n", left, s->help, *value ? " (" : "", value, *value ? ")" : "");
+    }
+}
+
+static void general_help(Report *r) {
+    say(r, "median COMMAND [--option value | --option=value]... [number...]\n\n"
+           "A small transformer that learns to find the median of a list, to be looked into.\n\n");
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        say(r, "  %-12s %s\n", *commands[i].name ? commands[i].name : "(none)", commands[i].summary);
+    say(r, "\nmedian COMMAND --help lists a command's options; median --version.\n"
+           "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
+}
+
+/* Which of n options a word names or, with options NULL, which command. If none, n, and the error tells the most
+ * similar name: that with the shortest stretch between what both begin with and what both end with. */
+static size_t find_name(const Setting *const *options, size_t n, const char *word, size_t length, Error *error) {
+    const char *best = NULL, *what = options ? "option" : "command", *dashes = options ? "--" : "";
+    size_t least = 4;
+    for (size_t i = 0; i < n; i++) {
+        const char *name = options ? options[i]->name : commands[i].name;
+        const size_t size = strlen(name), longer = size > length ? size : length;
+        size_t head = 0, tail = 0;
+        while (head < size && head < length && name[head] == word[head]) head++;
+        while (tail + head < size && tail + head < length && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
+        const size_t differ = longer - head - tail;
+        if (differ == 0) return i;
+        if (differ < least && differ < size) best = name, least = differ;
+    }
+    length = smaller(length, 60);
+    if (best) usage(error, "unknown %s %s%.*s; did you mean %s%s?", what, dashes, (int)length, word, dashes, best);
+    else usage(error, "unknown %s %s%.*s", what, dashes, (int)length, word);
+    return n;
+}
+
+static const Command *find_command(const char *name, Error *error) {
+    const size_t i = find_name(NULL, N_COMMANDS, name, strlen(name), error);
+    return i < N_COMMANDS ? &commands[i] : NULL;
+}
+
+/* The option at argv[*i], its value there or in the next argument. */
+static int parse_option(Session *s, const Command *command, int argc, char **argv, int *i) {
+    const Setting *options[MAX_OPTIONS];
+    const char *name = argv[*i] + 2, *value = strchr(name, '=');
+    const size_t n = options_of(command, options), length = value ? (size_t)(value - name) : strlen(name);
+    const size_t found = find_name(options, n, name, length, s->error);
+    if (found == n) return 0;
+    const Setting *option = options[found];
+    if (option->kind == SETTING_FLAG && value) return usage(s->error, "--%s takes no value", option->name);
+    if (option->kind == SETTING_FLAG) value = "1";
+    else if (value) value++;
+    else if (++*i < argc) value = argv[*i];
+    else return usage(s->error, "--%s needs a value", option->name);
+    if (option->offset < sizeof(Settings) || option->offset == CLI(preset) || option->offset == CLI(init))
+        s->setting_given = option->name;
+    if (option->offset == RECIPE(steps)) s->steps_given = 1;
+    if (option->offset == RECIPE(epochs) && !s->steps_given) s->settings.recipe.steps = 0;
+    return setting_parse(option, s, value, s->error) || (s->error->usage = 1, 0);
+}
+
+/* Options in any order; a preset is taken first, so that the others override it. */
+static int parse_options(Session *s, const Command *command, int argc, char **argv) {
+    const char *preset = "default";
+    for (int pass = 0; pass < 2; pass++) {
+        const size_t which = choice_index("default|original", preset);
+        if (which > 1) return usage(s->error, "--preset is '%.60s', must be one of default|original", preset);
+        options_default(s, command, which == 1);
+        for (int i = *command->name ? 2 : 1; i < argc; i++) {
+            if (strcmp(argv[i], "--help") == 0) s->help = 1;
+            else if (strncmp(argv[i], "--", 2) == 0) {
+                if (!parse_option(s, command, argc, argv, &i)) return 0;
+            } else if (!command->numbers) return usage(s->error, "unexpected argument '%.60s'", argv[i]);
+            else if (s->n_numbers == MAX_NUMBERS) return usage(s->error, "too many numbers: more than %d", MAX_NUMBERS);
+            else s->numbers[s->n_numbers++] = argv[i];
+        }
+        preset = s->preset;
+    }
+    return 1;
+}
+
 /* -- one command -- */
 
 /* What a command looks at, if anything: the model, which may be there already, and the lists of the seed. */
@@ -4373,6 +4368,8 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
     *text = r.text;
     return done;
 }
+
+#ifndef MEDIAN_NO_MAIN
 
 /* What the outside does to a program before it runs. A file that is opened while stdin, stdout or stderr is closed
  * would take its place, and get its text; so something that fails to read or write does. */
