@@ -78,6 +78,10 @@ static float *lay_floats(Layout *layout, size_t a, size_t b, size_t c) {
     return (float *)lay_out(layout, (double)a * (double)b * (double)c, sizeof(float));
 }
 
+static double *lay_doubles(Layout *layout, size_t a, size_t b) {
+    return (double *)lay_out(layout, (double)a * (double)b, sizeof(double));
+}
+
 static uint32_t *lay_words(Layout *layout, size_t a, size_t b) {
     return (uint32_t *)lay_out(layout, (double)a * (double)b, sizeof(uint32_t));
 }
@@ -108,8 +112,11 @@ static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char 
 
 static double max_double(double a, double b) { return a > b ? a : b; }
 
-/* ---- Threads ---------------------------------------------------------------------------------------------------- */
+/* ---- Threads ---------------------------------------------------------------------------------- */
 
+/* Threads know only whole lists. Training, evaluation and the certificate have one parallel loop
+ * each, over chunks of a size that does not depend on the number of threads; what the chunks bring
+ * is added in the order of the chunks. So no result depends on the number of threads. */
 int use_threads(int n) {
 #ifdef _OPENMP
     omp_set_num_threads(n > 1 ? n : 1);
@@ -120,121 +127,98 @@ int use_threads(int n) {
 #endif
 }
 
-/* TEAM has several threads execute what follows. Each calls the functions that take a Share s, and does its own share.
- * At a WAIT, threads wait until all have come this far. One stands wherever a thread goes on to read what others have
- * written, or to write what others may still be reading. None is needed for a thread's own share of the same rows. */
-#define TEAM OMP(omp parallel)
-#define WAIT OMP(omp barrier)
-
-static Share my_share(void) {
+static size_t n_threads(void) {
 #ifdef _OPENMP
-    const Share share = {(size_t)omp_get_thread_num(), (size_t)omp_get_num_threads()};
-    return share;
+    return (size_t)omp_get_max_threads();
 #else
-    return WHOLE;
+    return 1;
 #endif
 }
 
-/* The gradients of the last parameters (see backward_final) are sums over all lists. Divided by results, they would
- * have each thread wait for the others and read what these made of their lists. So each sum has four parts, one for
- * each chunk of the lists, which are added in order at the end. With 1, 2 or 4 threads a chunk lies within one thread's
- * share of the lists, and is left to it; with other numbers all threads share in each chunk. The sums are the same. */
-enum { CHUNKS = 4 };
-
-static int chunks_are_shared(Share s) { return CHUNKS % s.parts != 0; }
-
-static Share share_of_chunk(Share s, size_t chunk) {
-    const Share all_or_nothing = {chunk * s.parts / CHUNKS != s.part, 1}; /* part 0 of 1, or past the end */
-    return chunks_are_shared(s) ? s : all_or_nothing;
+/* Which of them this one is, from 0 on. Sets its floating-point unit, as every thread must. */
+static size_t this_thread(void) {
+    ieee_setup();
+#ifdef _OPENMP
+    return (size_t)omp_get_thread_num();
+#else
+    return 0;
+#endif
 }
 
-/* ---- 1. The task ----------------------------------------------------------------------------- */
+/* ---- 1. The task ------------------------------------------------------------------------------ */
 
-/* Half a bubble sort without branches: each round carries the greatest number that is left to the end; when more than
- * half have been carried there, the last one carried is the median. ABREAST lists at once: several vectors of them, so
- * that none has to wait for the one before. */
-enum { ABREAST = 32 };
-
-static void take_medians(uint32_t *medians, const uint32_t *lists, size_t n, size_t seq_len) {
-    uint32_t sorted[MAX_SEQ_LEN][ABREAST];
-    for (size_t t = 0; t < seq_len; t++)
-        for (size_t u = 0; u < ABREAST; u++) sorted[t][u] = lists[(u < n ? u : 0) * seq_len + t];
-    for (size_t end = seq_len - 1; end >= seq_len / 2 && end > 0; end--)
-        for (size_t i = 0; i < end; i++)
-            for (size_t u = 0; u < ABREAST; u++) {
-                const uint32_t a = sorted[i][u], b = sorted[i + 1][u];
-                sorted[i][u] = a < b ? a : b;
-                sorted[i + 1][u] = a < b ? b : a;
-            }
-    for (size_t u = 0; u < n; u++) medians[u] = sorted[seq_len / 2][u];
-}
-
+/* Half a bubble sort: each round carries the greatest number that is left to the end. When more
+ * than half have been carried there, the last one carried is the median. */
 uint32_t median_of(const uint32_t *list, size_t seq_len) {
-    uint32_t median;
-    take_medians(&median, list, 1, seq_len);
-    return median;
+    uint32_t sorted[MAX_SEQ_LEN];
+    memcpy(sorted, list, seq_len * sizeof *list);
+    for (size_t end = seq_len - 1; end >= seq_len / 2 && end > 0; end--)
+        for (size_t i = 0; i < end; i++) {
+            const uint32_t a = sorted[i], b = sorted[i + 1];
+            sorted[i] = a < b ? a : b;
+            sorted[i + 1] = a < b ? b : a;
+        }
+    return sorted[seq_len / 2];
 }
 
-void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
+void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num,
+                size_t seq_len) {
     mt_fill(mt, lists, n * seq_len);
-    OMP(omp parallel for schedule(static))
-    for (size_t i = 0; i < n; i += ABREAST) {
-        const size_t abreast = smaller(n - i, ABREAST);
-        for (size_t j = i * seq_len; j < (i + abreast) * seq_len; j++) lists[j] %= (uint32_t)max_num;
-        take_medians(medians + i, lists + i * seq_len, abreast, seq_len);
-    }
+    for (size_t i = 0; i < n * seq_len; i++) lists[i] %= (uint32_t)max_num;
+    for (size_t i = 0; i < n; i++) medians[i] = median_of(lists + i * seq_len, seq_len);
 }
 
-/* Fisher & Yates: every order equally likely. Makes the first n_words of the n - 1 swaps; those that remain are a
- * shuffle of the first n - n_words numbers. */
-static void shuffle(uint32_t *order, size_t n, const uint32_t *words, size_t n_words) {
-    for (size_t i = 0; i < n_words; i++) {
-        const size_t last = n - 1 - i, j = words[i] % (uint32_t)(last + 1);
+/* Fisher & Yates: makes every order equally likely, by n - 1 random words. */
+static void shuffle(uint32_t *order, size_t n, const uint32_t *words) {
+    for (size_t last = n - 1; last > 0; last--) {
+        const size_t i = *words++ % (uint32_t)(last + 1);
         const uint32_t swap = order[last];
-        order[last] = order[j];
-        order[j] = swap;
+        order[last] = order[i];
+        order[i] = swap;
     }
 }
 
-enum { WORDS = 4096 }; /* random words are made so many at a time */
-
-/* Of uniform lists, one in a hundred thousand has the least or the greatest number for its median. Here every median is
- * equally likely: it is drawn first, then half of the others from the numbers up to it, half from those from it on, all
- * in random order. */
-static uint32_t balanced_list(const uint32_t *words, uint32_t *list, size_t max_num, size_t seq_len) {
-    const uint32_t median = words[0] % (uint32_t)max_num;
-    for (size_t j = 0; j + 1 < seq_len; j += 2) {
-        list[j] = words[1 + j] % (median + 1);
-        list[j + 1] = median + words[2 + j] % ((uint32_t)max_num - median);
+/* Of uniform lists, one in a hundred thousand has the least or the greatest number for its median.
+ * Here every median is equally likely: it is drawn first, then half of the others from the numbers
+ * up to it, half from those from it on, all in random order. If `ties`, a number is in three of
+ * four cases the one drawn before it on the same side. */
+static void balanced_list(const uint32_t *words, uint32_t *list, uint32_t *median, size_t max_num,
+                          size_t seq_len, int ties) {
+    const uint32_t m = *median = *words++ % (uint32_t)max_num;
+    for (size_t j = 0; j + 1 < seq_len; j++) {
+        const uint32_t word = *words++;
+        if (ties && j >= 2 && word >> 30 > 0) list[j] = list[j - 2];
+        else if (j % 2 == 0) list[j] = word % (m + 1);
+        else list[j] = m + word % ((uint32_t)max_num - m);
     }
-    list[seq_len - 1] = median;
-    shuffle(list, seq_len, words + seq_len, seq_len - 1);
-    return median;
+    list[seq_len - 1] = m;
+    shuffle(list, seq_len, words);
 }
 
-static void balanced_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len) {
-    uint32_t words[WORDS];
-    const size_t each = 2 * seq_len - 1, room = WORDS / each;
-    for (size_t at = 0; at < n; at += room) {
-        const size_t some = smaller(room, n - at);
-        mt_fill(mt, words, some * each);
-        OMP(omp parallel for schedule(static))
-        for (size_t i = 0; i < some; i++)
-            medians[at + i] = balanced_list(words + i * each, lists + (at + i) * seq_len, max_num, seq_len);
+void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n,
+                         const Mixture *mix) {
+    const size_t T = mix->seq_len;
+    const size_t balanced = (size_t)((double)mix->balanced * (double)n);
+    const size_t tied = (size_t)((double)mix->ties * (double)balanced);
+    uint32_t words[2 * MAX_SEQ_LEN];
+    for (size_t i = 0; i < balanced; i++) {
+        mt_fill(mt, words, 2 * T - 1);
+        balanced_list(words, lists + i * T, medians + i, mix->max_num, T, i < tied);
     }
+    make_lists(mt, lists + balanced * T, medians + balanced, n - balanced, mix->max_num, T);
 }
 
-void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len,
-                         float balanced) {
-    const size_t first = (size_t)((double)balanced * (double)n);
-    balanced_lists(mt, lists, medians, first, max_num, seq_len);
-    make_lists(mt, lists + first * seq_len, medians + first, n - first, max_num, seq_len);
-}
-
-/* ---- 2. The model ---------------------------------------------------------------------------- */
+/* ---- 2. The model ----------------------------------------------------------------------------- */
 
 Config config_default(void) {
-    const Config config = {50, 7, 32, 32, 1, 1, 0, 1};
+    const Config config = {.max_num = 50,
+                           .seq_len = 7,
+                           .d_model = 32,
+                           .d_head = 32,
+                           .n_heads = 1,
+                           .n_layers = 1,
+                           .d_mlp = 0,
+                           .normalization = NORMALIZATION_LN};
     return config;
 }
 
@@ -250,91 +234,100 @@ int config_check(const Config *c, Error *error) {
     return 1;
 }
 
-/* Hands out the parameters one tensor after the other; with tensors NULL it only counts. */
+/* Describes the tensors one after the other and hands out their parameters; with tensors NULL it
+ * only counts. */
 typedef struct {
     Tensor *tensors;
     float *params;
     size_t n_tensors;
     double n_params;
-} Dealer;
+} TensorList;
 
-static float *deal(Dealer *dealer, const char *prefix, const char *name, size_t a, size_t b, size_t c) {
+/* The shape is a, a x b or a x b x c, where what is 0 is not there. */
+static float *add_tensor(TensorList *list, const char *prefix, const char *name, size_t a, size_t b,
+                         size_t c) {
+    const size_t size = a * (b ? b : 1) * (c ? c : 1);
     float *data = NULL;
-    if (dealer->tensors) {
-        Tensor *t = &dealer->tensors[dealer->n_tensors];
-        t->n_dims = c ? 3 : b ? 2 : 1;
-        t->shape[0] = a, t->shape[1] = b, t->shape[2] = c;
-        t->size = a * (b ? b : 1) * (c ? c : 1);
-        t->data = data = dealer->params + (size_t)dealer->n_params;
+    if (list->tensors) {
+        Tensor *t = &list->tensors[list->n_tensors];
+        data = list->params + (size_t)list->n_params;
+        *t = (Tensor){.n_dims = (size_t)(1 + (b > 0) + (c > 0)),
+                      .shape = {a, b, c},
+                      .size = size,
+                      .data = data};
         snprintf(t->name, sizeof t->name, "%s%s", prefix, name);
     }
-    dealer->n_tensors++;
-    dealer->n_params += (double)a * (double)(b ? b : 1) * (double)(c ? c : 1);
+    list->n_tensors++;
+    list->n_params += (double)a * (double)(b ? b : 1) * (double)(c ? c : 1);
     return data;
 }
 
-/* All tensors of a configuration, in the order of the file: this one list defines names, shapes and pointers. */
-static void deal_weights(Dealer *dealer, const Config *c, Weights *w) {
+/* All tensors of a configuration, in the order of the file: this one list defines names, shapes and
+ * pointers. */
+static void list_tensors(TensorList *t, const Config *c, Weights *w) {
     const size_t d = c->d_model, heads = c->n_heads;
-    w->W_E = deal(dealer, "", "embed.W_E", c->max_num, d, 0);
-    w->W_pos = deal(dealer, "", "pos_embed.W_pos", c->seq_len, d, 0);
+    const int ln = c->normalization == NORMALIZATION_LN;
+    w->W_E = add_tensor(t, "", "embed.W_E", c->max_num, d, 0);
+    w->W_pos = add_tensor(t, "", "pos_embed.W_pos", c->seq_len, d, 0);
     for (size_t l = 0; l < c->n_layers; l++) {
         LayerWeights none = {0}, *layer = w->layers ? &w->layers[l] : &none;
         char prefix[24];
         snprintf(prefix, sizeof prefix, "blocks.%u.", (unsigned)l);
-        if (c->normalization) {
-            layer->ln1_w = deal(dealer, prefix, "ln1.w", d, 0, 0);
-            layer->ln1_b = deal(dealer, prefix, "ln1.b", d, 0, 0);
+        if (ln) {
+            layer->ln1_w = add_tensor(t, prefix, "ln1.w", d, 0, 0);
+            layer->ln1_b = add_tensor(t, prefix, "ln1.b", d, 0, 0);
         }
-        layer->W_Q = deal(dealer, prefix, "attn.W_Q", heads, d, c->d_head);
-        layer->W_K = deal(dealer, prefix, "attn.W_K", heads, d, c->d_head);
-        layer->W_V = deal(dealer, prefix, "attn.W_V", heads, d, c->d_head);
-        layer->W_O = deal(dealer, prefix, "attn.W_O", heads, c->d_head, d);
-        layer->b_Q = deal(dealer, prefix, "attn.b_Q", heads, c->d_head, 0);
-        layer->b_K = deal(dealer, prefix, "attn.b_K", heads, c->d_head, 0);
-        layer->b_V = deal(dealer, prefix, "attn.b_V", heads, c->d_head, 0);
-        layer->b_O = deal(dealer, prefix, "attn.b_O", d, 0, 0);
-        if (c->d_mlp && c->normalization) {
-            layer->ln2_w = deal(dealer, prefix, "ln2.w", d, 0, 0);
-            layer->ln2_b = deal(dealer, prefix, "ln2.b", d, 0, 0);
+        layer->W_Q = add_tensor(t, prefix, "attn.W_Q", heads, d, c->d_head);
+        layer->W_K = add_tensor(t, prefix, "attn.W_K", heads, d, c->d_head);
+        layer->W_V = add_tensor(t, prefix, "attn.W_V", heads, d, c->d_head);
+        layer->W_O = add_tensor(t, prefix, "attn.W_O", heads, c->d_head, d);
+        layer->b_Q = add_tensor(t, prefix, "attn.b_Q", heads, c->d_head, 0);
+        layer->b_K = add_tensor(t, prefix, "attn.b_K", heads, c->d_head, 0);
+        layer->b_V = add_tensor(t, prefix, "attn.b_V", heads, c->d_head, 0);
+        layer->b_O = add_tensor(t, prefix, "attn.b_O", d, 0, 0);
+        if (c->d_mlp && ln) {
+            layer->ln2_w = add_tensor(t, prefix, "ln2.w", d, 0, 0);
+            layer->ln2_b = add_tensor(t, prefix, "ln2.b", d, 0, 0);
         }
         if (c->d_mlp) {
-            layer->W_in = deal(dealer, prefix, "mlp.W_in", d, c->d_mlp, 0);
-            layer->b_in = deal(dealer, prefix, "mlp.b_in", c->d_mlp, 0, 0);
-            layer->W_out = deal(dealer, prefix, "mlp.W_out", c->d_mlp, d, 0);
-            layer->b_out = deal(dealer, prefix, "mlp.b_out", d, 0, 0);
+            layer->W_in = add_tensor(t, prefix, "mlp.W_in", d, c->d_mlp, 0);
+            layer->b_in = add_tensor(t, prefix, "mlp.b_in", c->d_mlp, 0, 0);
+            layer->W_out = add_tensor(t, prefix, "mlp.W_out", c->d_mlp, d, 0);
+            layer->b_out = add_tensor(t, prefix, "mlp.b_out", d, 0, 0);
         }
     }
-    if (c->normalization) {
-        w->ln_final_w = deal(dealer, "", "ln_final.w", d, 0, 0);
-        w->ln_final_b = deal(dealer, "", "ln_final.b", d, 0, 0);
+    if (ln) {
+        w->ln_final_w = add_tensor(t, "", "ln_final.w", d, 0, 0);
+        w->ln_final_b = add_tensor(t, "", "ln_final.b", d, 0, 0);
     }
-    w->W_U = deal(dealer, "", "unembed.W_U", d, c->max_num, 0);
-    w->b_U = deal(dealer, "", "unembed.b_U", c->max_num, 0, 0);
+    w->W_U = add_tensor(t, "", "unembed.W_U", d, c->max_num, 0);
+    w->b_U = add_tensor(t, "", "unembed.b_U", c->max_num, 0, 0);
 }
 
 static void lay_out_model(Layout *m, void *owner) {
     Model *model = (Model *)owner;
-    Dealer count = {0};
+    TensorList count = {0};
     Weights unused = {0};
-    deal_weights(&count, &model->config, &unused);
+    list_tensors(&count, &model->config, &unused);
     model->params = (float *)lay_out(m, count.n_params, sizeof(float));
     model->tensors = (Tensor *)lay_out(m, (double)count.n_tensors, sizeof(Tensor));
-    model->weights.layers = (LayerWeights *)lay_out(m, (double)model->config.n_layers, sizeof(LayerWeights));
+    model->weights.layers =
+        (LayerWeights *)lay_out(m, (double)model->config.n_layers, sizeof(LayerWeights));
 }
 
 int model_create(Model *model, const Config *config, Error *error) {
     memset(model, 0, sizeof *model);
     if (!config_check(config, error)) return 0;
     model->config = *config;
-    if (!(model->memory = make_layout(lay_out_model, model, "the model", error))) {
+    model->memory = make_layout(lay_out_model, model, "the model", error);
+    if (!model->memory) {
         memset(model, 0, sizeof *model);
         return 0;
     }
-    Dealer dealer = {model->tensors, model->params, 0, 0};
-    deal_weights(&dealer, config, &model->weights);
-    model->n_params = (size_t)dealer.n_params;
-    model->n_tensors = dealer.n_tensors;
+    TensorList list = {.tensors = model->tensors, .params = model->params};
+    list_tensors(&list, config, &model->weights);
+    model->n_params = (size_t)list.n_params;
+    model->n_tensors = list.n_tensors;
     return 1;
 }
 
@@ -350,131 +343,146 @@ void model_init(Model *model, Mt19937 *mt) {
     for (size_t i = 0; i < model->n_tensors; i++) {
         const Tensor *t = &model->tensors[i];
         const char *last = strrchr(t->name, '.') + 1;
-        if (strncmp(last, "W_", 2) == 0)
-            mt_normal(mt, t->data, t->size, deviation);
+        if (strncmp(last, "W_", 2) == 0) mt_normal(mt, t->data, t->size, deviation);
         else
             for (size_t j = 0; j < t->size; j++) t->data[j] = strcmp(last, "w") == 0 ? 1.0f : 0.0f;
     }
 }
 
-/* ---- 3. Running it --------------------------------------------------------------------------- */
+/* ---- 3. The forward pass ---------------------------------------------------------------------- */
 
-/* Layer 0 sees no lists, only numbers at positions: at most max_num * seq_len different inputs, usually far fewer than
- * the batch has entries. So a layer works on *rows*, with an index that says which row a list's position has. In
- * layer 0 the rows are the different (number, position) pairs of the batch, each normalized and projected once; in
- * later layers every position of every list has a row of its own. Rows are ordered by position, so those of the last
- * position, the only one whose query and output matter in the last layer, stand together at the end.
+/* A layer works on *rows* of the residual stream, and an index says which row a list has at a
+ * position. In later layers every position of every list has a row of its own. But layer 0 sees no
+ * lists, only numbers at positions: at most max_num * seq_len different inputs, usually far fewer
+ * than a batch has entries. So its rows are the different (number, position) pairs, and LN, q, k
+ * and v are computed once for each. For the lists 5 3 5 and 5 5 4:
  *
- * Matrix products may be taken in any order, so neither keys nor values are ever computed for every row:
+ *     rows of layer 0    0: 5 at 0    1: 3 at 1    2: 5 at 1    3: 4 at 2    4: 5 at 2
+ *     row[]              position 0: 0 0    position 1: 1 2    position 2: 4 3
  *
- *   - q . k = (h_q W_Q + b_Q) . (h_s W_K + b_K) = ((h_q W_Q + b_Q) W_K^T) . h_s + a constant of the query, which
- *     softmax doesn't see. So W_K goes to the few queries, and the rows of h themselves are the keys. (b_K has no
- *     effect at all, and its gradient is 0.)
- *   - sum_s a_s (h_s W_V + b_V) W_O: attention may mix the h_s, then W_V and W_O go to each query's mix. Or in
- *     layer 0, with its few rows, each row gets v W_O = h_s (W_V W_O) + b_V W_O first, and attention mixes these
- *     ("folded"). */
-static size_t queries_of_layer(const Run *run, size_t layer) {
-    return layer + 1 == run->config.n_layers && run->kind != RUN_ALL_POSITIONS ? 1 : run->config.seq_len;
+ * Only the last position's logits are trained. So in the last layer, only the last position has
+ * a query. Rows are ordered by position: those that ask stand together at the end. */
+static size_t queries_per_list(const Config *c, size_t layer, RunKind kind) {
+    return layer + 1 == c->n_layers && kind != RUN_ALL_POSITIONS ? 1 : c->seq_len;
 }
 
+/* At most so many rows come of so many lists. */
 static size_t max_rows(const Config *c, size_t layer, size_t lists) {
-    return c->seq_len * (layer == 0 && c->max_num < lists ? c->max_num : lists);
+    return c->seq_len * (layer == 0 ? smaller(c->max_num, lists) : lists);
 }
 
-/* Gradients with respect to a layer's activations; one set serves all layers in turn. */
-typedef struct RunGradients {
-    float *x, *h;               /* (rows, d_model): of the layer's input */
-    float *out;                 /* (Q, d_model): of its output */
-    float *q, *qk, *vo;         /* of one head: (rows, d_head), (rows, d_model) twice */
-    float *W_VO, *b_VO;         /* (d_model, d_model), (d_model) */
-    float *scores, *z, *mix;    /* (Q, seq_len), (Q, d_head), (Q, d_model) */
-    float *h2, *pre, *post;     /* (Q, d_model), (Q, d_mlp) twice */
-    float *final_h;             /* (n_lists, d_model) */
-    float *chunks;              /* (CHUNKS, n_final_params): of ln_final, W_U and b_U, from each chunk of the lists */
-    uint32_t *first_user, *user; /* (rows + 1), (seq_len, n_lists): whose queries a row's gradient comes from */
-} RunGradients;
-
-static void lay_out_gradients(Layout *m, const Run *run, RunGradients *g) {
-    const Config *c = &run->config;
-    const size_t lists = run->capacity;
-    double rows = 0, queries = (double)lists;
-    for (size_t l = 0; l < c->n_layers; l++) {
-        const double r = (double)max_rows(c, l, lists);
-        rows = max_double(rows, r);
-        queries = max_double(queries, (double)queries_of_layer(run, l) * (double)lists);
+static void lay_out_rows(Layout *m, LayerRows *rows, const Config *c, size_t R) {
+    rows->x = lay_floats(m, R, c->d_model, 1);
+    rows->h = rows->x;
+    if (c->normalization) {
+        rows->inv_std = lay_floats(m, R, 1, 1);
+        rows->h = rows->normal = lay_floats(m, R, c->d_model, 1);
     }
-    const size_t R = (size_t)rows, Q = (size_t)queries, d = c->d_model;
-    const size_t wide = R > Q ? R : Q;
-    g->x = lay_floats(m, wide, d, 1), g->out = lay_floats(m, wide, d, 1);
-    g->h = lay_floats(m, R, d, 1), g->vo = lay_floats(m, R, d, 1);
-    g->q = lay_floats(m, R, c->d_head, 1), g->qk = lay_floats(m, R, d, 1);
-    g->W_VO = lay_floats(m, d, d, 1), g->b_VO = lay_floats(m, d, 1, 1);
-    g->scores = lay_floats(m, Q, c->seq_len, 1), g->z = lay_floats(m, Q, c->d_head, 1), g->mix = lay_floats(m, Q, d, 1);
-    g->h2 = lay_floats(m, Q, d, 1), g->pre = lay_floats(m, Q, c->d_mlp, 1), g->post = lay_floats(m, Q, c->d_mlp, 1);
-    g->final_h = lay_floats(m, lists, d, 1);
-    g->chunks = lay_floats(m, CHUNKS, d + 1, c->max_num + 2); /* not less than n_final_params */
-    g->first_user = lay_words(m, R + 1, 1), g->user = lay_words(m, c->seq_len, lists);
+    if (c->normalization == NORMALIZATION_LN) rows->h = lay_floats(m, R, c->d_model, 1);
+    rows->q = lay_floats(m, c->n_heads, R, c->d_head);
+    rows->k = lay_floats(m, c->n_heads, R, c->d_head);
+    rows->v = lay_floats(m, c->n_heads, R, c->d_head);
+}
+
+static void lay_out_inputs(Layout *m, Inputs *in, const Config *c, size_t lists) {
+    const size_t R = max_rows(c, 0, lists);
+    lay_out_rows(m, &in->rows, c, R);
+    in->max_rows = R;
+    in->token = lay_words(m, R, 1);
+    in->position = lay_words(m, R, 1);
+    in->used = lay_words(m, c->seq_len, c->max_num);
+    in->row_of_pair = lay_words(m, c->seq_len, c->max_num);
+}
+
+/* Splits one block into the gradients of R rows. */
+static RowGradients split_rows(float *block, const Config *c, size_t R) {
+    const size_t heads = R * c->n_heads * c->d_head;
+    const RowGradients g = {.x = block,
+                            .q = block + R * c->d_model,
+                            .k = block + R * c->d_model + heads,
+                            .v = block + R * c->d_model + 2 * heads,
+                            .size = R * c->d_model + 3 * heads};
+    return g;
+}
+
+static float *lay_row_gradients(Layout *m, const Config *c, size_t R) {
+    return lay_floats(m, R, c->d_model + 3 * c->n_heads * c->d_head, 1);
+}
+
+static void lay_out_gradients(Layout *m, RunGradients *g, const Run *run) {
+    const Config *c = &run->config;
+    const size_t lists = run->capacity, d = c->d_model;
+    const size_t later = c->n_layers > 1 ? c->seq_len * lists : lists;
+    const size_t n = later > run->inputs->max_rows ? later : run->inputs->max_rows;
+    g->out = lay_floats(m, n, d, 1);
+    g->h = lay_floats(m, n, d, 1);
+    g->z = lay_floats(m, n, c->d_head, 1);
+    g->pattern = lay_floats(m, n, c->seq_len, 1);
+    g->q = lay_doubles(m, n, c->d_head);
+    g->k = lay_doubles(m, n, c->d_head);
+    g->v = lay_doubles(m, n, c->d_head);
+    g->post = lay_floats(m, n, c->d_mlp, 1);
+    g->rows = lay_row_gradients(m, c, n);
+}
+
+static void lay_out_layer(Layout *m, LayerRun *layer, const Run *run, size_t l) {
+    const Config *c = &run->config;
+    const size_t lists = run->capacity, d = c->d_model;
+    const size_t Q = queries_per_list(c, l, run->kind) * lists;
+    if (l > 0) lay_out_rows(m, &layer->own_rows, c, max_rows(c, l, lists));
+    layer->rows = l > 0 ? &layer->own_rows : &run->inputs->rows;
+    layer->row = lay_words(m, c->seq_len, lists);
+    layer->pattern = lay_floats(m, c->n_heads, Q, c->seq_len);
+    layer->z = lay_floats(m, c->n_heads, Q, c->d_head);
+    if (c->d_mlp == 0) return;
+    layer->resid_mid = lay_floats(m, Q, d, 1);
+    layer->h2 = layer->resid_mid;
+    if (c->normalization) {
+        layer->inv_std2 = lay_floats(m, Q, 1, 1);
+        layer->h2 = layer->normal2 = lay_floats(m, Q, d, 1);
+    }
+    if (c->normalization == NORMALIZATION_LN) layer->h2 = lay_floats(m, Q, d, 1);
+    layer->pre = lay_floats(m, Q, c->d_mlp, 1);
+    layer->post = lay_floats(m, Q, c->d_mlp, 1);
+    layer->mlp_out = lay_floats(m, Q, d, 1);
 }
 
 static void lay_out_run(Layout *m, void *owner) {
     Run *run = (Run *)owner;
     const Config *c = &run->config;
-    const size_t lists = run->capacity, d = c->d_model, heads = c->n_heads;
+    const size_t lists = run->capacity, d = c->d_model;
+    if (run->inputs == &run->own_inputs) lay_out_inputs(m, run->inputs, c, lists);
     run->layers = (LayerRun *)lay_out(m, (double)c->n_layers, sizeof(LayerRun));
-    run->gradients = run->kind == RUN_GRADIENTS ? (RunGradients *)lay_out(m, 1, sizeof(RunGradients)) : NULL;
     for (size_t l = 0; l < c->n_layers; l++) {
-        LayerRun count = {0}, *layer = m->base ? &run->layers[l] : &count;
-        const size_t R = max_rows(c, l, lists), Q = queries_of_layer(run, l) * lists;
-        layer->folded = l == 0;
-        layer->first_row = lay_words(m, c->seq_len + 1, 1), layer->row = lay_words(m, c->seq_len, lists);
-        layer->x = lay_floats(m, R, d, 1);
-        layer->h = layer->x;
-        if (c->normalization) {
-            layer->normal1 = lay_floats(m, R, d, 1), layer->inv_std1 = lay_floats(m, R, 1, 1);
-            layer->h = lay_floats(m, R, d, 1);
-        }
-        layer->q = lay_floats(m, heads, R, c->d_head), layer->qk = lay_floats(m, heads, R, d);
-        if (layer->folded) {
-            layer->W_VO = lay_floats(m, heads, d, d), layer->b_VO = lay_floats(m, heads, d, 1);
-            layer->vo = lay_floats(m, heads, R, d);
-        } else
-            layer->mix = lay_floats(m, heads, Q, d);
-        layer->pattern = lay_floats(m, heads, Q, c->seq_len);
-        layer->z = lay_floats(m, heads, Q, layer->folded ? d : c->d_head);
-        if (c->d_mlp) {
-            layer->mid = layer->h2 = lay_floats(m, Q, d, 1);
-            if (c->normalization) {
-                layer->normal2 = lay_floats(m, Q, d, 1), layer->inv_std2 = lay_floats(m, Q, 1, 1);
-                layer->h2 = lay_floats(m, Q, d, 1);
-            }
-            layer->pre = lay_floats(m, Q, c->d_mlp, 1), layer->post = lay_floats(m, Q, c->d_mlp, 1);
-            layer->mlp = lay_floats(m, Q, d, 1);
-        }
+        LayerRun count = {0};
+        lay_out_layer(m, run->layers ? &run->layers[l] : &count, run, l);
     }
-    run->row_token = lay_words(m, max_rows(c, 0, lists), 1), run->row_position = lay_words(m, max_rows(c, 0, lists), 1);
-    run->row_of_pair = lay_words(m, c->seq_len, c->max_num);
-    run->final = run->final_h = lay_floats(m, queries_of_layer(run, c->n_layers - 1) * lists, d, 1);
-    if (c->normalization) {
-        run->final_normal = lay_floats(m, lists, d, 1), run->final_inv_std = lay_floats(m, lists, 1, 1);
-        run->final_h = lay_floats(m, lists, d, 1);
-    }
-    run->logits = lay_floats(m, lists, c->max_num, 1), run->probs = lay_floats(m, lists, c->max_num, 1);
+    run->final = lay_floats(m, queries_per_list(c, c->n_layers - 1, run->kind) * lists, d, 1);
+    run->final_inv_std = lay_floats(m, lists, 1, 1);
+    run->final_normal = lay_floats(m, lists, d, 1);
+    run->final_h = lay_floats(m, lists, d, 1);
+    run->logits = lay_floats(m, lists, c->max_num, 1);
+    run->probs = lay_floats(m, lists, c->max_num, 1);
     run->loss = lay_floats(m, lists, 1, 1);
-    if (run->kind == RUN_GRADIENTS) {
-        RunGradients count;
-        lay_out_gradients(m, run, m->base ? run->gradients : &count);
-    }
+    if (run->kind == RUN_GRADIENTS) lay_out_gradients(m, &run->gradients, run);
     run->bytes = m->used;
 }
 
-int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Error *error) {
+/* With `inputs`, which are then computed for several runs by the caller. */
+static int create_run(Run *run, const Config *config, size_t capacity, RunKind kind, Inputs *inputs,
+                      Error *error) {
     memset(run, 0, sizeof *run);
     run->config = *config;
     run->capacity = capacity;
     run->kind = kind;
+    run->inputs = inputs ? inputs : &run->own_inputs;
     run->memory = make_layout(lay_out_run, run, "a batch of this size", error);
     if (!run->memory) memset(run, 0, sizeof *run);
     return run->memory != NULL;
+}
+
+int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Error *error) {
+    return create_run(run, config, capacity, kind, NULL, error);
 }
 
 void run_free(Run *run) {
@@ -482,324 +490,280 @@ void run_free(Run *run) {
     memset(run, 0, sizeof *run);
 }
 
-/* What is known of the layers before the lists are seen. */
-static void set_sizes(Run *run, size_t n_lists) {
-    const size_t T = run->config.seq_len;
-    run->n_lists = n_lists;
-    for (size_t l = 0; l < run->config.n_layers; l++) {
-        LayerRun *layer = &run->layers[l];
-        layer->n_queries = queries_of_layer(run, l);
-        layer->n_out = layer->n_queries * n_lists;
-        layer->query_row = layer->row + (T - layer->n_queries) * n_lists;
-        layer->n_rows = T * n_lists, layer->first_query = layer->n_rows - layer->n_out; /* but see number_pairs */
-        for (size_t t = 0; t <= T; t++) layer->first_row[t] = (uint32_t)(t * n_lists);
-    }
-}
-
-/* Numbers the pairs that are marked in row_of_pair, which from then on says each one's row. By one thread. */
-static void number_pairs(Run *run) {
-    const size_t T = run->config.seq_len, V = run->config.max_num;
-    LayerRun *layer = &run->layers[0];
+/* Gives each different (number, position) pair of n lists a row, position by position, and embeds
+ * it. The last `asking` positions have queries. */
+static void embed_inputs(const Model *m, Inputs *in, const uint32_t *lists, size_t n,
+                         size_t asking) {
+    const size_t T = m->config.seq_len, V = m->config.max_num;
     uint32_t n_rows = 0;
-    for (size_t t = 0; t < T; t++) {
-        layer->first_row[t] = n_rows;
-        for (size_t token = 0; token < V; token++)
-            if (run->row_of_pair[t * V + token]) {
-                run->row_token[n_rows] = (uint32_t)token, run->row_position[n_rows] = (uint32_t)t;
-                run->row_of_pair[t * V + token] = n_rows++;
-            }
-    }
-    layer->first_row[T] = n_rows;
-    layer->n_rows = n_rows, layer->first_query = layer->first_row[T - layer->n_queries];
-}
-
-/* Gives each different (number, position) pair of the batch a row of layer 0, position by position. In later layers the
- * rows are the lists' positions themselves. */
-static void index_rows(Share s, Run *run, const uint32_t *lists) {
-    const size_t T = run->config.seq_len, V = run->config.max_num, n = run->n_lists;
-    const size_t begin = share_begin(s, T, 1), end = share_end(s, T, 1);
-    uint32_t *row_of = run->row_of_pair;
-    for (size_t i = begin * V; i < end * V; i++) row_of[i] = 0;
+    memset(in->used, 0, T * V * sizeof *in->used);
     for (size_t i = 0; i < n; i++)
-        for (size_t t = begin; t < end; t++) row_of[t * V + lists[i * T + t]] = 1;
-    WAIT
-    if (s.part == 0) number_pairs(run);
-    WAIT
-    for (size_t first = share_begin(s, n, 16); first < share_end(s, n, 16); first += 16) /* by cache lines */
+        for (size_t t = 0; t < T; t++) in->used[t * V + lists[i * T + t]] = 1;
+    for (size_t t = 0; t < T; t++) {
+        if (t + asking == T) in->rows.first_query = n_rows;
+        for (size_t number = 0; number < V; number++) {
+            if (!in->used[t * V + number]) continue;
+            in->token[n_rows] = (uint32_t)number;
+            in->position[n_rows] = (uint32_t)t;
+            in->row_of_pair[t * V + number] = n_rows++;
+        }
+    }
+    in->rows.n_rows = n_rows;
+    embed_forward(in->rows.x, m->weights.W_E, m->weights.W_pos, in->token, in->position, n_rows,
+                  m->config.d_model);
+}
+
+/* Writes down which row each list has at each position, layer by layer. */
+static void number_rows(Run *run, const uint32_t *lists, size_t n) {
+    const Config *c = &run->config;
+    const size_t T = c->seq_len;
+    run->n_lists = n;
+    for (size_t l = 0; l < c->n_layers; l++) {
+        LayerRun *layer = &run->layers[l];
+        layer->queries_per_list = queries_per_list(c, l, run->kind);
+        layer->n_queries = layer->queries_per_list * n;
         for (size_t t = 0; t < T; t++)
-            for (size_t i = first; i < smaller(first + 16, n); i++)
-                run->layers[0].row[t * n + i] = row_of[t * V + lists[i * T + t]];
-    for (size_t l = 1; l < run->config.n_layers; l++)
-        for (size_t i = begin * n; i < end * n; i++) run->layers[l].row[i] = (uint32_t)i;
+            for (size_t i = 0; i < n; i++) {
+                const size_t pair = t * c->max_num + lists[i * T + t];
+                const size_t here = t * n + i;
+                layer->row[here] = l == 0 ? run->inputs->row_of_pair[pair] : (uint32_t)here;
+            }
+        if (l == 0) continue;
+        layer->rows->n_rows = T * n;
+        layer->rows->first_query = (T - layer->queries_per_list) * n;
+    }
 }
 
-/* x = 0 and x += change, x (rows, d): a share of the rows. */
-static void zero(Share s, float *x, size_t rows, size_t d) {
-    for (size_t i = share_begin(s, rows, 8) * d; i < share_end(s, rows, 8) * d; i++) x[i] = 0.0f;
+static void call_hook(const Hook *hook, HookSite site, size_t layer, size_t head, float *values,
+                      size_t rows, size_t width) {
+    if (hook) hook->call(hook->context, site, layer, head, values, rows, width);
 }
 
-static void add_to(Share s, float *x, const float *change, size_t rows, size_t d) {
-    for (size_t i = share_begin(s, rows, 8) * d; i < share_end(s, rows, 8) * d; i++)
-        x[i] = f32((double)x[i] + change[i]);
+/* x += change, n numbers. */
+static void add_to(float *x, const float *change, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
 }
 
-/* One thread calls, once all have made their share of the values; the others wait until it is done. */
-static void call_hook(Share s, const Hook *hook, HookSite site, size_t layer, size_t head, float *values, size_t rows,
-                      size_t width) {
-    if (!hook) return;
-    WAIT
-    if (s.part == 0) hook->call(hook->context, site, layer, head, values, rows, width);
-    WAIT
+/* Where the queries of a layer have their rows: at the last positions. */
+static const uint32_t *query_rows(const Config *c, const LayerRun *layer) {
+    const size_t n_lists = layer->n_queries / layer->queries_per_list;
+    return layer->row + (c->seq_len - layer->queries_per_list) * n_lists;
 }
 
-/* One head's weights and what it computes; see LayerRun. */
-typedef struct {
-    float *W_Q, *W_K, *W_V, *W_O, *b_Q, *b_V, *q, *qk, *pattern, *z, *W_VO, *b_VO, *vo, *mix;
-} Head;
-
-static Attention layer_attention(const Config *c, const LayerRun *layer) {
-    const Attention a = {layer->n_out / layer->n_queries, c->seq_len, layer->n_queries, c->d_model, c->d_model,
-                         layer->first_row, layer->row, NULL, NULL, f32(1.0 / sqrt((double)c->d_head))};
+static Attention attention_of(const Config *c, const LayerRun *layer) {
+    const Attention a = {.n_lists = layer->n_queries / layer->queries_per_list,
+                         .seq_len = c->seq_len,
+                         .queries_per_list = layer->queries_per_list,
+                         .d_head = c->d_head,
+                         .row = layer->row,
+                         .scale = f32(1.0 / sqrt((double)c->d_head))};
     return a;
 }
 
-/* One head's part of its layer's arrays and weights. */
-static Head head_of(const Config *c, const LayerWeights *w, const LayerRun *layer, size_t head) {
-    const size_t d = c->d_model, dh = c->d_head, R = layer->n_rows, Q = layer->n_out, at = head * d * dh;
-    Head h = {w->W_Q + at, w->W_K + at, w->W_V + at, w->W_O + at, w->b_Q + head * dh, w->b_V + head * dh,
-              layer->q + head * R * dh, layer->qk + head * R * d, layer->pattern + head * Q * c->seq_len,
-              layer->z + head * Q * (layer->folded ? d : dh), NULL, NULL, NULL, NULL};
-    if (layer->folded) {
-        h.W_VO = layer->W_VO + head * d * d, h.b_VO = layer->b_VO + head * d;
-        h.vo = layer->vo + head * R * d;
-    } else
-        h.mix = layer->mix + head * Q * d;
-    return h;
-}
-
-/* W_V W_O and b_V W_O of each head. */
-static void fold_values(Share s, const Config *c, const LayerWeights *w, LayerRun *layer) {
-    const size_t d = c->d_model, dh = c->d_head;
-    for (size_t head = 0; head < c->n_heads; head++) {
-        const Head a = head_of(c, w, layer, head);
-        linear_forward(s, a.W_VO, NULL, a.W_V, a.W_O, NULL, d, dh, d);
-        linear_forward(s, a.b_VO, NULL, a.b_V, a.W_O, NULL, 1, dh, d);
-    }
-}
-
-/* Attention of one layer: adds to each query's residual what the heads bring from the positions they look at. */
-static void forward_attention(Share s, const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
-                              const Hook *hook) {
-    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head;
-    const size_t fq = layer->first_query, asking = R - fq;
-    const Attention shape = layer_attention(c, layer);
-    gather_forward(s, out, layer->x, w->b_O, layer->query_row, Q, d);
-    for (size_t head = 0; head < c->n_heads; head++) {
-        const Head a = head_of(c, w, layer, head);
-        linear_forward(s, a.q + fq * dh, NULL, layer->h + fq * d, a.W_Q, a.b_Q, asking, d, dh);
-        linear_backward(s, a.qk + fq * d, NULL, NULL, NULL, a.q + fq * dh, NULL, a.W_K, asking, d, dh); /* q W_K^T */
-        if (layer->folded) linear_forward(s, a.vo, NULL, layer->h, a.W_VO, a.b_VO, R, d, d);
-        WAIT
-        attention_pattern(s, &shape, a.pattern, a.qk, layer->h);
-        call_hook(s, hook, HOOK_PATTERN, l, head, a.pattern, Q, c->seq_len);
-        attention_values(s, &shape, layer->folded ? a.z : a.mix, a.pattern, layer->folded ? a.vo : layer->h);
-        if (layer->n_queries > 1) { WAIT } /* a share of the lists is not one of the queries then */
-        if (!layer->folded) linear_forward(s, a.z, NULL, a.mix, a.W_V, a.b_V, Q, d, dh);
-        call_hook(s, hook, HOOK_HEAD, l, head, a.z, Q, layer->folded ? d : dh);
-        if (layer->folded)
-            add_to(s, out, a.z, Q, d);
-        else
-            linear_forward(s, out, out, a.z, a.W_O, NULL, Q, dh, d);
-    }
-}
-
-static void forward_mlp(Share s, const Config *c, const LayerWeights *w, LayerRun *layer, size_t l, float *out,
-                        const Hook *hook) {
-    const size_t Q = layer->n_out, d = c->d_model;
-    gather_forward(s, layer->mid, out, NULL, NULL, Q, d);
+/* A layer's rows of the residual stream become keys, values and, where they ask, queries:
+ *     h = LN1(x),  q = h W_Q + b_Q,  k = h W_K + b_K,  v = h W_V + b_V */
+static void project(const Config *c, const LayerWeights *w, LayerRows *rows) {
+    const size_t d = c->d_model, dh = c->d_head, R = rows->n_rows, asking = rows->first_query;
     if (c->normalization)
-        layernorm_forward(s, layer->h2, layer->normal2, layer->inv_std2, layer->mid, w->ln2_w, w->ln2_b, Q, d);
-    linear_forward(s, layer->pre, NULL, layer->h2, w->W_in, w->b_in, Q, d, c->d_mlp);
-    relu_forward(s, layer->post, layer->pre, Q, c->d_mlp);
-    linear_forward(s, layer->mlp, NULL, layer->post, w->W_out, w->b_out, Q, c->d_mlp, d);
-    call_hook(s, hook, HOOK_MLP, l, 0, layer->mlp, Q, d);
-    add_to(s, out, layer->mlp, Q, d);
+        layernorm_forward(rows->h, rows->normal, rows->inv_std, rows->x, w->ln1_w, w->ln1_b, R, d);
+    for (size_t head = 0; head < c->n_heads; head++) {
+        const size_t W = head * d * dh, b = head * dh, first = head * R * dh;
+        float *q = rows->q + first + asking * dh;
+        linear_forward(q, NULL, rows->h + asking * d, w->W_Q + W, w->b_Q + b, R - asking, d, dh);
+        linear_forward(rows->k + first, NULL, rows->h, w->W_K + W, w->b_K + b, R, d, dh);
+        linear_forward(rows->v + first, NULL, rows->h, w->W_V + W, w->b_V + b, R, d, dh);
+    }
 }
 
-/* A thread's share of a forward pass, after set_sizes. */
-static void forward(Share s, const Model *model, Run *run, const uint32_t *lists, const Hook *hook) {
-    const Config *c = &model->config;
-    const Weights *w = &model->weights;
-    const size_t d = c->d_model, n = run->n_lists, n_final = run->layers[c->n_layers - 1].n_out;
-    const float *final = run->final + (n_final - n) * d; /* the last position's */
-    index_rows(s, run, lists);
-    embed_forward(s, run->layers[0].x, w->W_E, w->W_pos, run->row_token, run->row_position, run->layers[0].n_rows, d);
-    for (size_t l = 0; l < c->n_layers; l++) {
+/* From embedding to logits. Where runs share their inputs, as in training, the caller has embedded
+ * and projected these already, once for all. */
+void model_forward(const Model *m, Run *run, const uint32_t *lists, size_t n, const Hook *hook) {
+    const Config *c = &m->config;
+    const size_t d = c->d_model, dh = c->d_head, L = c->n_layers;
+    const int own_inputs = run->inputs == &run->own_inputs;
+    if (own_inputs) embed_inputs(m, run->inputs, lists, n, queries_per_list(c, 0, run->kind));
+    number_rows(run, lists, n);
+
+    for (size_t l = 0; l < L; l++) {
+        const LayerWeights *w = &m->weights.layers[l];
         LayerRun *layer = &run->layers[l];
-        float *out = l + 1 < c->n_layers ? run->layers[l + 1].x : run->final;
-        call_hook(s, hook, HOOK_RESIDUAL, l, 0, layer->x, layer->n_rows, d);
+        LayerRows *rows = layer->rows;
+        const size_t R = rows->n_rows, Q = layer->n_queries;
+        float *out = l + 1 < L ? run->layers[l + 1].rows->x : run->final;
+
+        call_hook(hook, HOOK_RESIDUAL, l, 0, rows->x, R, d);
+        if (l > 0 || own_inputs) project(c, w, rows);
+
+        /* Attention: out = x + b_O + the sum over heads of softmax(q k^T / sqrt(d_head)) v W_O */
+        const Attention a = attention_of(c, layer);
+        gather_forward(out, rows->x, query_rows(c, layer), Q, d);
+        for (size_t head = 0; head < c->n_heads; head++) {
+            const size_t first = head * R * dh;
+            float *pattern = layer->pattern + head * Q * c->seq_len;
+            float *z = layer->z + head * Q * dh;
+            attention_pattern_forward(pattern, rows->q + first, rows->k + first, &a);
+            call_hook(hook, HOOK_PATTERN, l, head, pattern, Q, c->seq_len);
+            attention_values_forward(z, pattern, rows->v + first, &a);
+            call_hook(hook, HOOK_HEAD, l, head, z, Q, dh);
+            linear_forward(out, out, z, w->W_O + head * dh * d, head == 0 ? w->b_O : NULL, Q, dh, d);
+        }
+
+        /* MLP: out += relu(LN2(out) W_in + b_in) W_out + b_out */
+        if (c->d_mlp == 0) continue;
+        memcpy(layer->resid_mid, out, Q * d * sizeof *out);
         if (c->normalization)
-            layernorm_forward(s, layer->h, layer->normal1, layer->inv_std1, layer->x, w->layers[l].ln1_w,
-                              w->layers[l].ln1_b, layer->n_rows, d);
-        if (layer->folded) fold_values(s, c, &w->layers[l], layer);
-        WAIT
-        forward_attention(s, c, &w->layers[l], layer, l, out, hook);
-        if (c->d_mlp) forward_mlp(s, c, &w->layers[l], layer, l, out, hook);
+            layernorm_forward(layer->h2, layer->normal2, layer->inv_std2, layer->resid_mid,
+                              w->ln2_w, w->ln2_b, Q, d);
+        linear_forward(layer->pre, NULL, layer->h2, w->W_in, w->b_in, Q, d, c->d_mlp);
+        relu_forward(layer->post, layer->pre, Q * c->d_mlp);
+        linear_forward(layer->mlp_out, NULL, layer->post, w->W_out, w->b_out, Q, c->d_mlp, d);
+        call_hook(hook, HOOK_MLP, l, 0, layer->mlp_out, Q, d);
+        add_to(out, layer->mlp_out, Q * d);
     }
-    call_hook(s, hook, HOOK_RESIDUAL, c->n_layers, 0, run->final, n_final, d);
-    if (n_final > n) { WAIT }
+
+    /* Unembedding, at the last position: logits = LN_final(x) W_U + b_U */
+    const size_t n_final = run->layers[L - 1].n_queries;
+    const float *last = run->final + (n_final - n) * d;
+    call_hook(hook, HOOK_RESIDUAL, L, 0, run->final, n_final, d);
     if (c->normalization)
-        layernorm_forward(s, run->final_h, run->final_normal, run->final_inv_std, final, w->ln_final_w, w->ln_final_b,
-                          n, d);
-    linear_forward(s, run->logits, NULL, c->normalization ? run->final_h : final, w->W_U, w->b_U, n, d, c->max_num);
+        layernorm_forward(run->final_h, run->final_normal, run->final_inv_std, last,
+                          m->weights.ln_final_w, m->weights.ln_final_b, n, d);
+    else memcpy(run->final_h, last, n * d * sizeof *last);
+    linear_forward(run->logits, NULL, run->final_h, m->weights.W_U, m->weights.b_U, n, d,
+                   c->max_num);
 }
 
-void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n_lists, const Hook *hook) {
-    set_sizes(run, n_lists);
-    TEAM forward(my_share(), model, run, lists, hook);
-}
-
-static void forward_loss(Share s, Run *run, const uint32_t *medians) {
-    cross_entropy_forward(s, run->loss, run->probs, run->logits, medians, run->n_lists, run->config.max_num);
-}
-
-static double loss_sum(const Run *run) {
+static double loss_sum(Run *run, const uint32_t *medians) {
     double sum = 0;
+    cross_entropy_forward(run->loss, run->probs, run->logits, medians, run->n_lists,
+                          run->config.max_num);
     for (size_t i = 0; i < run->n_lists; i++) sum += (double)run->loss[i];
     return sum;
 }
 
 double model_loss(Run *run, const uint32_t *medians) {
-    TEAM forward_loss(my_share(), run, medians);
-    return loss_sum(run) / (double)run->n_lists;
+    return loss_sum(run, medians) / (double)run->n_lists;
 }
 
-/* ---- 4. The backward pass -------------------------------------------------------------------- */
+/* ---- 4. The backward pass --------------------------------------------------------------------- */
 
-/* The chain rule, layer by layer from the end: g->out is the gradient of what a layer wrote, g->x of what it read. What
- * the residual stream carries past a layer reaches g->x unchanged; the rest comes through the layer's own backward. */
-
-static void backward_mlp(Share s, const Config *c, const LayerWeights *w, const LayerWeights *dw,
-                         const LayerRun *layer, RunGradients *g) {
-    const size_t Q = layer->n_out, d = c->d_model;
-    float *dh2 = c->normalization ? g->h2 : g->out;
-    WAIT
-    linear_backward(s, g->post, NULL, dw->W_out, dw->b_out, g->out, layer->post, w->W_out, Q, c->d_mlp, d);
-    relu_backward(s, g->pre, g->post, layer->pre, Q, c->d_mlp);
-    WAIT
-    linear_backward(s, dh2, c->normalization ? NULL : g->out, dw->W_in, dw->b_in, g->pre, layer->h2, w->W_in, Q, d,
-                    c->d_mlp);
-    if (c->normalization) {
-        WAIT
-        layernorm_backward(s, g->out, g->out, dw->ln2_w, dw->ln2_b, g->h2, layer->normal2, layer->inv_std2, w->ln2_w,
-                           Q, d);
-    }
-}
-
-/* A product of two weight matrices is a linear layer whose input is the first of them; and q W_K^T is the backward
- * pass of a linear layer, so its own backward is the forward pass. */
-static void backward_attention(Share s, const Config *c, const LayerWeights *w, const LayerWeights *dw,
-                               const LayerRun *layer, RunGradients *g) {
-    const size_t R = layer->n_rows, Q = layer->n_out, d = c->d_model, dh = c->d_head;
-    const size_t fq = layer->first_query, asking = R - fq;
-    float *dh_rows = c->normalization ? g->h : g->x;
-    Attention shape = layer_attention(c, layer);
-    shape.first_user = g->first_user, shape.user = g->user;
-    attention_users(s, &shape);
+/* The mirror image of `project`: from dq, dk and dv to the rows, of which dx already holds what the
+ * residual stream carries past the layer. dh is scratch. */
+static void backward_project(const Config *c, const LayerWeights *w, const LayerWeights *dw,
+                             const LayerRows *rows, const RowGradients *g, float *scratch) {
+    const size_t d = c->d_model, dh = c->d_head, R = rows->n_rows, asking = rows->first_query;
+    float *dh_rows = c->normalization ? scratch : g->x;
+    if (c->normalization) memset(scratch, 0, R * d * sizeof *scratch);
     for (size_t head = 0; head < c->n_heads; head++) {
-        const Head a = head_of(c, w, layer, head), da = head_of(c, dw, layer, head); /* of da, only the weights count */
-        const float *values = layer->folded ? a.vo : layer->h, *dz = layer->folded ? g->out : g->mix;
-        if (layer->folded) {
-            zero(s, g->W_VO, d, d), zero(s, g->b_VO, 1, d);
-        } else {
-            linear_backward(s, g->z, NULL, da.W_O, NULL, g->out, a.z, a.W_O, Q, dh, d);
-            WAIT
-            linear_backward(s, g->mix, NULL, da.W_V, da.b_V, g->z, a.mix, a.W_V, Q, d, dh);
-            if (layer->n_queries > 1) { WAIT }
-        }
-        attention_dscores(s, &shape, g->scores, dz, a.pattern, values);
-        WAIT
-        attention_backward(s, &shape, g->qk, dh_rows, layer->folded ? g->vo : NULL, g->scores, dz, a.pattern, a.qk,
-                           layer->h);
-        WAIT
-        linear_forward(s, g->q, NULL, g->qk + fq * d, a.W_K, NULL, asking, d, dh);
-        linear_backward(s, NULL, NULL, da.W_K, NULL, a.q + fq * dh, g->qk + fq * d, NULL, asking, d, dh);
-        if (layer->folded)
-            linear_backward(s, dh_rows, dh_rows, g->W_VO, g->b_VO, g->vo, layer->h, a.W_VO, R, d, d);
-        WAIT
-        if (layer->folded) {
-            linear_backward(s, da.W_V, da.W_V, da.W_O, NULL, g->W_VO, a.W_V, a.W_O, d, dh, d);
-            linear_backward(s, da.b_V, da.b_V, da.W_O, NULL, g->b_VO, a.b_V, a.W_O, 1, dh, d);
-        }
-        linear_backward(s, dh_rows + fq * d, dh_rows + fq * d, da.W_Q, da.b_Q, g->q, layer->h + fq * d, a.W_Q, asking,
-                        d, dh);
-        WAIT
+        const size_t W = head * d * dh, b = head * dh, first = head * R * dh;
+        const float *dq = g->q + first + asking * dh, *dk = g->k + first, *dv = g->v + first;
+        const float *h_asking = rows->h + asking * d;
+        float *dh_asking = dh_rows + asking * d;
+        linear_backward_weights(dw->W_Q + W, dw->b_Q + b, dq, h_asking, R - asking, d, dh);
+        linear_backward_weights(dw->W_K + W, dw->b_K + b, dk, rows->h, R, d, dh);
+        linear_backward_weights(dw->W_V + W, dw->b_V + b, dv, rows->h, R, d, dh);
+        linear_backward_input(dh_asking, dh_asking, dq, w->W_Q + W, R - asking, d, dh);
+        linear_backward_input(dh_rows, dh_rows, dk, w->W_K + W, R, d, dh);
+        linear_backward_input(dh_rows, dh_rows, dv, w->W_V + W, R, d, dh);
     }
+    if (c->normalization)
+        layernorm_backward(g->x, g->x, dw->ln1_w, dw->ln1_b, dh_rows, rows->normal, rows->inv_std,
+                           w->ln1_w, R, d);
 }
 
-static void backward_layer(Share s, const Config *c, const LayerWeights *w, const LayerWeights *dw,
-                           const LayerRun *layer, RunGradients *g) {
-    const size_t R = layer->n_rows, d = c->d_model;
-    if (c->d_mlp) backward_mlp(s, c, w, dw, layer, g);
-    zero(s, g->x, R, d);
-    if (c->normalization) zero(s, g->h, R, d);
-    WAIT
-    gather_backward(s, g->x, dw->b_O, g->out, layer->query_row, layer->n_out, d);
-    backward_attention(s, c, w, dw, layer, g);
-    if (c->normalization) {
-        layernorm_backward(s, g->x, g->x, dw->ln1_w, dw->ln1_b, g->h, layer->normal1, layer->inv_std1, w->ln1_w, R, d);
-        WAIT
-    }
+/* The mirror image of `embed_inputs` and of layer 0's `project`. */
+static void backward_inputs(const Model *m, const Inputs *in, const RowGradients *g,
+                            float *scratch, Model *gradient) {
+    const Weights *w = &m->weights, *dw = &gradient->weights;
+    backward_project(&m->config, &w->layers[0], &dw->layers[0], &in->rows, g, scratch);
+    embed_backward(dw->W_E, dw->W_pos, g->x, in->token, in->position, in->rows.n_rows,
+                   m->config.d_model);
 }
 
-/* ln_final.w, ln_final.b, W_U and b_U follow one another at the end of the parameters. */
-static size_t n_final_params(const Config *c) {
-    return (c->normalization ? 2 * c->d_model : 0) + (c->d_model + 1) * c->max_num;
-}
+/* The chain rule, from the loss back to the embedding: model_forward read from its end. Adds the
+ * gradient of scale times the sum of the losses. g->out is the gradient of what a layer wrote. What
+ * the residual stream carries past attention or MLP arrives unchanged; the rest comes through their
+ * own backward functions. Where runs share their inputs, it stops at layer 0's rows, and leaves
+ * their gradients in g->rows. */
+static void backward(const Model *m, Run *run, const uint32_t *medians, float scale,
+                     Model *gradient) {
+    const Config *c = &m->config;
+    const Weights *w = &m->weights, *dw = &gradient->weights;
+    const size_t n = run->n_lists, d = c->d_model, dh = c->d_head, V = c->max_num;
+    RunGradients *g = &run->gradients;
 
-/* From the loss back to the last layer's output. The gradients of the parameters are left in g->chunks. */
-static void backward_final(Share s, const Config *c, const Weights *w, Run *run, const uint32_t *medians, float scale,
-                           RunGradients *g) {
-    const size_t n = run->n_lists, d = c->d_model, V = c->max_num, n_params = n_final_params(c);
-    for (size_t k = 0; k < CHUNKS; k++) zero(share_of_chunk(s, k), g->chunks + k * n_params, n_params, 1);
-    cross_entropy_backward(s, run->probs, run->probs, medians, scale, n, V);
-    linear_backward(s, c->normalization ? g->final_h : g->out, NULL, NULL, NULL, run->probs, NULL, w->W_U, n, d, V);
-    if (chunks_are_shared(s)) { WAIT } /* otherwise a thread goes on with its own rows */
-    for (size_t k = 0; k < CHUNKS; k++) {
-        const Share chunk = {k, CHUNKS}, mine = share_of_chunk(s, k);
-        const size_t r = share_begin(chunk, n, 8), rows = share_end(chunk, n, 8) - r;
-        float *dln_w = g->chunks + k * n_params, *dln_b = dln_w + d, *dW_U = c->normalization ? dln_b + d : dln_w;
-        linear_backward(mine, NULL, NULL, dW_U, dW_U + d * V, run->probs + r * V, run->final_h + r * d, NULL, rows, d,
-                        V);
-        if (c->normalization)
-            layernorm_backward(mine, g->out + r * d, NULL, dln_w, dln_b, g->final_h + r * d,
-                               run->final_normal + r * d, run->final_inv_std + r, w->ln_final_w, rows, d);
-    }
-}
+    /* Unembedding and ln_final */
+    float *dlogits = run->probs;
+    cross_entropy_backward(dlogits, run->probs, medians, scale, n, V);
+    linear_backward_weights(dw->W_U, dw->b_U, dlogits, run->final_h, n, d, V);
+    linear_backward_input(g->out, NULL, dlogits, w->W_U, n, d, V);
+    if (c->normalization)
+        layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, g->out, run->final_normal,
+                           run->final_inv_std, w->ln_final_w, n, d);
 
-/* A thread's share: adds the gradient of `scale` times the sum of the losses. */
-static void add_gradient(Share s, const Model *model, Run *run, const uint32_t *medians, float scale, Model *gradient) {
-    const Config *c = &model->config;
-    const Weights *w = &model->weights, *dw = &gradient->weights;
-    RunGradients g = *run->gradients; /* a copy for each thread, which exchanges g.x and g.out for itself */
-    backward_final(s, c, w, run, medians, scale, &g);
     for (size_t l = c->n_layers; l-- > 0;) {
-        backward_layer(s, c, &w->layers[l], &dw->layers[l], &run->layers[l], &g);
-        float *of_input = g.x; /* the input's gradient is that of the layer below's output */
-        g.x = g.out;
-        g.out = of_input;
+        const LayerWeights *lw = &w->layers[l], *dl = &dw->layers[l];
+        const LayerRun *layer = &run->layers[l];
+        const LayerRows *rows = layer->rows;
+        const size_t R = rows->n_rows, Q = layer->n_queries;
+        const RowGradients dr = split_rows(g->rows, c, R);
+
+        /* MLP */
+        if (c->d_mlp) {
+            float *dh2 = c->normalization ? g->h : g->out;
+            const float *dresidual = c->normalization ? NULL : g->out;
+            linear_backward_weights(dl->W_out, dl->b_out, g->out, layer->post, Q, c->d_mlp, d);
+            linear_backward_input(g->post, NULL, g->out, lw->W_out, Q, c->d_mlp, d);
+            relu_backward(g->post, g->post, layer->pre, Q * c->d_mlp);
+            linear_backward_weights(dl->W_in, dl->b_in, g->post, layer->h2, Q, d, c->d_mlp);
+            linear_backward_input(dh2, dresidual, g->post, lw->W_in, Q, d, c->d_mlp);
+            if (c->normalization)
+                layernorm_backward(g->out, g->out, dl->ln2_w, dl->ln2_b, dh2, layer->normal2,
+                                   layer->inv_std2, lw->ln2_w, Q, d);
+        }
+
+        /* Attention */
+        const Attention a = attention_of(c, layer);
+        memset(dr.x, 0, R * d * sizeof *dr.x);
+        gather_backward(dr.x, g->out, query_rows(c, layer), Q, d);
+        for (size_t head = 0; head < c->n_heads; head++) {
+            const size_t first = head * R * dh, W = head * dh * d;
+            const float *pattern = layer->pattern + head * Q * c->seq_len;
+            linear_backward_weights(dl->W_O + W, head == 0 ? dl->b_O : NULL, g->out,
+                                    layer->z + head * Q * dh, Q, dh, d);
+            linear_backward_input(g->z, NULL, g->out, lw->W_O + W, Q, dh, d);
+            memset(g->q, 0, R * dh * sizeof *g->q);
+            memset(g->k, 0, R * dh * sizeof *g->k);
+            memset(g->v, 0, R * dh * sizeof *g->v);
+            attention_values_backward(g->pattern, g->v, g->z, pattern, rows->v + first, &a);
+            attention_pattern_backward(g->q, g->k, g->pattern, pattern, rows->q + first,
+                                       rows->k + first, &a);
+            round_sums(dr.q + first, g->q, R * dh);
+            round_sums(dr.k + first, g->k, R * dh);
+            round_sums(dr.v + first, g->v, R * dh);
+        }
+
+        if (l > 0) {
+            backward_project(c, lw, dl, rows, &dr, g->h);
+            memcpy(g->out, dr.x, R * d * sizeof *g->out);
+        } else if (run->inputs == &run->own_inputs)
+            backward_inputs(m, run->inputs, &dr, g->h, gradient);
     }
-    embed_backward(s, dw->W_E, dw->W_pos, g.out, run->row_token, run->row_position, run->layers[0].n_rows, c->d_model);
-    float *final_params = c->normalization ? dw->ln_final_w : dw->W_U; /* += the chunks, as a bias += the rows */
-    linear_backward(s, NULL, NULL, NULL, final_params, g.chunks, NULL, NULL, CHUNKS, 0, n_final_params(c));
 }
 
 void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient) {
     memset(gradient->params, 0, gradient->n_params * sizeof(float));
-    TEAM add_gradient(my_share(), model, run, medians, f32(1.0 / (double)run->n_lists), gradient);
+    backward(model, run, medians, f32(1.0 / (double)run->n_lists), gradient);
 }
 
-/* ---- 5. Training ----------------------------------------------------------------------------- */
+/* ---- 5. Training ------------------------------------------------------------------------------ */
+
+/* The numbers that decide the result of a training, apart from its recipe. */
+enum {
+    CHUNK = 256,      /* lists whose gradients are summed before those of the next are added */
+    HARD_LISTS = 8192 /* lists in the collection of hard ones */
+};
+#define HARD_LOSS 0.02f /* a list with a greater loss is hard */
 
 size_t argmax(const float *logits, size_t n) {
     size_t best = 0;
@@ -812,61 +776,125 @@ void evaluate_batch(Run *run, const uint32_t *medians, Evaluation *e) {
     const size_t V = run->config.max_num;
     model_loss(run, medians);
     for (size_t i = 0; i < run->n_lists; i++) {
-        const size_t guess = argmax(run->logits + i * V, V), truth = medians[i];
-        const size_t off = guess > truth ? guess - truth : truth - guess;
+        const size_t guess = argmax(run->logits + i * V, V), median = medians[i];
+        const size_t off = guess > median ? guess - median : median - guess;
         e->loss_sum += (double)run->loss[i];
         e->distance_sum += (double)off;
         e->alerts += run->loss[i] > 0.7f;
         if (off == 0) e->right++;
-        else e->by_distance[off < 4 ? off - 1 : 3]++;
+        else e->by_distance[smaller(off, 4) - 1]++;
     }
     e->lists += run->n_lists;
-    if (e->lists) e->accuracy = (double)e->right / (double)e->lists, e->loss = e->loss_sum / (double)e->lists;
+    e->accuracy = (double)e->right / (double)e->lists;
+    e->loss = e->loss_sum / (double)e->lists;
     if (e->lists > e->right) e->mean_distance = e->distance_sum / (double)(e->lists - e->right);
 }
 
-void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
-              Evaluation *e) {
-    for (size_t at = 0; at < n; at += run->capacity) {
-        model_forward(model, run, lists + at * model->config.seq_len, smaller(run->capacity, n - at), hook);
+int runs_create(Runs *runs, const Config *config, size_t capacity, RunKind kind, Error *error) {
+    runs->n = 0;
+    runs->each = (Run *)allocate((double)n_threads() * sizeof(Run), "the threads", error);
+    while (runs->each && runs->n < n_threads()) {
+        if (!run_create(&runs->each[runs->n], config, capacity, kind, error)) {
+            runs_free(runs);
+            return 0;
+        }
+        runs->n++;
+    }
+    return runs->each != NULL;
+}
+
+void runs_free(Runs *runs) {
+    while (runs->n > 0) run_free(&runs->each[--runs->n]);
+    free(runs->each);
+    runs->each = NULL;
+}
+
+void evaluate(const Model *model, Runs *runs, const uint32_t *lists, const uint32_t *medians,
+              size_t n, Evaluation *e) {
+    const size_t chunk = runs->each[0].capacity;
+    OMP(omp parallel for ordered schedule(static, 1) num_threads((int)runs->n))
+    for (size_t at = 0; at < n; at += chunk) {
+        Run *run = &runs->each[this_thread()];
+        model_forward(model, run, lists + at * model->config.seq_len, smaller(chunk, n - at), NULL);
+        OMP(omp ordered)
         evaluate_batch(run, medians + at, e);
     }
 }
 
 Recipe recipe_original(void) {
-    const Recipe r = {48000, 24000, 200, 0, 1024, 0, 0, 23, 0, 1, {3e-3f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.0f, 0.0f};
-    return r;
+    const Recipe recipe = {
+        .trainset_size = 48000,
+        .valset_size = 24000,
+        .epochs = 200,
+        .batch_size = 1024,
+        .seed = 23,
+        .keep_best = 1,
+        .adam = {.lr = 3e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f},
+    };
+    return recipe;
 }
 
 Recipe recipe_default(void) {
-    const Recipe r = {0, 24000, 0, 50000, 1024, 100, 1, 23, 0, 0, {1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f}, 0.5f, 0.5f};
-    return r;
+    const Recipe recipe = {
+        .valset_size = 24000,
+        .steps = 50000,
+        .batch_size = 1024,
+        .warmup = 100,
+        .cosine = 1,
+        .seed = 23,
+        .adam = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f},
+        .balanced = 0.5f,
+        .ties = 0.5f,
+        .hard = 0.5f,
+    };
+    return recipe;
 }
 
-/* Most random lists soon have nothing more to teach. So lists whose loss is above HARD_LOSS are collected, and share
- * `hard` of every batch is drawn from the collection. */
-#define HARD_LOSS 0.02f
-enum { HARD_LISTS = 8192 };
+/* What one thread needs: a workspace, and room for the gradient of a chunk. */
+struct Worker {
+    Run run;
+    Model gradient;
+};
 
 static void lay_out_trainer(Layout *m, void *owner) {
     Trainer *t = (Trainer *)owner;
     const Recipe *r = &t->recipe;
-    const size_t T = t->model.config.seq_len;
-    t->lists = lay_words(m, r->trainset_size, T), t->medians = lay_words(m, r->trainset_size, 1);
+    const Config *c = &t->model.config;
+    const size_t T = c->seq_len, batch = r->batch_size;
+    t->lists = lay_words(m, r->trainset_size, T);
+    t->medians = lay_words(m, r->trainset_size, 1);
     t->order = lay_words(m, r->trainset_size, 1);
-    t->batch = lay_words(m, r->batch_size, T), t->batch_medians = lay_words(m, r->batch_size, 1);
-    t->batch_loss = lay_floats(m, r->batch_size, 1, 1);
-    t->val_lists = lay_words(m, r->valset_size, T), t->val_medians = lay_words(m, r->valset_size, 1);
+    t->order_words = lay_words(m, r->trainset_size, 1);
+    t->batch = lay_words(m, batch, T);
+    t->batch_medians = lay_words(m, batch, 1);
+    t->batch_loss = lay_floats(m, batch, 1, 1);
+    t->val_lists = lay_words(m, r->valset_size, T);
+    t->val_medians = lay_words(m, r->valset_size, 1);
     t->hard_room = r->hard > 0 && r->trainset_size == 0 ? HARD_LISTS : 0;
-    t->hard = lay_words(m, t->hard_room, T), t->hard_medians = lay_words(m, t->hard_room, 1);
-    t->drawn = lay_words(m, r->batch_size, 1);
+    t->hard = lay_words(m, t->hard_room, T);
+    t->hard_medians = lay_words(m, t->hard_room, 1);
+    t->drawn = lay_words(m, batch, 1);
+    lay_out_inputs(m, &t->inputs, c, batch);
+    t->row_gradients = lay_row_gradients(m, c, t->inputs.max_rows);
+    t->scratch = lay_floats(m, t->inputs.max_rows, c->d_model, 1);
+    t->workers = (Worker *)lay_out(m, (double)n_threads(), sizeof(Worker));
 }
 
-/* A large batch is worked off in portions of so many lists, whose gradients add up: memory doesn't grow with the batch,
- * and what a portion computes stays in the caches. */
-enum { PORTION = 1024 };
+static int create_workers(Trainer *t, Error *error) {
+    const Config *c = &t->model.config;
+    const size_t chunk = smaller(CHUNK, t->recipe.batch_size);
+    for (; t->n_workers < n_threads(); t->n_workers++) {
+        Worker *worker = &t->workers[t->n_workers];
+        if (!model_create(&worker->gradient, c, error)) return 0;
+        if (create_run(&worker->run, c, chunk, RUN_GRADIENTS, &t->inputs, error)) continue;
+        model_free(&worker->gradient);
+        return 0;
+    }
+    return runs_create(&t->runs, c, smaller(1024, t->recipe.valset_size + 1), RUN_FORWARD, error);
+}
 
-int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const Model *start, Error *error) {
+int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const Model *start,
+                   Error *error) {
     memset(t, 0, sizeof *t);
     t->recipe = *recipe;
     const Recipe *r = &t->recipe;
@@ -877,50 +905,60 @@ int trainer_create(Trainer *t, const Recipe *recipe, const Config *config, const
     if (!model_create(&t->model, config, error) || !model_create(&t->gradient, config, error) ||
         !model_create(&t->m, config, error) || !model_create(&t->v, config, error) ||
         !model_create(&t->best, config, error) ||
-        !run_create(&t->run, config, smaller(r->batch_size, PORTION), RUN_GRADIENTS, error) ||
-        !(t->memory = make_layout(lay_out_trainer, t, "the lists", error))) {
+        !(t->memory = make_layout(lay_out_trainer, t, "the lists", error)) ||
+        !create_workers(t, error)) {
         trainer_free(t);
         return 0;
     }
 
+    const size_t V = config->max_num, T = config->seq_len;
+    t->mix = (Mixture){.max_num = V, .seq_len = T, .balanced = r->balanced, .ties = r->ties};
     mt_seed(&t->data, (uint32_t)r->seed + 1);
-    make_lists(&t->data, t->val_lists, t->val_medians, r->valset_size, config->max_num, config->seq_len);
+    make_lists(&t->data, t->val_lists, t->val_medians, r->valset_size, V, T);
     mt_seed(&t->data, (uint32_t)r->seed);
-    make_training_lists(&t->data, t->lists, t->medians, r->trainset_size, config->max_num, config->seq_len,
-                        r->balanced);
+    make_training_lists(&t->data, t->lists, t->medians, r->trainset_size, &t->mix);
     for (size_t i = 0; i < r->trainset_size; i++) t->order[i] = (uint32_t)i;
     mt_seed(&t->order_mt, (uint32_t)r->seed + 2);
     model_init(&t->model, &t->order_mt);
     if (start) memcpy(t->model.params, start->params, start->n_params * sizeof(float));
     memcpy(t->best.params, t->model.params, t->model.n_params * sizeof(float));
-    t->steps_per_epoch = r->trainset_size ? (r->trainset_size + r->batch_size - 1) / r->batch_size : 1000;
+    t->steps_per_epoch =
+        r->trainset_size ? (r->trainset_size + r->batch_size - 1) / r->batch_size : 1000;
     t->total_steps = r->steps ? r->steps : r->epochs * t->steps_per_epoch;
     return 1;
 }
 
 void trainer_free(Trainer *t) {
-    model_free(&t->model), model_free(&t->gradient), model_free(&t->m);
-    model_free(&t->v), model_free(&t->best);
-    run_free(&t->run);
+    while (t->n_workers > 0) {
+        Worker *worker = &t->workers[--t->n_workers];
+        run_free(&worker->run);
+        model_free(&worker->gradient);
+    }
+    runs_free(&t->runs);
+    model_free(&t->model);
+    model_free(&t->gradient);
+    model_free(&t->m);
+    model_free(&t->v);
+    model_free(&t->best);
     free(t->memory);
     memset(t, 0, sizeof *t);
 }
 
-/* Once the collection of hard lists is full, the first lists of a batch are drawn from it. */
-static size_t draw_hard_lists(Trainer *t) {
+/* Most random lists soon have nothing more to teach. So hard lists are collected and, once the
+ * collection is full, the share `hard` of every batch is drawn from it, into its first places. */
+static void draw_hard_lists(Trainer *t) {
     const size_t T = t->model.config.seq_len, full = t->hard_room && t->n_hard == t->hard_room;
     t->n_drawn = full ? (size_t)((double)t->recipe.hard * (double)t->recipe.batch_size) : 0;
     mt_fill(&t->data, t->drawn, t->n_drawn);
-    OMP(omp parallel for schedule(static))
     for (size_t i = 0; i < t->n_drawn; i++) {
         t->drawn[i] %= (uint32_t)t->hard_room;
-        for (size_t j = 0; j < T; j++) t->batch[i * T + j] = t->hard[t->drawn[i] * T + j];
+        memcpy(t->batch + i * T, t->hard + t->drawn[i] * T, T * sizeof *t->batch);
         t->batch_medians[i] = t->hard_medians[t->drawn[i]];
     }
-    return t->n_drawn;
 }
 
-/* A fresh list with a great loss is kept: where there is room, or in place of a drawn one that has become easier. */
+/* A fresh list that is hard is kept: where there is room, or in place of a drawn one that has
+ * become easier. */
 static void keep_hard_lists(Trainer *t, size_t n) {
     const size_t T = t->model.config.seq_len;
     size_t drawn = 0;
@@ -934,27 +972,22 @@ static void keep_hard_lists(Trainer *t, size_t n) {
     }
 }
 
-static void shuffle_order(Trainer *t) {
-    uint32_t words[WORDS];
-    for (size_t left = t->recipe.trainset_size, some; left > 1; left -= some) {
-        some = smaller(left - 1, WORDS);
-        mt_fill(&t->order_mt, words, some);
-        shuffle(t->order, left, words, some);
-    }
-}
-
 /* The lists of the next step into t->batch; returns how many. */
 static size_t next_batch(Trainer *t) {
     const Recipe *r = &t->recipe;
     const size_t T = t->model.config.seq_len;
     if (r->trainset_size == 0) {
-        const size_t first = draw_hard_lists(t);
-        make_training_lists(&t->data, t->batch + first * T, t->batch_medians + first, r->batch_size - first,
-                            t->model.config.max_num, T, r->balanced);
+        draw_hard_lists(t);
+        make_training_lists(&t->data, t->batch + t->n_drawn * T, t->batch_medians + t->n_drawn,
+                            r->batch_size - t->n_drawn, &t->mix);
         return r->batch_size;
     }
-    const size_t at = t->step % t->steps_per_epoch * r->batch_size, n = smaller(r->batch_size, r->trainset_size - at);
-    if (at == 0 && !r->no_shuffle) shuffle_order(t);
+    const size_t at = t->step % t->steps_per_epoch * r->batch_size;
+    const size_t n = smaller(r->batch_size, r->trainset_size - at);
+    if (at == 0 && !r->no_shuffle) {
+        mt_fill(&t->order_mt, t->order_words, r->trainset_size - 1);
+        shuffle(t->order, r->trainset_size, t->order_words);
+    }
     for (size_t i = 0; i < n; i++) {
         const size_t from = t->order[at + i];
         memcpy(t->batch + i * T, t->lists + from * T, T * sizeof *t->batch);
@@ -983,25 +1016,19 @@ static float learning_rate(const Trainer *t) {
     return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32(done))));
 }
 
-/* How many lists of a share have the right answer. With a loss below log 2, the median has more than half of the
- * probability. Otherwise it takes argmax, here without branches: which numbers come before the median? */
-static size_t count_right(Share s, const Run *run, const uint32_t *medians) {
-    const size_t V = run->config.max_num, end = share_end(s, run->n_lists, 8);
+/* How many lists have the right answer. With a loss below log 2, the median has more than half of
+ * the probability: no need to look for the greatest logit. */
+static size_t count_right(const Run *run, const uint32_t *medians) {
+    const size_t V = run->config.max_num;
     size_t right = 0;
-    for (size_t i = share_begin(s, run->n_lists, 8); i < end; i++) {
-        const float *logits = run->logits + i * V, of_median = logits[medians[i]];
-        const size_t others = run->loss[i] < 0.69f ? 0 : V;
-        uint32_t before = 0;
-        for (size_t j = 0; j < others; j++)
-            before += logits[j] > of_median || (j < medians[i] && logits[j] == of_median);
-        right += before == 0;
-    }
+    for (size_t i = 0; i < run->n_lists; i++)
+        right += run->loss[i] < 0.69f || argmax(run->logits + i * V, V) == medians[i];
     return right;
 }
 
 static int is_finite(const Model *m) {
     size_t i = 0;
-    while (i < m->n_params && m->params[i] - m->params[i] == 0.0f) i++; /* infinity and NaN give NaN */
+    while (i < m->n_params && m->params[i] - m->params[i] == 0.0f) i++; /* inf - inf is NaN */
     return i == m->n_params;
 }
 
@@ -1009,7 +1036,8 @@ static int is_finite(const Model *m) {
 static void validate(Trainer *t) {
     const Evaluation none = {0};
     t->validation = none;
-    evaluate(&t->model, &t->run, t->val_lists, t->val_medians, t->recipe.valset_size, NULL, &t->validation);
+    evaluate(&t->model, &t->runs, t->val_lists, t->val_medians, t->recipe.valset_size,
+             &t->validation);
     if (!is_finite(&t->model)) return;
     if (!t->recipe.keep_best || !t->validated || t->validation.right > t->best_right) {
         t->best_right = t->validation.right;
@@ -1018,39 +1046,54 @@ static void validate(Trainer *t) {
     t->validated = 1;
 }
 
-/* A thread's share of what a step computes of n lists, from number `at` on; returns how many of its lists are right. */
-static size_t step_share(Share s, Trainer *t, size_t at, float scale) {
-    const uint32_t *lists = t->batch + at * t->model.config.seq_len, *medians = t->batch_medians + at;
-    if (at == 0) zero(s, t->gradient.params, t->gradient.n_params, 1);
-    forward(s, &t->model, &t->run, lists, NULL);
-    forward_loss(s, &t->run, medians);
-    const size_t right = count_right(s, &t->run, medians);
-    add_gradient(s, &t->model, &t->run, medians, scale, &t->gradient);
-    return right;
+/* Forward and backward, chunk by chunk: the gradient of the mean loss of the n lists of the batch,
+ * and t->loss and t->accuracy. */
+static void batch_gradient(Trainer *t, size_t n) {
+    const Config *c = &t->model.config;
+    const size_t T = c->seq_len;
+    const float scale = f32(1.0 / (double)n);
+    embed_inputs(&t->model, &t->inputs, t->batch, n, queries_per_list(c, 0, RUN_GRADIENTS));
+    project(c, &t->model.weights.layers[0], &t->inputs.rows);
+    const RowGradients rows = split_rows(t->row_gradients, c, t->inputs.rows.n_rows);
+    memset(t->gradient.params, 0, t->gradient.n_params * sizeof(float));
+    memset(t->row_gradients, 0, rows.size * sizeof(float));
+    t->loss = 0;
+    t->accuracy = 0;
+    OMP(omp parallel for ordered schedule(static, 1) num_threads((int)t->n_workers))
+    for (size_t at = 0; at < n; at += CHUNK) {
+        Worker *worker = &t->workers[this_thread()];
+        Run *run = &worker->run;
+        const uint32_t *medians = t->batch_medians + at;
+        model_forward(&t->model, run, t->batch + at * T, smaller(CHUNK, n - at), NULL);
+        const double loss = loss_sum(run, medians);
+        const size_t right = count_right(run, medians);
+        memcpy(t->batch_loss + at, run->loss, run->n_lists * sizeof(float));
+        memset(worker->gradient.params, 0, t->gradient.n_params * sizeof(float));
+        backward(&t->model, run, medians, scale, &worker->gradient);
+        OMP(omp ordered)
+        {
+            add_to(t->gradient.params, worker->gradient.params, t->gradient.n_params);
+            add_to(t->row_gradients, run->gradients.rows, rows.size);
+            t->loss += loss;
+            t->accuracy += (double)right;
+        }
+    }
+    backward_inputs(&t->model, &t->inputs, &rows, t->scratch, &t->gradient);
+    t->loss /= (double)n;
+    t->accuracy /= (double)n;
 }
 
 int trainer_step(Trainer *t) {
     const size_t n = next_batch(t);
-    const float scale = f32(1.0 / (double)n);
-    size_t right = 0;
-    t->loss = 0;
-    for (size_t at = 0; at < n; at += t->run.capacity) {
-        set_sizes(&t->run, smaller(t->run.capacity, n - at));
-        OMP(omp parallel reduction(+ : right))
-        right += step_share(my_share(), t, at, scale);
-        t->loss += loss_sum(&t->run);
-        memcpy(t->batch_loss + at, t->run.loss, t->run.n_lists * sizeof(float));
-    }
-    t->loss /= (double)n;
+    batch_gradient(t, n);
     if (!(t->loss < HUGE_VAL)) return 0;
-    t->accuracy = (double)right / (double)n;
     keep_hard_lists(t, n);
     t->lr = learning_rate(t);
     Adam adam = t->recipe.adam;
     adam.lr = t->lr;
     t->step++;
-    TEAM adam_step(my_share(), &adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params, t->gradient.params,
-                   t->model.n_params);
+    adam_step(&adam, (uint32_t)t->step, t->model.params, t->m.params, t->v.params,
+              t->gradient.params, t->model.n_params);
     if (t->step % t->steps_per_epoch == 0 || t->step == t->total_steps) validate(t);
     return 1;
 }
@@ -1118,9 +1161,10 @@ const Setting settings[] = {
     {"n-layers", SETTING_COUNT, CONFIG(n_layers), 1, 256, NULL, "layers"},
     {"n-heads", SETTING_COUNT, CONFIG(n_heads), 1, 4096, NULL, "heads in a layer"},
     {"d-mlp", SETTING_COUNT, CONFIG(d_mlp), 0, 1048576, NULL, "hidden width of the MLP, 0 for none"},
-    {"normalization", SETTING_CHOICE, CONFIG(normalization), 0, 1, "none|LN", "layer normalization or none"},
+    {"normalization", SETTING_CHOICE, CONFIG(normalization), 0, 2, "none|LN|LNPre", "of the residual stream"},
     {"trainset-size", SETTING_COUNT, RECIPE(trainset_size), 0, 1e9, NULL, "training lists; 0: fresh ones every step"},
     {"balanced", SETTING_REAL, RECIPE(balanced), 0, 1, NULL, "share of training lists with each median equally likely"},
+    {"ties", SETTING_REAL, RECIPE(ties), 0, 1, NULL, "share of balanced lists in which numbers repeat"},
     {"hard", SETTING_REAL, RECIPE(hard), 0, 1, NULL, "share of a batch drawn from lists that were found hard"},
     {"valset-size", SETTING_COUNT, RECIPE(valset_size), 0, 1e9, NULL, "validation lists"},
     {"epochs", SETTING_COUNT, RECIPE(epochs), 0, 1e9, NULL, "passes over the training lists"},
@@ -1621,8 +1665,7 @@ static int read_state(Checkpoint *file, Trainer *t) {
     state_tensors(t, c, tensors);
     for (size_t i = 0; i < STATE_TENSORS; i++)
         if (!read_tensor(file, &tensors[i])) return 0;
-    for (size_t i = 0; i < t->hard_room; i += ABREAST)
-        take_medians(t->hard_medians + i, t->hard + i * T, smaller(ABREAST, t->hard_room - i), T);
+    for (size_t i = 0; i < t->hard_room; i++) t->hard_medians[i] = median_of(t->hard + i * T, T);
     for (size_t i = 0; i < t->v.n_params; i++)
         if (t->v.params[i] < 0) return bad(file, "tensor state.v is damaged: a mean square is negative");
     for (size_t i = 0; i < t->recipe.trainset_size; i++) { /* bit 31 notes which lists have been met */
@@ -2039,7 +2082,7 @@ static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
     Model *result = trainer_result(t);
     Evaluation e = {0};
     if (!model_save(result, path, error)) return 0;
-    evaluate(result, &t->run, t->val_lists, t->val_medians, n, NULL, &e);
+    evaluate(result, &t->runs, t->val_lists, t->val_medians, n, &e);
     say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
     if (e.lists && e.loss < HUGE_VAL) say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * e.accuracy, e.loss);
     say(r, "\nwrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
@@ -2162,8 +2205,8 @@ static int attention_create(AttentionStats *a, const Config *c, Error *error) {
 /* The pattern of a head, counted through all layers: (queries, seq_len); the last position's queries stand last. */
 static const float *head_pattern(const Run *run, size_t head, size_t *n_queries) {
     const LayerRun *layer = &run->layers[head / run->config.n_heads];
-    *n_queries = layer->n_out;
-    return layer->pattern + head % run->config.n_heads * layer->n_out * run->config.seq_len;
+    *n_queries = layer->n_queries;
+    return layer->pattern + head % run->config.n_heads * layer->n_queries * run->config.seq_len;
 }
 
 /* Adds what the run has just computed. */
@@ -2285,12 +2328,15 @@ static int command_info(Session *s, Report *r) {
 static int command_eval(Session *s, Report *r) {
     Evaluation e = {0};
     Mt19937 mt;
+    Runs runs;
+    if (!runs_create(&runs, &s->model.config, s->run.capacity, RUN_FORWARD, s->error)) return 0;
     mt_seed(&mt, (uint32_t)s->seed);
     for (size_t at = 0; at < s->size; at += s->n) {
         const size_t n = smaller(s->n, s->size - at);
         make_lists(&mt, s->lists, s->medians, n, s->V, s->T);
-        evaluate(&s->model, &s->run, s->lists, s->medians, n, NULL, &e);
+        evaluate(&s->model, &runs, s->lists, s->medians, n, &e);
     }
+    runs_free(&runs);
     const size_t *by = e.by_distance;
     say(r, s->on_tour ? "On %zu lists made with seed %zu:\n\n" : "lists      %zu of seed %zu, evaluated with %s\n",
         e.lists, s->seed, s->path);
@@ -2407,22 +2453,28 @@ static const float *scale_given(const Model *m, float *out, const float *x, size
 /* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at a scale of 1. */
 static void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
     scale_given(m, x, x, rows, 1.0f, NULL);
-    linear_forward(WHOLE, logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
+    linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
+}
+
+/* x (n, d) = W_E plus, unless it is NULL, one row of W_pos. */
+static void add_position(float *x, const float *W_E, const float *W_pos, size_t n, size_t d) {
+    memcpy(x, W_E, n * d * sizeof *x);
+    for (size_t i = 0; W_pos && i < n; i++) add_to(x + i * d, W_pos, d);
 }
 
 /* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] + W_pos[position],
  * through LN1, times W, plus b; raw without LN1 and b, and at NO_POSITION without W_pos. (Later layers see it only as
  * far as the residual stream brings it there unchanged.) out (max_num, d_head). */
-static void project(const Model *m, const Circuit *of, size_t position, const float *W, const float *b, float *out,
+static void project_numbers(const Model *m, const Circuit *of, size_t position, const float *W, const float *b, float *out,
                     float *scratch) {
     const Config *c = &m->config;
     const LayerWeights *w = &m->weights.layers[of->layer];
     const size_t V = c->max_num, d = c->d_model, dh = c->d_head;
     const float *W_pos = position == NO_POSITION ? NULL : m->weights.W_pos + position * d;
     float *x = scratch, *h = c->normalization && !of->raw ? x + V * d : x, *normal = h + V * d;
-    gather_forward(WHOLE, x, m->weights.W_E, W_pos, NULL, V, d);
-    if (h != x) layernorm_forward(WHOLE, h, normal, normal + V * d, x, w->ln1_w, w->ln1_b, V, d);
-    linear_forward(WHOLE, out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d, dh);
+    add_position(x, m->weights.W_E, W_pos, V, d);
+    if (h != x) layernorm_forward(h, normal, normal + V * d, x, w->ln1_w, w->ln1_b, V, d);
+    linear_forward(out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d, dh);
 }
 
 /* With both positions given. */
@@ -2431,14 +2483,14 @@ static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float 
     const size_t V = m->config.max_num, d = m->config.d_model, dh = m->config.d_head;
     float *q = scratch, *k = q + V * dh, *x = k + V * dh;
     if (of->kind == CIRCUIT_OV) {
-        project(m, of, key_pos, w->W_V, w->b_V, k, x);
-        linear_forward(WHOLE, x, NULL, k, w->W_O + of->head * d * dh, NULL, V, dh, d);
-        if (of->raw) linear_forward(WHOLE, table, NULL, x, m->weights.W_U, NULL, V, d, V);
+        project_numbers(m, of, key_pos, w->W_V, w->b_V, k, x);
+        linear_forward(x, NULL, k, w->W_O + of->head * d * dh, NULL, V, dh, d);
+        if (of->raw) linear_forward(table, NULL, x, m->weights.W_U, NULL, V, d, V);
         else direct_logits(m, table, x, V);
         return;
     }
-    project(m, of, of->query_pos, w->W_Q, w->b_Q, q, x);
-    project(m, of, key_pos, w->W_K, w->b_K, k, x);
+    project_numbers(m, of, of->query_pos, w->W_Q, w->b_Q, q, x);
+    project_numbers(m, of, key_pos, w->W_K, w->b_K, k, x);
     const double scale = of->raw ? 1.0 : 1.0 / sqrt((double)dh);
     for (size_t i = 0; i < V * V; i++) table[i] = f32(dot(q + i / V * dh, 1, k + i % V * dh, 1, dh) * scale);
 }
@@ -2574,10 +2626,12 @@ static int command_weights(Session *s, Report *r) {
 static float *values_at(const Run *run, const Target *t, size_t list, size_t width) {
     const size_t T = run->config.seq_len, L = run->config.n_layers;
     const LayerRun *l = &run->layers[smaller(t->layer, L - 1)];
-    float *const all[] = {run->final, l->pattern, l->z, l->mlp}; /* in the order of HookSite */
-    if (t->site == HOOK_RESIDUAL && t->layer < L) return l->x + l->row[t->position * run->n_lists + list] * width;
-    if (t->position + l->n_queries < T) return NULL;
-    return all[t->site] + (t->head * l->n_out + (t->position + l->n_queries - T) * run->n_lists + list) * width;
+    float *const all[] = {run->final, l->pattern, l->z, l->mlp_out}; /* in the order of HookSite */
+    if (t->site == HOOK_RESIDUAL && t->layer < L) return l->rows->x + l->row[t->position * run->n_lists + list] * width;
+    const size_t per_list = l->queries_per_list;
+    if (t->position + per_list < T) return NULL;
+    return all[t->site] +
+           (t->head * l->n_queries + (t->position + per_list - T) * run->n_lists + list) * width;
 }
 
 /* Replaces the values at one place, of all lists. */
@@ -2636,22 +2690,22 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
     const size_t d = c->d_model, dh = c->d_head, T = c->seq_len, L = c->n_layers;
     const float s = a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f, *token = w->W_E, *place = w->W_pos;
     a->n_terms = 0;
-    token += run->row_token[run->layers[0].row[T - 1]] * d, place += (T - 1) * d;
+    token += run->inputs->token[run->layers[0].row[T - 1]] * d, place += (T - 1) * d;
     add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, token, 1, s, NULL));
     add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, s, NULL));
     for (size_t l = 0; l < L; l++) {
         const LayerRun *layer = &run->layers[l];
-        const size_t query = layer->n_out - 1;
+        const size_t query = layer->n_queries - 1;
         for (size_t h = 0; h < c->n_heads; h++)
             for (size_t t = 0; t < T; t++) {
-                const Head one = head_of(c, &w->layers[l], layer, h);
-                linear_forward(WHOLE, x + d, NULL, layer->h + layer->row[t] * d, one.W_V, one.b_V, 1, d, dh);
-                linear_forward(WHOLE, x, NULL, x + d, one.W_O, NULL, 1, dh, d);
-                for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * one.pattern[query * T + t]);
+                const float *pattern = layer->pattern + h * layer->n_queries * T;
+                const float *v = layer->rows->v + (h * layer->rows->n_rows + layer->row[t]) * dh;
+                linear_forward(x, NULL, v, w->layers[l].W_O + h * dh * d, NULL, 1, dh, d);
+                for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * pattern[query * T + t]);
                 add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, s, NULL));
             }
         add_term(a, m, "b_O", l, 0, T - 1, scale_given(m, x, w->layers[l].b_O, 1, s, NULL));
-        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, layer->mlp + query * d, 1, s, NULL));
+        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, layer->mlp_out + query * d, 1, s, NULL));
     }
     add_term(a, m, "ln_final.b", L, 0, T - 1, w->ln_final_b);
     add_term(a, m, "b_U", L, 0, T - 1, NULL);
@@ -2986,7 +3040,7 @@ static void measure_circuits(Explainer *x) {
     decompose(e->values, x->columns, table, V);
     for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(x->columns + k * V, x->scratch, k + 1, V);
     /* what the last number adds without any head */
-    gather_forward(WHOLE, x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, NULL, V, d);
+    add_position(x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, V, d);
     direct_logits(m, table, x->scratch, V);
     e->direct_weight = slope_to_ideal(e, table, V);
     e->last_weight += e->direct_weight;
@@ -3016,7 +3070,7 @@ static void freeze_scale(Explainer *x) {
     const Weights *w = &x->model->weights;
     Run *run = &x->run;
     scale_given(x->model, run->final_h, run->final, run->n_lists, f32(x->e->scale), w->ln_final_b);
-    linear_forward(WHOLE, run->logits, NULL, run->final_h, w->W_U, w->b_U, run->n_lists, c->d_model, c->max_num);
+    linear_forward(run->logits, NULL, run->final_h, w->W_U, w->b_U, run->n_lists, c->d_model, c->max_num);
 }
 
 /* S(m) = sum_i sign(x_i - m - 1/2): how many more numbers of the list lie above the step from m to m+1 than below. */
@@ -3387,6 +3441,7 @@ typedef struct {
     size_t T, V, d, heads, last, median;
     size_t pairs, rows, columns; /* of the table: T V rows of one number at one position; all; weight, V products, t */
     double size, shift;
+    float *vo; /* (pairs, d) */
     float *weights, *t, *u, *products; /* (heads, pairs), (heads, pairs, d), (d, V), (pairs, V) */
     Bounds *table, *c;                 /* (heads, rows, columns); (V) */
     float *error;                      /* (V): of a margin, times s */
@@ -3404,6 +3459,7 @@ typedef struct {
 
 static void lay_out_prover(Layout *m, void *owner) {
     Prover *p = (Prover *)owner;
+    p->vo = lay_floats(m, p->pairs, p->d, 1);
     p->weights = lay_floats(m, p->heads, p->pairs, 1), p->t = lay_floats(m, p->heads, p->pairs, p->d);
     p->u = lay_floats(m, p->d, p->V, 1), p->products = lay_floats(m, p->pairs, p->V > p->d ? p->V : p->d, 1);
     p->table = (Bounds *)lay_floats(m, 2 * p->heads, p->rows, p->columns), p->c = (Bounds *)lay_floats(m, 2, p->V, 1);
@@ -3426,11 +3482,12 @@ static double norm(const float *x, size_t n, size_t step) {
 /* One head's weights, over the greatest. Returns e, or infinity if that is not small or weights vanish. */
 static double weigh(const Prover *p, const float *query, const float *keys, float scale, float *weights) {
     double least = INFINITY, greatest = -INFINITY, size = 0;
-    linear_forward(WHOLE, weights, NULL, keys, query, NULL, p->pairs, p->d, 1);
+    const size_t dh = p->model->config.d_head;
+    linear_forward(weights, NULL, keys, query, NULL, p->pairs, dh, 1);
     for (size_t r = 0; r < p->pairs; r++) {
         const double score = (double)(weights[r] = f32((double)weights[r] * scale));
         least = score < least ? score : least, greatest = max_double(greatest, score);
-        size = max_double(size, norm(query, p->d, 1) * norm(keys + r * p->d, p->d, 1) * scale);
+        size = max_double(size, norm(query, dh, 1) * norm(keys + r * dh, dh, 1) * scale);
     }
     for (size_t r = 0; r < p->pairs; r++) weights[r] = exp_f32(f32((double)weights[r] - greatest));
     const double D = greatest - least, S = max_double(greatest, -least), dot_error = (double)p->d * 0x1p-50 * size;
@@ -3444,15 +3501,19 @@ static void take_last(Prover *p) {
     const LayerRun *layer = &p->run.layers[0];
     const size_t d = p->d;
     for (size_t i = 0; i < p->V * p->T; i++) p->lists[i] = (uint32_t)(i / p->T);
-    model_forward(p->model, &p->run, p->lists, p->V, NULL); /* leaves h, qk and vo of every pair */
+    model_forward(p->model, &p->run, p->lists, p->V, NULL); /* leaves q, k and v of every pair */
     float *base = p->products;
-    const size_t own = (layer->first_query + p->last) * d;
-    gather_forward(WHOLE, base, layer->x + own, p->model->weights.layers[0].b_O, NULL, 1, d);
+    const LayerRows *rows = layer->rows;
+    const size_t own = rows->first_query + p->last, dh = c->d_head;
+    add_position(base, rows->x + own * d, p->model->weights.layers[0].b_O, 1, d);
     p->size = norm(base, d, 1), p->shift = 0;
     for (size_t head = 0; head < p->heads; head++) {
-        const Head a = head_of(c, &p->model->weights.layers[0], layer, head);
-        const float scale = layer_attention(c, layer).scale, *vo = a.vo; /* layer 0 is folded */
-        const double e = weigh(p, a.qk + own, layer->h, scale, p->weights + head * p->pairs);
+        const float scale = attention_of(c, layer).scale, *q = rows->q + head * rows->n_rows * dh;
+        const float *k = rows->k + head * rows->n_rows * dh;
+        const double e = weigh(p, q + own * dh, k, scale, p->weights + head * p->pairs);
+        float *vo = p->vo;
+        linear_forward(vo, NULL, rows->v + head * rows->n_rows * dh,
+                       p->model->weights.layers[0].W_O + head * dh * d, NULL, p->pairs, dh, d);
         double Z = 0;
         for (size_t r = 0; r < p->pairs; r++) {
             float *t = p->t + (head * p->pairs + r) * d;
@@ -3470,7 +3531,7 @@ static void take_last(Prover *p) {
 static void fill_table(const Prover *p, size_t head) {
     const size_t V = p->V, K = p->columns, places = p->T - 1;
     const float *t = p->t + head * p->pairs * p->d, *weights = p->weights + head * p->pairs;
-    linear_forward(WHOLE, p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
+    linear_forward(p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
     for (size_t k = 0; k < K; k++) {
         Bounds *column = p->table + head * p->rows * K + k;
         const double size = k == 0 ? 1 : k <= V ? p->size * norm(p->u + k - 1, p->d, V) : p->size;
@@ -3526,7 +3587,7 @@ static void take_median(Prover *p) {
     const double Y = sqrt((double)d);
     const double out = w->ln_final_w ? Y * norm(w->ln_final_w, d, 1) + norm(w->ln_final_b, d, 1) : p->size;
     const float *constant = w->ln_final_b ? p->products : w->b_U; /* ln_final.b W_U + b_U */
-    if (w->ln_final_b) linear_forward(WHOLE, p->products, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
+    if (w->ln_final_b) linear_forward(p->products, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
     for (size_t i = 0; i < d * V; i++) {
         const float difference = f32((double)w->W_U[i - i % V + m] - w->W_U[i]);
         p->u[i] = w->ln_final_w ? f32((double)w->ln_final_w[i / V] * difference) : difference;
@@ -3882,10 +3943,10 @@ static double forward_flops(const Run *run) {
     const double d = (double)c->d_model, dh = (double)c->d_head, T = (double)c->seq_len;
     double sum = 2.0 * (double)run->n_lists * d * (double)c->max_num;
     for (const LayerRun *layer = run->layers; layer < run->layers + c->n_layers; layer++) {
-        const double rows = (double)layer->n_rows, queries = (double)layer->n_out;
-        const double asking = rows - (double)layer->first_query, seen = layer->n_queries == 1 ? T : (T + 1) / 2;
-        const double values = layer->folded ? (rows + dh) * d * d : 2 * queries * d * dh;
-        const double head = 2 * asking * d * dh + values + queries * seen * 2 * d;
+        const double rows = (double)layer->rows->n_rows, queries = (double)layer->n_queries;
+        const double asking = rows - (double)layer->rows->first_query;
+        const double seen = layer->queries_per_list == 1 ? T : (T + 1) / 2;
+        const double head = (asking + 2 * rows + queries) * d * dh + queries * seen * 2 * dh;
         sum += 2.0 * ((double)c->n_heads * head + 2.0 * queries * d * (double)c->d_mlp);
     }
     return sum;
@@ -3900,19 +3961,20 @@ static int command_bench(Session *s, Report *r) {
     double best[2] = {HUGE_VAL, HUGE_VAL}; /* seconds a training step takes, and a forward pass over as many lists */
     recipe->steps = s->size, recipe->valset_size = batch;
     if (!trainer_create(&t, recipe, &s->settings.config, NULL, s->error)) return 0;
+    Run *run = &t.runs.each[0];
     for (size_t round = 0; round < 2 * rounds; round++) { /* the fastest counts: what the machine can do undisturbed */
         const double start = seconds();
         for (size_t i = 0; i < steps; i++) {
             if (round % 2 == 0 && t.step < t.total_steps) trainer_step(&t);
-            for (size_t at = 0; round % 2 && at < batch; at += t.run.capacity)
-                model_forward(&t.model, &t.run, t.batch + at * s->T, smaller(t.run.capacity, batch - at), NULL);
+            for (size_t at = 0; round % 2 && at < batch; at += run->capacity)
+                model_forward(&t.model, run, t.batch + at * s->T, smaller(run->capacity, batch - at), NULL);
         }
         const double taken = (seconds() - start) / (double)steps;
         if (taken < best[round % 2]) best[round % 2] = taken;
     }
-    const double forward = forward_flops(&t.run) * (double)batch / (double)t.run.n_lists, step = 3 * forward;
+    const double forward = forward_flops(run) * (double)batch / (double)run->n_lists, step = 3 * forward;
     say(r, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch,
-        t.run.layers[0].n_rows);
+        run->layers[0].rows->n_rows);
     say(r, "training   %10.3f MFLOP a step\n", step * 1e-6);
     say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / (double)batch);
     report_flush(r);
@@ -3921,7 +3983,7 @@ static int command_bench(Session *s, Report *r) {
                 1 / best[0], (double)batch / best[0], step * 1e-9 / best[0]);
         fprintf(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best[1] * 1e3,
                 (double)batch / best[1], forward * 1e-9 / best[1]);
-        fprintf(to, "memory     %10.2f MiB for activations and gradients\n", t.run.bytes / 1048576.0);
+        fprintf(to, "memory     %10.2f MiB for activations and gradients\n", run->bytes / 1048576.0);
     }
     trainer_free(&t);
     return 1;
@@ -3991,37 +4053,38 @@ static uint64_t check_linear(float *x) {
     float *W = x + SQUARE, *W_transposed = W + SQUARE, *out = W_transposed + SQUARE, *dx = out + 2 * SQUARE;
     cancelling(x, 3, 1);
     for (size_t i = 0; i < SQUARE; i++) W_transposed[i] = W[i % SIDE * SIDE + i / SIDE]; /* there, columns cancel */
-    linear_forward(WHOLE, out, NULL, x, W, W, SIDE, SIDE, SIDE);
-    linear_forward(WHOLE, out + SQUARE, NULL, x, W_transposed, NULL, SIDE, SIDE, SIDE);
-    linear_backward(WHOLE, dx, dx, dx + SQUARE, dx + 2 * SQUARE, x, W_transposed, W, SIDE, SIDE, SIDE);
+    linear_forward(out, NULL, x, W, W, SIDE, SIDE, SIDE);
+    linear_forward(out + SQUARE, NULL, x, W_transposed, NULL, SIDE, SIDE, SIDE);
+    linear_backward_input(dx, dx, x, W, SIDE, SIDE, SIDE);
+    linear_backward_weights(dx + SQUARE, dx + 2 * SQUARE, x, W_transposed, SIDE, SIDE, SIDE);
     return hash_floats(HASH_START, out, 4 * SQUARE + SIDE);
 }
 
 static uint64_t check_norm(float *x) {
     float *b = x + SQUARE, *out = b + SQUARE, *dx = out + SQUARE, *normal = dx + SQUARE, *inv_std = normal + SQUARE;
     cancelling(x, 4, -1);
-    layernorm_forward(WHOLE, out, normal, inv_std, x, x, b, SIDE, SIDE);
-    layernorm_backward(WHOLE, dx, dx, out, inv_std + SIDE, b, normal, inv_std, x, SIDE, SIDE);
+    layernorm_forward(out, normal, inv_std, x, x, b, SIDE, SIDE);
+    layernorm_backward(dx, dx, out, inv_std + SIDE, b, normal, inv_std, x, SIDE, SIDE);
     return hash_floats(HASH_START, out, 2 * SQUARE);
 }
 
 static uint64_t check_attention(float *q) {
-    uint32_t first_row[8], rows[SIDE], first_user[SIDE + 1], user[SIDE];
+    uint32_t rows[SIDE];
+    double dq[SQUARE], dk[SQUARE], dv[SQUARE];
     const size_t lists = SIDE / 7;
-    const Attention shape = {lists, 7, 1, SIDE, SIDE, first_row, rows, first_user, user, 0x1p-10f};
-    float *k = q + SQUARE, *z = k + SQUARE, *dq = z + lists * SIDE, *dk = dq + lists * SIDE, *dv = dk + SQUARE;
-    float *pattern = dv + SQUARE, *dscores = pattern + lists * 7;
-    const size_t before = 6 * lists * SIDE; /* what stands before the rows of the queries */
+    const Attention shape = {.n_lists = lists, .seq_len = 7, .queries_per_list = 1, .d_head = SIDE, .row = rows,
+                             .scale = 0x1p-10f};
+    float *k = q + SQUARE, *z = k + SQUARE, *out = z + lists * SIDE;
+    float *pattern = out + 3 * SQUARE, *dpattern = pattern + lists * 7;
+    memset(dq, 0, sizeof dq), memset(dk, 0, sizeof dk), memset(dv, 0, sizeof dv);
     for (uint32_t i = 0; i < SIDE; i++) rows[i] = i;
-    for (uint32_t t = 0; t < 8; t++) first_row[t] = t * (SIDE / 7);
     cancelling(q, 5, 1);
-    memcpy(q + before, q, lists * SIDE * sizeof *q);
-    attention_users(WHOLE, &shape);
-    attention_pattern(WHOLE, &shape, pattern, q, k);
-    attention_values(WHOLE, &shape, z, pattern, k);
-    attention_dscores(WHOLE, &shape, dscores, q, pattern, k);
-    attention_backward(WHOLE, &shape, dq - before, dk, dv, dscores, q, pattern, q, k);
-    return hash_floats(HASH_START, z, 2 * lists * SIDE + 2 * SQUARE);
+    attention_pattern_forward(pattern, q, k, &shape);
+    attention_values_forward(z, pattern, k, &shape);
+    attention_values_backward(dpattern, dv, z, pattern, k, &shape);
+    attention_pattern_backward(dq, dk, dpattern, pattern, q, k, &shape);
+    round_sums(out, dq, SQUARE), round_sums(out + SQUARE, dk, SQUARE), round_sums(out + 2 * SQUARE, dv, SQUARE);
+    return hash_floats(HASH_START, z, lists * SIDE + 3 * SQUARE);
 }
 
 /* function of 20000 floats all over their range. */
@@ -4078,7 +4141,7 @@ static int check_model(Checker *c, const char *of, const Config *config, const R
     if (!trainer_create(&t, recipe, config, NULL, s.error)) return 0;
     check_stage(c, "initial weights", hash_model(&t.model));
     trainer_step(&t);
-    check_stage(c, "logits", hash_floats(HASH_START, t.run.logits, t.run.n_lists * config->max_num));
+    check_stage(c, "logits", hash_floats(HASH_START, t.workers[0].run.logits, t.workers[0].run.n_lists * config->max_num));
     check_stage(c, "gradients", hash_model(&t.gradient));
     check_stage(c, "one Adam step", hash_model(&t.model));
     while (t.step < t.total_steps && trainer_step(&t)) {}
@@ -4160,7 +4223,7 @@ static const Command commands[] = {
     {"data", command_data, 10, 23, NO_MODEL, "size max-num seq-len seed", NULL, "prints lists and their medians"},
     {"train", command_train, 1, 23, NO_MODEL,
      SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced "
-     "hard seed no-shuffle keep init resume out log save-every", NULL, "trains a model"},
+     "ties hard seed no-shuffle keep init resume out log save-every", NULL, "trains a model"},
     {"info", command_info, 1, 1, ONE_LIST, "model", NULL, "a checkpoint's configuration, recipe, tensors, hash"},
     {"eval", command_eval, 100000, 1000, 4096, 16384, RUN_FORWARD, ON_LISTS "csv threads", NULL,
      "accuracy and loss on fresh lists"},
@@ -4391,9 +4454,8 @@ int main(int argc, char **argv) {
     Text text = {0};
     Error error = {0};
     prepare_process();
-    const int ready = ieee_setup() || (argc > 1 && strcmp(argv[1], "test") == 0); /* a test of its own says so */
-    const int done = ready ? median_command(argc, argv, &streams, &text, &error)
-                           : fail(&error, "this machine's double arithmetic is not IEEE-754's");
+    const char *wrong = ieee_setup();
+    const int done = wrong ? fail(&error, "%s", wrong) : median_command(argc, argv, &streams, &text, &error);
     text_free(&text);
     if (done) return 0;
     fprintf(stderr, "median: %s\n", error.text);

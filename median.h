@@ -1,10 +1,12 @@
 /* median.h - a small transformer that learns to find the median of a list of numbers.
  *
- * The chapters stand in the order in which median.c tells them: the task, the model, running it, training it, keeping
- * it in files, looking inside. What it is built of, the layers and their gradients, is in tensor.h.
+ * The chapters stand in the order in which median.c tells them: the task, the model, running it,
+ * training it, keeping it in files, looking inside. What it is built of, the layers and their
+ * gradients, is in tensor.h.
  *
- * A function that can fail returns 1 when it is done and 0 when it failed; then *error says why, in one line. Nothing
- * here prints, exits or keeps state between calls: two models in one program don't disturb each other. */
+ * A function that can fail returns 1 when it is done and 0 when it failed; then *error says why,
+ * in one line. Nothing here prints, exits or keeps state between calls: two models in one
+ * program don't disturb each other. */
 #ifndef MEDIAN_H
 #define MEDIAN_H
 
@@ -25,34 +27,48 @@ typedef struct {
 
 #define MAX_SEQ_LEN 255
 
-/* How many threads passes and training may use, where OpenMP was compiled in; without it, nothing happens. Returns the
- * number in force, at least 1. No result depends on it. */
+/* How many threads passes and training may use, where OpenMP was compiled in; without it,
+ * nothing happens. Returns the number in force, at least 1. No result depends on it. */
 int use_threads(int n);
 
-/* ---- 1. The task ------------------------------------------------------------------------------------------------ */
+/* ---- 1. The task ----------------------------------------------------------------------------- */
 
-/* n lists of seq_len numbers, each mt_next() % max_num, row by row: the numbers that torch.manual_seed(seed);
- * torch.randint(0, max_num, (n, seq_len)) gives after mt_seed(mt, seed). lists (n, seq_len), medians (n). */
-void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len);
+/* n lists of seq_len numbers, each mt_next() % max_num, row by row: the numbers that
+ * torch.manual_seed(seed); torch.randint(0, max_num, (n, seq_len)) gives after mt_seed(mt,
+ * seed). lists (n, seq_len), medians (n). */
+void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num,
+                size_t seq_len);
 
-/* The same, but the first share `balanced` of the lists have evenly distributed medians. */
-void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_t max_num, size_t seq_len,
-                         float balanced);
+/* What training lists are made of. In the first share `balanced` of them every median is equally
+ * likely; of these, numbers repeat often in the first share `ties`. */
+typedef struct {
+    size_t max_num, seq_len;
+    float balanced, ties;
+} Mixture;
+
+/* The same, but mixed. */
+void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n,
+                         const Mixture *mix);
 
 /* The middle one of seq_len numbers, seq_len odd. */
 uint32_t median_of(const uint32_t *list, size_t seq_len);
 
-/* ---- 2. The model ----------------------------------------------------------------------------------------------- */
+/* ---- 2. The model ---------------------------------------------------------------------------- */
 
 typedef struct {
     size_t max_num; /* numbers are 0 .. max_num-1: the vocabulary, of inputs and of outputs */
     size_t seq_len; /* numbers in a list; odd, at least 3 */
     size_t d_model, d_head, n_heads, n_layers;
     size_t d_mlp;         /* hidden width of the MLP; 0: no MLP */
-    size_t normalization; /* 1: layer normalization, 0: none */
+    size_t normalization; /* which of these: */
 } Config;
 
-/* The original's: max_num 50, seq_len 7, d_model 32, d_head 32, one head, one layer, no MLP, layer normalization. */
+/* LNPre is layer normalization without w and b: what TransformerLens leaves after it has folded
+ * these into the next weights. */
+enum { NORMALIZATION_NONE, NORMALIZATION_LN, NORMALIZATION_LNPRE };
+
+/* The original's: max_num 50, seq_len 7, d_model 32, d_head 32, one head, one layer, no MLP,
+ * layer normalization. */
 Config config_default(void);
 
 /* 0 and a reason if no model can have this configuration. */
@@ -81,7 +97,8 @@ typedef struct {
     char name[48];
     size_t n_dims, shape[3], size; /* size: the product of the shape */
     float *data;
-    uint32_t *words, most; /* in place of data, where a training's state has whole numbers, none greater than `most` */
+    uint32_t *words, most; /* in place of data, where a training's state has whole numbers, none
+                              greater than `most` */
 } Tensor;
 
 #define MAX_NOTES 32
@@ -108,49 +125,80 @@ void model_free(Model *model);
 /* FNV-1a of all parameters. */
 uint64_t hash_model(const Model *model);
 
-/* Every W_* normal with deviation 0.8/sqrt(d_model), in the order of the tensors; biases 0, normalization's w 1. */
+/* Every W_* normal with deviation 0.8/sqrt(d_model), in the order of the tensors; biases 0,
+ * normalization's w 1. */
 void model_init(Model *model, Mt19937 *mt);
 
-/* ---- 3. Running it ---------------------------------------------------------------------------------------------- */
+/* ---- 3. Running it --------------------------------------------------------------------------- */
 
 /* The places where a run can be observed or changed while it goes on. */
 typedef enum {
-    HOOK_RESIDUAL, /* the residual stream that enters the layer (n_layers: ln_final): (rows of that layer, d_model) */
+    HOOK_RESIDUAL, /* the residual stream that enters the layer (n_layers: ln_final): (rows of that
+                      layer, d_model) */
     HOOK_PATTERN,  /* a head's attention: (queries, seq_len); rows must go on adding up to 1 */
-    HOOK_HEAD,     /* a head's output, up to a linear map the same for all: (queries, width) */
+    HOOK_HEAD,     /* a head's z, what attention has mixed of its values: (queries, d_head) */
     HOOK_MLP       /* the MLP's output: (queries, d_model) */
 } HookSite;
 
-/* Called by one thread, while the others wait, for each site of each layer, and head where it is a head's. values has
- * `rows` rows of `width`. A query's row is numbered as tensor.h's Attention does; Run tells the rows of the residual
- * stream. */
+/* Called for each site of each layer, and of each head where it is a head's. values has `rows` rows
+ * of `width`. Queries are numbered as tensor.h's Attention does. */
 typedef struct {
-    void (*call)(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows, size_t width);
+    void (*call)(void *context, HookSite site, size_t layer, size_t head, float *values,
+                 size_t rows, size_t width);
     void *context;
 } Hook;
 
-/* What a layer computes; R = n_rows of its input, Q = n_queries * n_lists. Heads stand one after the other. */
+/* What a layer computes for each of its rows of the residual stream: see median.c for what a row
+ * is. Rows from first_query on ask. Heads stand one after the other. */
 typedef struct {
-    size_t n_rows, n_queries, n_out; /* n_out: Q */
-    int folded;                      /* W_V W_O goes to the rows, not to the queries: see median.c */
-    uint32_t *first_row;             /* (seq_len + 1): position t has the rows first_row[t] to first_row[t + 1] - 1 */
-    uint32_t *row;                   /* (seq_len, n_lists): which row of x a list has at a position */
-    size_t first_query;              /* the rows from here on ask */
-    uint32_t *query_row;             /* (Q): the end of `row`: the rows of queries */
-    float *x, *normal1, *inv_std1, *h; /* (R, d_model), ...: the residual stream and its normalization */
-    float *q, *qk;                   /* (n_heads, R, d_head): queries, of rows that ask; (.., d_model): times W_K^T */
-    float *W_VO, *b_VO, *vo; /* folded: (n_heads, d_model, d_model), (n_heads, d_model), (n_heads, R, d_model) */
-    float *mix;                      /* not folded: (n_heads, Q, d_model): attention's mix of h */
-    float *pattern;                  /* (n_heads, Q, seq_len) */
-    float *z;                        /* (n_heads, Q, d_model if folded, else d_head) */
-    float *mid, *normal2, *inv_std2, *h2; /* (Q, d_model), ...: after attention, if there is an MLP */
-    float *pre, *post, *mlp;         /* (Q, d_mlp) twice, (Q, d_model) */
+    size_t n_rows, first_query;
+    float *x;               /* (n_rows, d_model): the residual stream that enters the layer */
+    float *normal, *inv_std; /* (n_rows, d_model), (n_rows): LN1's, with normalization */
+    float *h;               /* (n_rows, d_model): what attention reads; x itself without LN */
+    float *q, *k, *v;       /* (n_heads, n_rows, d_head); q of rows that ask */
+} LayerRows;
+
+/* Layer 0's rows: the different (number, position) pairs of a set of lists, by position. */
+typedef struct {
+    LayerRows rows;
+    size_t max_rows;
+    uint32_t *token, *position;  /* (n_rows): the pair of a row */
+    uint32_t *used, *row_of_pair; /* (seq_len, max_num): whether a list has the pair; its row */
+} Inputs;
+
+/* What a layer computes for lists. Queries are numbered position by position: the last position's
+ * stand at the end. */
+typedef struct {
+    LayerRows *rows, own_rows;   /* rows: in layer 0 those of the Run's inputs, else own_rows */
+    uint32_t *row;               /* (seq_len, n_lists): which row a list has at a position */
+    size_t queries_per_list, n_queries;
+    float *pattern, *z;          /* (n_heads, n_queries, seq_len), (n_heads, n_queries, d_head) */
+    float *resid_mid;            /* (n_queries, d_model): after attention, if there is an MLP */
+    float *normal2, *inv_std2, *h2;
+    float *pre, *post, *mlp_out; /* (n_queries, d_mlp) twice, (n_queries, d_model) */
 } LayerRun;
+
+/* The gradients of a layer's rows, in one block of `size` floats. */
+typedef struct {
+    float *x, *q, *k, *v;
+    size_t size;
+} RowGradients;
+
+/* What a backward pass computes on its way. One layer after the other uses the same arrays; n is
+ * the greatest number of rows or queries that one has. */
+typedef struct {
+    float *out, *h;      /* (n, d_model): of a layer's output, of what LN gave */
+    float *z, *pattern;  /* of one head: (n, d_head), (n, seq_len) */
+    double *q, *k, *v;   /* of one head: (n, d_head), sums in double */
+    float *post;         /* (n, d_mlp) */
+    float *rows;         /* the block of a RowGradients of n rows */
+} RunGradients;
 
 typedef enum {
     RUN_FORWARD,      /* for forward passes only */
     RUN_GRADIENTS,    /* for backward passes too */
-    RUN_ALL_POSITIONS /* forward, with attention and residual of the last layer for every position, not just the last */
+    RUN_ALL_POSITIONS /* forward, with attention and residual of the last layer for every position,
+                         not just the last */
 } RunKind;
 
 /* The workspace of forward and backward passes over up to `capacity` lists at a time. */
@@ -158,33 +206,34 @@ typedef struct {
     Config config;
     RunKind kind;
     size_t capacity, n_lists;
+    Inputs *inputs, own_inputs;  /* inputs: own_inputs, or what several runs share */
     LayerRun *layers;
-    uint32_t *row_token, *row_position;        /* what the rows of layer 0 are */
-    uint32_t *row_of_pair;                     /* (seq_len, max_num): 1 if the batch has a pair, then its row */
-    float *final, *final_normal, *final_inv_std, *final_h; /* (Q or n_lists, d_model): before unembedding */
-    float *logits, *probs, *loss;              /* (n_lists, max_num) twice, (n_lists) */
-    void *memory;                              /* everything above, and the gradients' scratch, in one piece */
-    struct RunGradients *gradients;
+    float *final;                /* (n_lists or queries, d_model): the residual stream at the end */
+    float *final_normal, *final_inv_std, *final_h; /* (n_lists, d_model), (n_lists): ln_final's */
+    float *logits, *probs, *loss; /* (n_lists, max_num) twice, (n_lists) */
+    RunGradients gradients;
+    void *memory;                /* everything above, in one piece */
     double bytes;
 } Run;
 
 int run_create(Run *run, const Config *config, size_t capacity, RunKind kind, Error *error);
 void run_free(Run *run);
 
-/* Logits of n_lists lists (n_lists, seq_len), numbers below max_num, into run->logits. A list's logits don't depend on
- * its companions. hook may be NULL. */
-void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n_lists, const Hook *hook);
+/* Logits of n_lists lists (n_lists, seq_len), numbers below max_num, into run->logits. A list's
+ * logits don't depend on its companions. hook may be NULL. */
+void model_forward(const Model *model, Run *run, const uint32_t *lists, size_t n_lists,
+                   const Hook *hook);
 
 /* After model_forward: run->probs and run->loss. Returns the mean loss. */
 double model_loss(Run *run, const uint32_t *medians);
 
-/* ---- 4. The backward pass --------------------------------------------------------------------------------------- */
+/* ---- 4. The backward pass -------------------------------------------------------------------- */
 
-/* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same configuration. Uses
- * run->probs up. */
+/* After model_loss: the gradient of the mean loss, written to `gradient`, a model of the same
+ * configuration. Uses run->probs up. */
 void model_backward(const Model *model, Run *run, const uint32_t *medians, Model *gradient);
 
-/* ---- 5. Training ------------------------------------------------------------------------------------------------ */
+/* ---- 5. Training ----------------------------------------------------------------------------- */
 
 /* The index of the greatest of n logits, the first of equals. */
 size_t argmax(const float *logits, size_t n);
@@ -201,9 +250,18 @@ typedef struct {
 /* Adds the lists of the latest model_forward to *e, which is all 0 at first. */
 void evaluate_batch(Run *run, const uint32_t *medians, Evaluation *e);
 
-/* Runs n lists, any number, in batches of run->capacity, and adds them to *e, all 0 at first. hook may be NULL. */
-void evaluate(const Model *model, Run *run, const uint32_t *lists, const uint32_t *medians, size_t n, const Hook *hook,
-              Evaluation *e);
+/* A workspace for each thread: n of them. */
+typedef struct {
+    size_t n;
+    Run *each;
+} Runs;
+
+int runs_create(Runs *runs, const Config *config, size_t capacity, RunKind kind, Error *error);
+void runs_free(Runs *runs);
+
+/* Runs n lists, any number, and adds them to *e, all 0 at first. */
+void evaluate(const Model *model, Runs *runs, const uint32_t *lists, const uint32_t *medians,
+              size_t n, Evaluation *e);
 
 typedef struct {
     size_t trainset_size;   /* lists made once, with the seed; 0: fresh lists at every step */
@@ -216,21 +274,34 @@ typedef struct {
     size_t keep_best;       /* 1: the weights with the best validation accuracy, 0: the last */
     Adam adam;
     float balanced;         /* share of the training lists whose medians are evenly distributed */
-    float hard;             /* share of a batch of fresh lists that are drawn from those found hard before */
+    float ties;             /* share of these in which numbers repeat */
+    float hard; /* share of a batch of fresh lists that are drawn from those found hard before */
 } Recipe;
 
 Recipe recipe_default(void);
 Recipe recipe_original(void);
 
-/* A training under way. Between two steps it is complete in itself: it can be saved and continued. */
+typedef struct Worker Worker;
+
+/* A training under way. Between two steps it is complete in itself: it can be saved and
+ * continued. */
 typedef struct {
     Recipe recipe;
+    Mixture mix;
     Model model, gradient, m, v, best;
-    Run run;
+    Inputs inputs;          /* of the batch */
+    float *row_gradients,
+        *scratch; /* of the inputs: the block of a RowGradients; (rows, d_model) */
+    size_t n_workers;
+    Worker *workers;        /* one a thread */
+    Runs runs;              /* for validation */
     Mt19937 data, order_mt;
-    uint32_t *lists, *medians, *order, *batch, *batch_medians, *val_lists, *val_medians;
+    uint32_t *lists, *medians, *order, *order_words; /* (trainset_size) ... */
+    uint32_t *batch, *batch_medians;
+    uint32_t *val_lists, *val_medians;
     float *batch_loss;
-    uint32_t *hard, *hard_medians; /* (hard_room, seq_len), (hard_room): the hard lists, n_hard of them */
+    uint32_t *hard,
+        *hard_medians; /* (hard_room, seq_len), (hard_room): the hard lists, n_hard of them */
     uint32_t *drawn;               /* which of them are the first n_drawn of the batch */
     size_t n_hard, hard_room, n_drawn;
     size_t step, total_steps, steps_per_epoch;
@@ -242,18 +313,21 @@ typedef struct {
     void *memory;
 } Trainer;
 
-/* Starts a training of `start`'s configuration from its weights, if they are given (from_start), or from new ones. */
-int trainer_create(Trainer *trainer, const Recipe *recipe, const Config *config, const Model *start, Error *error);
+/* Starts a training of `start`'s configuration from its weights, if they are given, or from new
+ * ones. */
+int trainer_create(Trainer *trainer, const Recipe *recipe, const Config *config, const Model *start,
+                   Error *error);
 void trainer_free(Trainer *trainer);
 
-/* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the training. Returns 0, and leaves
- * the weights as they are, if the loss is no longer finite. */
+/* One step, and the validation if it ends an epoch (1000 steps with fresh lists) or the
+ * training. Returns 0, and leaves the weights as they are, if the loss is no longer finite. */
 int trainer_step(Trainer *trainer);
 
-/* The weights to keep, described: those of the best validation, or of the latest, as the recipe says. */
+/* The weights to keep, described: those of the best validation, or of the latest, as the recipe
+ * says. */
 Model *trainer_result(Trainer *trainer);
 
-/* ---- 6. Text and settings --------------------------------------------------------------------------------------- */
+/* ---- 6. Text and settings -------------------------------------------------------------------- */
 
 /* Output under construction. failed is set when memory ran out. */
 typedef struct {
@@ -272,7 +346,14 @@ typedef struct {
 } Settings;
 
 #define LIST_SIZE 256
-typedef enum { SETTING_COUNT, SETTING_REAL, SETTING_CHOICE, SETTING_FLAG, SETTING_TEXT, SETTING_LIST } SettingKind;
+typedef enum {
+    SETTING_COUNT,
+    SETTING_REAL,
+    SETTING_CHOICE,
+    SETTING_FLAG,
+    SETTING_TEXT,
+    SETTING_LIST
+} SettingKind;
 
 /* A named value in a struct: size_t, float, const char *, or for a list char[LIST_SIZE]. */
 typedef struct {
@@ -293,22 +374,25 @@ void setting_print(const Setting *setting, const void *base, char *text, size_t 
 /* Notes configuration and recipe in the model, to be saved with it. */
 void model_describe(Model *model, const Recipe *recipe);
 
-/* ---- 7. Checkpoints --------------------------------------------------------------------------------------------- */
+/* ---- 7. Checkpoints -------------------------------------------------------------------------- */
 
-/* Replaces the file as a whole or, when something goes wrong, not at all, whenever the program may end: the text goes
- * to PATH.tmp, which then takes the name. What a crash of the whole system leaves is up to the file system: C has no
- * way to wait for the disk. On Windows the old file goes a moment before. Devices and pipes are written straight. */
+/* Replaces the file as a whole or, when something goes wrong, not at all, whenever the program
+ * may end: the text goes to PATH.tmp, which then takes the name. What a crash of the whole
+ * system leaves is up to the file system: C has no way to wait for the disk. On Windows the old
+ * file goes a moment before. Devices and pipes are written straight. */
 int write_file(const char *path, const Text *text, Error *error);
 int model_save(const Model *model, const char *path, Error *error);
 
-/* A training under way, to and from a file. What goes on from there ends with the same bits as without interruption. */
+/* A training under way, to and from a file. What goes on from there ends with the same bits as
+ * without interruption. */
 int trainer_save(Trainer *trainer, const char *path, Error *error);
 int trainer_resume(Trainer *trainer, const char *path, Error *error);
 
-/* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are passed over. */
+/* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are
+ * passed over. */
 int model_load(Model *model, const char *path, Error *error);
 
-/* ---- 9. Looking at attention ------------------------------------------------------------------------------------ */
+/* ---- 9. Looking at attention ----------------------------------------------------------------- */
 
 /* Count, sum and sum of squares of what was observed. */
 typedef struct {
@@ -321,20 +405,23 @@ double deviation_of(const Moments *m);
 /* Attention over many lists; heads of all layers one after the other. */
 typedef struct {
     size_t heads;
-    Moments *query;  /* (heads, seq_len, seq_len): of each position (row) to each, where the runs computed it */
+    Moments *query;  /* (heads, seq_len, seq_len): of each position (row) to each, where the runs
+                        computed it */
     Moments *rank;   /* (heads, seq_len): of the last position to the list in sorted order */
     Moments *token;  /* (heads, max_num): of the last position to a number, wherever it stands */
-    Moments entropy; /* of the last position, all heads together, as a part of the greatest possible, log(seq_len) */
+    Moments entropy; /* of the last position, all heads together, as a part of the greatest
+                        possible, log(seq_len) */
 } AttentionStats;
 
-/* ---- 10. Circuits ----------------------------------------------------------------------------------------------- */
+/* ---- 10. Circuits ---------------------------------------------------------------------------- */
 
 #define NO_POSITION SIZE_MAX
 
-/* A head's QK circuit: the score of query number t (row) for key number s (column). Its OV circuit: what attending to
- * number s (row) adds to the logit of v (column). Raw: the products of the weight matrices alone, with W_pos added
- * where a position is given. Otherwise with LN1, biases and 1/sqrt(d_head), OV centred and through ln_final's w;
- * query_pos NO_POSITION then means the last, key_pos NO_POSITION the mean over all. */
+/* A head's QK circuit: the score of query number t (row) for key number s (column). Its OV
+ * circuit: what attending to number s (row) adds to the logit of v (column). Raw: the products
+ * of the weight matrices alone, with W_pos added where a position is given. Otherwise with LN1,
+ * biases and 1/sqrt(d_head), OV centred and through ln_final's w; query_pos NO_POSITION then
+ * means the last, key_pos NO_POSITION the mean over all. */
 typedef enum { CIRCUIT_QK, CIRCUIT_OV } CircuitKind;
 
 typedef struct {
@@ -347,7 +434,7 @@ typedef struct {
 void circuit_table(const Model *model, const Circuit *which, float *table, float *scratch);
 size_t circuit_scratch(const Config *config);
 
-/* ---- 11. Intervening -------------------------------------------------------------------------------------------- */
+/* ---- 11. Intervening ------------------------------------------------------------------------- */
 
 #define ALL_HEADS SIZE_MAX
 #define ALL_POSITIONS SIZE_MAX
@@ -371,15 +458,15 @@ typedef struct {
     size_t n_targets;
 } Intervention;
 
-/* model_forward over source->n_lists lists with the targets' values replaced, all together, by what `source` holds from
- * an earlier model_forward in the same kind of Run. Patching the residual stream of layer 0 needs source->n_lists 1,
- * since lists share rows there. */
-void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
-                      const Target *targets, size_t n_targets);
+/* model_forward over source->n_lists lists with the targets' values replaced, all together, by
+ * what `source` holds from an earlier model_forward in the same kind of Run. Patching the
+ * residual stream of layer 0 needs source->n_lists 1, since lists share rows there. */
+void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists,
+                      ReplaceKind kind, const Target *targets, size_t n_targets);
 
 /* One summand of the last position's logits, for two numbers. */
 typedef struct {
-    const char *part;             /* "embedding", "position", "head", "b_O", "mlp", "ln_final.b", "b_U" */
+    const char *part; /* "embedding", "position", "head", "b_O", "mlp", "ln_final.b", "b_U" */
     size_t layer, head, position; /* a head's: the position attended to */
     double logit[2];
 } Term;
@@ -396,12 +483,13 @@ typedef struct {
 void attribute(const Model *model, const Run *run, Attribution *a, float *scratch);
 size_t attribution_terms(const Config *config);
 
-/* ---- 12. The explanation ---------------------------------------------------------------------------------------- */
+/* ---- 12. The explanation --------------------------------------------------------------------- */
 
 #define LADDER 5 /* network; attention frozen; ln_final's scale frozen too; votes fitted to it; the algorithm */
 
 typedef struct {
-    size_t right, like_network, mistakes_shared; /* of Explanation.lists, .lists and .ladder[0]'s mistakes */
+    size_t right, like_network,
+        mistakes_shared; /* of Explanation.lists, .lists and .ladder[0]'s mistakes */
     double loss;
 } Rung;
 
@@ -420,20 +508,23 @@ typedef struct {
     size_t lists, right;
 } Tally;
 
-/* What the explanation measures. Tables that are compared with -|x - m| are centred by row and column first. */
+/* What the explanation measures. Tables that are compared with -|x - m| are centred by row and
+ * column first. */
 typedef struct {
     size_t lists;
     AttentionStats attention;
-    float *ov;                /* (max_num, max_num): effective OV, heads weighted by their mean attention */
+    float *ov; /* (max_num, max_num): effective OV, heads weighted by their mean attention */
     float *ideal;             /* (max_num, max_num): -|x - m| */
     float *values, *ideal_values; /* (max_num): singular values of both */
     float overlap[8];         /* of ov's leading left singular vectors with the cosine modes */
     double correlation;
-    float *votes;             /* (max_num - 1, max_num): logit(m+1) - logit(m) for each attended number */
-    float *step, *fit;        /* (max_num - 1): a(m) of the fit a(m) sign(x - m - 1/2) + b(m), and its R^2 */
+    float *votes; /* (max_num - 1, max_num): logit(m+1) - logit(m) for each attended number */
+    float *step,
+        *fit; /* (max_num - 1): a(m) of the fit a(m) sign(x - m - 1/2) + b(m), and its R^2 */
     double mean_fit;
     size_t steps_up;          /* m with a(m) > 0 */
-    double other_weight, last_weight; /* slopes against -|x - m|: a number elsewhere; the last, in all */
+    double other_weight,
+        last_weight;          /* slopes against -|x - m|: a number elsewhere; the last, in all */
     double direct_weight;     /* of that, through the residual stream */
     double weight_ratio;      /* the last number's in all, as a part of another's */
     double scale;             /* mean inv_std of ln_final */
@@ -444,18 +535,21 @@ typedef struct {
 } Explanation;
 
 /* Measures everything on n lists. */
-int explain(const Model *model, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error);
+int explain(const Model *model, const uint32_t *lists, const uint32_t *medians, size_t n,
+            Explanation *e, Error *error);
 void explanation_free(Explanation *e);
 
-/* ---- 13. The certificate ---------------------------------------------------------------------------------------- */
+/* ---- 13. The certificate --------------------------------------------------------------------- */
 
 typedef enum { CERTIFIED_RIGHT, CERTIFIED_WRONG, CERTIFIED_OPEN } Verdict;
 
 typedef struct {
     double least;    /* a set of lists is not proven as long as a margin in it may be that small */
-    uint64_t effort; /* sets to look at, for each last number and median; what is left then stays undecided */
+    uint64_t effort; /* sets to look at, for each last number and median; what is left then stays
+                        undecided */
     void (*progress)(void *context, double done);                     /* may be NULL */
-    void (*found)(void *context, const uint32_t *list, double margin); /* a list that was run; NULL, or one thread */
+    void (*found)(void *context, const uint32_t *list,
+                  double margin); /* a list that was run; NULL, or one thread */
     void *context;
 } CertifyOptions;
 
@@ -464,23 +558,25 @@ typedef struct {
 
 typedef struct {
     uint64_t lists, right, wrong, undecided; /* lists: max_num^seq_len, the sum of the others */
-    uint64_t (*cells)[3];                    /* (max_num, max_num): by last number and median, of which Verdict */
+    uint64_t (*cells)[3]; /* (max_num, max_num): by last number and median, of which Verdict */
     uint64_t boxes, lists_run;               /* sets looked at; lists run */
-    Sighting closest[SIGHTINGS], worst[SIGHTINGS]; /* of least |margin|; wrong ones of least margin */
+    Sighting closest[SIGHTINGS],
+        worst[SIGHTINGS]; /* of least |margin|; wrong ones of least margin */
 } Certificate;
 
 /* Decides for every possible list whether the model answers right: see median.c. */
-int certify(const Model *model, const CertifyOptions *options, Certificate *certificate, Error *error);
+int certify(const Model *model, const CertifyOptions *options, Certificate *certificate,
+            Error *error);
 void certificate_free(Certificate *certificate);
 
-/* ---- 14. The command line: not there with MEDIAN_NO_MAIN --------------------------------------------------------- */
+/* ---- 14. The command line: not there with MEDIAN_NO_MAIN ------------------------------------- */
 
 typedef struct {
     FILE *in, *out, *progress; /* out NULL: what is said stays in *text; progress NULL: none */
 } Streams;
 
-/* Runs a command line, argv[0] being the program's name. Returns 0 if it failed; error->usage then tells wrong usage
- * apart. *text is to be freed. */
+/* Runs a command line, argv[0] being the program's name. Returns 0 if it failed; error->usage
+ * then tells wrong usage apart. *text is to be freed. */
 int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error);
 
 /* ---- Tests: test_median.c ---- */
