@@ -154,7 +154,8 @@ void linear_backward_weights(float *dW, float *db, const float *dout, const floa
  * same array as normal. */
 void layernorm_forward(float *out, float *normal, float *inv_std, const float *x, const float *w,
                        const float *b, size_t rows, size_t d);
-/* dx = dresidual + what comes through the normalization,  dw += ..., db += .... 
+/* dx = dresidual + what comes through the normalization,  dw += ...,  db += .... dx may be dout.
+ * With w NULL, dw and db are not touched. */
 void layernorm_backward(float *dx, const float *dresidual, float *dw, float *db, const float *dout,
                         const float *normal, const float *inv_std, const float *w, size_t rows,
                         size_t d);
