@@ -49,12 +49,12 @@ enum {
 /* ---- Rounding ---- */
 
 const char *ieee_setup(void) {
-#if defined __GNUC__ && (defined __i386__ || defined __x86_64__) && FLT_EVAL_METHOD != 0
+#if defined __GNUC__ && (defined __i386__ || defined __x86_64__) && !TENSOR_EXACT_TYPES
     unsigned short control;
     __asm__ volatile("fnstcw %0" : "=m"(control));
     control = (unsigned short)((control & ~0x300u) | 0x200u);
     __asm__ volatile("fldcw %0" : : "m"(control));
-#elif defined __GNUC__ && defined __m68k__ && FLT_EVAL_METHOD != 0
+#elif defined __GNUC__ && defined __m68k__ && !TENSOR_EXACT_TYPES
     unsigned control = 0x80;
     __asm__ volatile("fmove%.l %0, %!" : : "dm"(control));
 #endif

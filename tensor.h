@@ -59,12 +59,20 @@ extern "C" {
 
 TENSOR_INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
+/* 1 where arithmetic of float and double is done in these types, and not in a wider one. (16 says
+ * the same, of processors with a half-precision type.) */
+#if defined FLT_EVAL_METHOD && (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16)
+#define TENSOR_EXACT_TYPES 1
+#else
+#define TENSOR_EXACT_TYPES 0
+#endif
+
 /* x rounded to float, ties to even; what then is not above FLT_MIN in size becomes +0, so that
  * no stored float is subnormal. (FLT_MIN itself, too: a processor that flushes before it rounds
  * would have 0 for what rounds up to it.) Where the compiler computes in a wider format, only a
  * store rounds: hence the volatile. */
 TENSOR_INLINE float f32(double x) {
-#if defined FLT_EVAL_METHOD && FLT_EVAL_METHOD == 0
+#if TENSOR_EXACT_TYPES
     const float y = (float)x;
 #else
     volatile float store = (float)x;
