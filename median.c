@@ -394,14 +394,13 @@ static void lay_out_inputs(Layout *m, Inputs *in, const Config *c, size_t lists)
     in->row_of_pair = lay_words(m, c->seq_len, c->max_num);
 }
 
-/* Splits one block into the gradients of R rows. */
-static RowGradients split_rows(float *block, const Config *c, size_t R) {
-    const size_t heads = R * c->n_heads * c->d_head;
-    const RowGradients g = {.x = block,
-                            .q = block + R * c->d_model,
-                            .k = block + R * c->d_model + heads,
-                            .v = block + R * c->d_model + 2 * heads,
-                            .size = R * c->d_model + 3 * heads};
+/* Splits one block into the gradients of a layer's rows. */
+static RowGradients split_rows(float *block, const Config *c, const LayerRows *rows) {
+    const size_t R = rows->n_rows, heads = c->n_heads * c->d_head;
+    RowGradients g = {.x = block, .k = block + R * c->d_model};
+    g.v = g.k + R * heads;
+    g.q = g.v + R * heads;
+    g.size = R * c->d_model + (3 * R - rows->first_query) * heads;
     return g;
 }
 
@@ -541,7 +540,7 @@ static void call_hook(const Hook *hook, HookSite site, size_t layer, size_t head
 
 /* x += change, n numbers. */
 static void add_to(float *x, const float *change, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = f32((double)x[i] + change[i]);
+    for (size_t i = 0; i < n; i++) x[i] = f32(x[i] + change[i]);
 }
 
 /* Where the queries of a layer have their rows: at the last positions. */
@@ -656,7 +655,7 @@ static void backward_project(const Config *c, const LayerWeights *w, const Layer
     if (c->normalization) memset(scratch, 0, R * d * sizeof *scratch);
     for (size_t head = 0; head < c->n_heads; head++) {
         const size_t W = head * d * dh, b = head * dh, first = head * R * dh;
-        const float *dq = g->q + first + asking * dh, *dk = g->k + first, *dv = g->v + first;
+        const float *dq = g->q + head * (R - asking) * dh, *dk = g->k + first, *dv = g->v + first;
         const float *h_asking = rows->h + asking * d;
         float *dh_asking = dh_rows + asking * d;
         linear_backward_weights(dw->W_Q + W, dw->b_Q + b, dq, h_asking, R - asking, d, dh);
@@ -705,8 +704,8 @@ static void backward(const Model *m, Run *run, const uint32_t *medians, float sc
         const LayerWeights *lw = &w->layers[l], *dl = &dw->layers[l];
         const LayerRun *layer = &run->layers[l];
         const LayerRows *rows = layer->rows;
-        const size_t R = rows->n_rows, Q = layer->n_queries;
-        const RowGradients dr = split_rows(g->rows, c, R);
+        const size_t R = rows->n_rows, asking = rows->first_query, Q = layer->n_queries;
+        const RowGradients dr = split_rows(g->rows, c, rows);
 
         /* MLP */
         if (c->d_mlp) {
@@ -732,13 +731,13 @@ static void backward(const Model *m, Run *run, const uint32_t *medians, float sc
             linear_backward_weights(dl->W_O + W, head == 0 ? dl->b_O : NULL, g->out,
                                     layer->z + head * Q * dh, Q, dh, d);
             linear_backward_input(g->z, NULL, g->out, lw->W_O + W, Q, dh, d);
-            memset(g->q, 0, R * dh * sizeof *g->q);
+            memset(g->q + asking * dh, 0, (R - asking) * dh * sizeof *g->q);
             memset(g->k, 0, R * dh * sizeof *g->k);
             memset(g->v, 0, R * dh * sizeof *g->v);
             attention_values_backward(g->pattern, g->v, g->z, pattern, rows->v + first, &a);
             attention_pattern_backward(g->q, g->k, g->pattern, pattern, rows->q + first,
                                        rows->k + first, &a);
-            round_sums(dr.q + first, g->q, R * dh);
+            round_sums(dr.q + head * (R - asking) * dh, g->q + asking * dh, (R - asking) * dh);
             round_sums(dr.k + first, g->k, R * dh);
             round_sums(dr.v + first, g->v, R * dh);
         }
@@ -1054,7 +1053,7 @@ static void batch_gradient(Trainer *t, size_t n) {
     const float scale = f32(1.0 / (double)n);
     embed_inputs(&t->model, &t->inputs, t->batch, n, queries_per_list(c, 0, RUN_GRADIENTS));
     project(c, &t->model.weights.layers[0], &t->inputs.rows);
-    const RowGradients rows = split_rows(t->row_gradients, c, t->inputs.rows.n_rows);
+    const RowGradients rows = split_rows(t->row_gradients, c, &t->inputs.rows);
     memset(t->gradient.params, 0, t->gradient.n_params * sizeof(float));
     memset(t->row_gradients, 0, rows.size * sizeof(float));
     t->loss = 0;

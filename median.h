@@ -178,7 +178,7 @@ typedef struct {
     float *pre, *post, *mlp_out; /* (n_queries, d_mlp) twice, (n_queries, d_model) */
 } LayerRun;
 
-/* The gradients of a layer's rows, in one block of `size` floats. */
+/* The gradients of a layer's rows, in one block of `size` floats; q's only of rows that ask. */
 typedef struct {
     float *x, *q, *k, *v;
     size_t size;

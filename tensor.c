@@ -43,7 +43,7 @@ enum {
     STRIP = 16, /* columns whose sums stay in registers */
     TILE_ROWS = 4,
     TILE_COLUMNS = 8, /* the piece of a matrix product that stays in registers */
-    PANEL = 32        /* columns of the right factor that are widened to double together */
+    PANEL = 64        /* columns of the right factor that are widened to double together */
 };
 
 /* ---- Rounding ---- */
@@ -72,49 +72,94 @@ KERNEL void round_sums(float *out, const double *sums, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = f32(sums[i]);
 }
 
+/* The initializer of four doubles. Four floats at a time are what x86 converts straight from
+ * memory, in half the time per float of the eight or sixteen that compilers load by themselves. */
+#define FOUR(x) {(double)(x)[0], (double)(x)[1], (double)(x)[2], (double)(x)[3]}
+
 /* sums[j] += weight * x[j]. */
 TENSOR_INLINE void add_row(double *sums, float weight, const float *x, size_t n) {
-    for (size_t j = 0; j < n; j++) sums[j] += (double)weight * (double)x[j];
+    size_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const double four[4] = FOUR(x + j);
+        VECTOR_LOOP
+        for (size_t i = 0; i < 4; i++) sums[j + i] += (double)weight * four[i];
+    }
+    for (; j < n; j++) sums[j] += (double)weight * (double)x[j];
 }
 
 /* A row is summed in eight running sums, element i into sum i mod 8, which are then joined
  * pairwise; what is left over when n is no multiple of eight follows one by one. The order is fixed
  * here, and independent sums are what vector units and pipelines want. */
-TENSOR_INLINE double join(const double s[LANES]) {
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+TENSOR_INLINE double join(const double low[4], const double high[4]) {
+    double four[4];
+    VECTOR_LOOP
+    for (size_t j = 0; j < 4; j++) four[j] = low[j] + high[j];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 TENSOR_INLINE double row_sum(const float *x, size_t n) {
-    double s[LANES] = {0};
+    double low[4] = {0}, high[4] = {0}, sum = 0.0;
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        VECTOR_LOOP
-        for (size_t j = 0; j < LANES; j++) s[j] += (double)x[i + j];
-    double sum = join(s);
+    for (; i + LANES <= n; i += LANES) {
+        add_row(low, 1.0f, x + i, 4);
+        add_row(high, 1.0f, x + i + 4, 4);
+    }
+    if (i > 0) sum = join(low, high);
     for (; i < n; i++) sum += (double)x[i];
     return sum;
 }
 
-/* The sum of x[i] y[i] or, with w, of f32(x[i] w[i]) y[i]. */
-TENSOR_INLINE double weighted_dot(const float *x, const float *w, const float *y, size_t n) {
-    double s[LANES] = {0};
+/* sums[j] += x[j] y[j], four of them. */
+TENSOR_INLINE void add_products(double sums[4], const float *x, const float *y) {
+    const double a[4] = FOUR(x), b[4] = FOUR(y);
+    VECTOR_LOOP
+    for (size_t j = 0; j < 4; j++) sums[j] += a[j] * b[j];
+}
+
+TENSOR_INLINE double dot(const float *x, const float *y, size_t n) {
+    double low[4] = {0}, high[4] = {0}, sum = 0.0;
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        VECTOR_LOOP
-        for (size_t j = 0; j < LANES; j++) {
-            const float factor = w ? f32((double)x[i + j] * w[i + j]) : x[i + j];
-            s[j] += (double)factor * (double)y[i + j];
-        }
-    double sum = join(s);
+    for (; i + LANES <= n; i += LANES) {
+        add_products(low, x + i, y + i);
+        add_products(high, x + i + 4, y + i + 4);
+    }
+    if (i > 0) sum = join(low, high);
+    for (; i < n; i++) sum += (double)x[i] * (double)y[i];
+    return sum;
+}
+
+/* x . y, and on the way sums[i] += weight * x[i]. */
+TENSOR_INLINE double dot_and_add(double *sums, float weight, const float *x, const float *y,
+                                 size_t n) {
+    double low[4] = {0}, high[4] = {0}, sum = 0.0;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        add_products(low, x + i, y + i);
+        add_products(high, x + i + 4, y + i + 4);
+        add_row(sums + i, weight, x + i, LANES);
+    }
+    if (i > 0) sum = join(low, high);
     for (; i < n; i++) {
-        const float factor = w ? f32((double)x[i] * w[i]) : x[i];
-        sum += (double)factor * (double)y[i];
+        sum += (double)x[i] * (double)y[i];
+        sums[i] += (double)weight * (double)x[i];
     }
     return sum;
 }
 
-TENSOR_INLINE double dot(const float *x, const float *y, size_t n) {
-    return weighted_dot(x, NULL, y, n);
+/* The sum of f32(x[i] w[i]) y[i]. */
+TENSOR_INLINE double weighted_dot(const float *x, const float *w, const float *y, size_t n) {
+    double low[4] = {0}, high[4] = {0}, sum = 0.0;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        float xw[LANES];
+        VECTOR_LOOP
+        for (size_t j = 0; j < LANES; j++) xw[j] = f32(x[i + j] * w[i + j]);
+        add_products(low, xw, y + i);
+        add_products(high, xw + 4, y + i + 4);
+    }
+    if (i > 0) sum = join(low, high);
+    for (; i < n; i++) sum += (double)f32(x[i] * w[i]) * (double)y[i];
+    return sum;
 }
 
 /* sums[j] += the sum over the rows of x[r][j], or of x[r][j] times[r][j], in n <= STRIP columns of
@@ -372,7 +417,7 @@ void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_
     for (size_t r = 0; r < rows; r++) {
         const float *e = W_E + token[r] * d;
         const float *p = W_pos + position[r] * d;
-        for (size_t j = 0; j < d; j++) x[r * d + j] = f32((double)e[j] + p[j]);
+        for (size_t j = 0; j < d; j++) x[r * d + j] = f32(e[j] + p[j]);
     }
 }
 
@@ -391,7 +436,7 @@ void gather_forward(float *out, const float *x, const uint32_t *index, size_t ro
 void gather_backward(float *dx, const float *dout, const uint32_t *index, size_t rows, size_t d) {
     for (size_t r = 0; r < rows; r++) {
         float *to = dx + index[r] * d;
-        for (size_t j = 0; j < d; j++) to[j] = f32((double)to[j] + dout[r * d + j]);
+        for (size_t j = 0; j < d; j++) to[j] = f32(to[j] + dout[r * d + j]);
     }
 }
 
@@ -406,7 +451,7 @@ typedef struct {
 
 /* What the product computes, but for speed, is
  *
- *     for each m, n:  out[m][n] = f32(sum over k of a[m][k] b[k][n] + residual[m][n] + bias[n])
+ *     for each m, n:  out[m][n] = f32(residual[m][n] + bias[n] + sum over k of a[m][k] b[k][n])
  *
  * with one rounding for every DEPTH terms: what they add up to goes on as the residual of the
  * next. To be fast, it widens the floats of both factors to double once, in the order of use,
@@ -416,7 +461,7 @@ TENSOR_INLINE void multiply_tile(double c[TILE_ROWS][TILE_COLUMNS], const double
                                  size_t a_col, const double (*b)[TILE_COLUMNS], size_t K) {
     double s[TILE_ROWS][TILE_COLUMNS];
     for (size_t m = 0; m < TILE_ROWS; m++)
-        for (size_t n = 0; n < TILE_COLUMNS; n++) s[m][n] = 0.0;
+        for (size_t n = 0; n < TILE_COLUMNS; n++) s[m][n] = c[m][n];
     for (size_t k = 0; k < K; k++, a += a_col)
         VECTOR_LOOP
         for (size_t n = 0; n < TILE_COLUMNS; n++) {
@@ -444,18 +489,34 @@ TENSOR_INLINE void widen_columns(double (*wide)[TILE_COLUMNS], Matrix b, size_t 
 /* wide[m * wide_row + k * wide_col] = a[m][k], rows from m = M on filled up with zeros. */
 TENSOR_INLINE void widen_rows(double *wide, size_t wide_row, size_t wide_col, Matrix a, size_t M,
                               size_t K) {
-    for (size_t m = 0; m < TILE_ROWS; m++)
+    for (size_t m = 0; m < (wide_row == 1 ? 0 : TILE_ROWS); m++)
         for (size_t k = 0; k < K; k++)
-            wide[m * wide_row + k * wide_col] =
-                m < M ? (double)a.at[m * a.row + k * a.col] : 0.0;
+            wide[m * wide_row + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
+    for (size_t k = 0; k < (wide_row == 1 ? K : 0); k++)
+        for (size_t m = 0; m < TILE_ROWS; m++)
+            wide[m + k * wide_col] = m < M ? (double)a.at[m + k * a.col] : 0.0;
 }
 
-/* out[n] = f32(sums[n] + residual[n] + bias[n]), each of the latter two if it is there. */
-TENSOR_INLINE void finish_row(float *out, const double *sums, const float *residual,
-                              const float *bias, size_t N) {
-    for (size_t n = 0; n < N; n++)
-        out[n] = f32(sums[n] + (residual ? (double)residual[n] : 0.0) +
-                     (bias ? (double)bias[n] : 0.0));
+/* What the sums of a row start from: residual + bias, each if it is there. */
+TENSOR_INLINE void start_row(double *sums, const float *residual, const float *bias, size_t N) {
+    VECTOR_LOOP
+    for (size_t n = 0; n < N; n++) sums[n] = residual ? (double)residual[n] : 0.0;
+    if (!bias) return;
+    VECTOR_LOOP
+    for (size_t n = 0; n < N; n++) sums[n] += (double)bias[n];
+}
+
+TENSOR_INLINE void finish_row(float *out, const double *sums, size_t N) {
+    VECTOR_LOOP
+    for (size_t n = 0; n < N; n++) out[n] = f32(sums[n]);
+}
+
+TENSOR_INLINE void multiply_part(float *out, size_t out_row, const float *residual, const float *bias, const double *a, size_t a_row, size_t a_col, const double (*b)[TILE_COLUMNS], size_t K, size_t M, size_t N) {
+    double c[TILE_ROWS][TILE_COLUMNS] = {{0}};
+    for (size_t m = 0; m < M; m++)
+        start_row(c[m], residual ? residual + m * out_row : NULL, bias, N);
+    multiply_tile(c, a, a_row, a_col, b, K);
+    for (size_t m = 0; m < M; m++) finish_row(out + m * out_row, c[m], N);
 }
 
 /* The product in up to PANEL columns, over up to DEPTH terms. Neighbours in a column of a may stand
@@ -467,26 +528,27 @@ TENSOR_INLINE void multiply_panel(float *out, size_t out_row, const float *resid
     const size_t a_row = by_column ? 1 : DEPTH;
     const size_t a_col = by_column ? TILE_ROWS : 1;
     double b_wide[PANEL / TILE_COLUMNS][DEPTH][TILE_COLUMNS];
-    double a_wide[TILE_ROWS * DEPTH], c[TILE_ROWS][TILE_COLUMNS];
+    double a_wide[TILE_ROWS * DEPTH];
     for (size_t n = 0; n < N; n += TILE_COLUMNS) {
         const Matrix columns = {.at = b.at + n * b.col, .row = b.row, .col = b.col};
         widen_columns(b_wide[n / TILE_COLUMNS], columns, K, smaller(N - n, TILE_COLUMNS));
     }
     for (size_t m = 0; m < M; m += TILE_ROWS) {
-        const Matrix rows = {.at = a.at + m * a.row, .row = by_column ? 1 : a.row,
+        const Matrix rows = {.at = a.at + m * a.row,
+                             .row = by_column ? 1 : a.row,
                              .col = by_column ? a.col : 1};
-        widen_rows(a_wide, a_row, a_col, rows, smaller(M - m, TILE_ROWS), K);
+        const size_t height = smaller(M - m, TILE_ROWS);
+        widen_rows(a_wide, a_row, a_col, rows, height, K);
         for (size_t n = 0; n < N; n += TILE_COLUMNS) {
             const double(*tile)[TILE_COLUMNS] =
                 (const double(*)[TILE_COLUMNS])b_wide[n / TILE_COLUMNS];
-            multiply_tile(c, a_wide, a_row, a_col, tile, K);
-            for (size_t i = 0; i < TILE_ROWS && m + i < M; i++) {
-                const size_t at = (m + i) * out_row + n;
-                const float *from = residual ? residual + at : NULL;
-                const float *add = bias ? bias + n : NULL;
-                if (N - n < TILE_COLUMNS) finish_row(out + at, c[i], from, add, N - n);
-                else finish_row(out + at, c[i], from, add, TILE_COLUMNS);
-            }
+            const size_t at = m * out_row + n;
+            const float *from = residual ? residual + at : NULL;
+            const float *add = bias ? bias + n : NULL;
+            if (N - n >= TILE_COLUMNS)
+                multiply_part(out + at, out_row, from, add, a_wide, a_row, a_col, tile, K, height, TILE_COLUMNS);
+            else
+                multiply_part(out + at, out_row, from, add, a_wide, a_row, a_col, tile, K, height, N - n);
         }
     }
 }
@@ -543,19 +605,24 @@ void linear_backward_weights(float *dW, float *db, const float *dout, const floa
 
 /* ---- Layer normalization --------------------------------------------------------------------- */
 
+/* In passes over all rows, so that the divisions and roots of one row need not wait for another's. */
 KERNEL void layernorm_forward(float *out, float *normal, float *inv_std, const float *x,
                               const float *w, const float *b, size_t rows, size_t d) {
-    for (size_t r = 0; r < rows; r++, x += d, normal += d, out += d) {
-        const double mean = row_sum(x, d) / (double)d;
-        for (size_t j = 0; j < d; j++) normal[j] = f32((double)x[j] - mean);
-        const double variance = dot(normal, normal, d) / (double)d;
-        const float s = f32(1.0 / sqrt(variance + 1e-5));
-        for (size_t j = 0; j < d; j++) normal[j] = f32((double)normal[j] * s);
-        inv_std[r] = s;
-        if (w)
-            for (size_t j = 0; j < d; j++) out[j] = f32((double)normal[j] * w[j] + (double)b[j]);
-        else if (out != normal) memcpy(out, normal, d * sizeof *out);
+    for (size_t r = 0; r < rows; r++) {
+        const double mean = row_sum(x + r * d, d) / (double)d;
+        for (size_t j = 0; j < d; j++) normal[r * d + j] = f32((double)x[r * d + j] - mean);
     }
+    for (size_t r = 0; r < rows; r++) {
+        const double variance = dot(normal + r * d, normal + r * d, d) / (double)d;
+        inv_std[r] = f32(1.0 / sqrt(variance + 1e-5));
+    }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < d; j++)
+            normal[r * d + j] = f32(normal[r * d + j] * inv_std[r]);
+    if (!w && out != normal) memcpy(out, normal, rows * d * sizeof *out);
+    for (size_t r = 0; w && r < rows; r++)
+        for (size_t j = 0; j < d; j++)
+            out[r * d + j] = f32((double)normal[r * d + j] * w[j] + (double)b[j]);
 }
 
 /* For one row, with n = (x - mean) s, s = inv_std, and g = dL/dn = dout w: each x[i] moves n[j]
@@ -568,9 +635,9 @@ KERNEL void layernorm_forward(float *out, float *normal, float *inv_std, const f
 KERNEL static void layernorm_backward_row(float *dx, const float *dresidual, const float *dout,
                                           const float *n, float s, const float *w, size_t d) {
     const double g_mean = (w ? dot(dout, w, d) : row_sum(dout, d)) / (double)d;
-    const float gn_mean = f32(weighted_dot(dout, w, n, d) / (double)d);
+    const float gn_mean = f32((w ? weighted_dot(dout, w, n, d) : dot(dout, n, d)) / (double)d);
     for (size_t i = 0; i < d; i++) {
-        const float g = w ? f32((double)dout[i] * w[i]) : dout[i];
+        const float g = w ? f32(dout[i] * w[i]) : dout[i];
         const float change = f32(((double)g - g_mean) - (double)n[i] * gn_mean);
         dx[i] = f32((dresidual ? (double)dresidual[i] : 0.0) + (double)change * s);
     }
@@ -600,13 +667,25 @@ void relu_backward(float *dx, const float *dout, const float *x, size_t n) {
 
 /* ---- Softmax and cross-entropy --------------------------------------------------------------- */
 
+/* The greatest of n numbers, by eight running ones. */
+TENSOR_INLINE float row_max(const float *x, size_t n) {
+    float m[LANES], max = -INFINITY;
+    size_t i = 0;
+    if (n >= LANES)
+        for (size_t j = 0; j < LANES; j++) m[j] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        VECTOR_LOOP
+        for (size_t j = 0; j < LANES; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    for (size_t j = 0; i > 0 && j < LANES; j++) max = m[j] > max ? m[j] : max;
+    for (; i < n; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
 /* p[r][j] = x[r][j] - the greatest of row r, so that exp cannot overflow. */
 TENSOR_INLINE void subtract_maximum(float *p, const float *x, size_t rows, size_t n) {
     for (size_t r = 0; r < rows; r++) {
-        const float *row = x + r * n;
-        float max = -INFINITY;
-        for (size_t j = 0; j < n; j++) max = row[j] > max ? row[j] : max;
-        for (size_t j = 0; j < n; j++) p[r * n + j] = f32((double)row[j] - (double)max);
+        const float max = row_max(x + r * n, n);
+        for (size_t j = 0; j < n; j++) p[r * n + j] = f32(x[r * n + j] - max);
     }
 }
 
@@ -636,7 +715,7 @@ KERNEL void cross_entropy_forward(float *loss, float *p, const float *logits, co
     exp_all(p, rows * n);
     for (size_t r = 0; r < rows; r++) {
         const float log_sum = log_f32(f32(normalize_row(p + r * n, n)));
-        loss[r] = f32((double)log_sum - (double)loss[r]);
+        loss[r] = f32(log_sum - loss[r]);
     }
 }
 
@@ -644,10 +723,10 @@ KERNEL void cross_entropy_forward(float *loss, float *p, const float *logits, co
  *     dloss/dx[i] = p[i] - [i = label] */
 KERNEL void cross_entropy_backward(float *dlogits, const float *p, const uint32_t *label,
                                    float scale, size_t rows, size_t n) {
-    for (size_t i = 0; i < rows * n; i++) dlogits[i] = f32((double)p[i] * scale);
+    for (size_t i = 0; i < rows * n; i++) dlogits[i] = f32(p[i] * scale);
     for (size_t r = 0; r < rows; r++) {
         float *right = dlogits + r * n + label[r];
-        *right = f32((double)*right - (double)scale);
+        *right = f32(*right - scale);
     }
 }
 
@@ -656,6 +735,16 @@ KERNEL void cross_entropy_backward(float *dlogits, const float *p, const uint32_
 /* Where the row of a list at a position begins, in q, k, v and their gradients. */
 TENSOR_INLINE size_t row_at(const Attention *a, size_t position, size_t list) {
     return a->row[position * a->n_lists + list] * a->d_head;
+}
+
+/* sums[c] = the sum over the positions s <= t of weight[s] x[list i's row at s][j + c], in n <= STRIP
+ * columns. */
+TENSOR_INLINE void mix_strip(double sums[STRIP], const float *weight, const float *x,
+                             const Attention *a, size_t t, size_t i, size_t j, size_t n) {
+    double strip[STRIP];
+    for (size_t c = 0; c < STRIP; c++) strip[c] = 0.0;
+    for (size_t s = 0; s <= t; s++) add_row(strip, weight[s], x + row_at(a, s, i) + j, n);
+    for (size_t c = 0; c < STRIP; c++) sums[c] = strip[c];
 }
 
 KERNEL void attention_pattern_forward(float *pattern, const float *q, const float *k,
@@ -689,33 +778,34 @@ KERNEL void attention_pattern_backward(double *dq, double *dk, float *dpattern,
         for (size_t s = 0; s < T; s++)
             ds[s] = f32((double)p[s] * ((double)ds[s] - mean) * (double)a->scale);
     }
+    for (size_t t = first; t < T; t++)
+        for (size_t i = 0; i < n; i++) {
+            const float *ds = dscore + ((t - first) * n + i) * T;
+            double *to = dq + row_at(a, t, i), sums[STRIP];
+            for (size_t j = 0; j < d; j += STRIP) {
+                if (d - j >= STRIP) mix_strip(sums, ds, k, a, t, i, j, STRIP);
+                else mix_strip(sums, ds, k, a, t, i, j, d - j);
+                for (size_t c = 0; c < smaller(STRIP, d - j); c++) to[j + c] += sums[c];
+            }
+        }
     for (size_t s = 0; s < T; s++)
         for (size_t t = s > first ? s : first; t < T; t++)
-            for (size_t i = 0; i < n; i++) {
-                const float ds = dscore[((t - first) * n + i) * T + s];
-                add_row(dq + row_at(a, t, i), ds, k + row_at(a, s, i), d);
-                add_row(dk + row_at(a, s, i), ds, q + row_at(a, t, i), d);
-            }
-}
-
-/* z = the sum over the seen positions of pattern[s] v[s], in n <= STRIP columns from number j
- * on. */
-TENSOR_INLINE void mix_strip(float *z, const float *pattern, const float *v, const Attention *a,
-                             size_t t, size_t i, size_t j, size_t n) {
-    double sums[STRIP] = {0};
-    for (size_t s = 0; s <= t; s++) add_row(sums, pattern[s], v + row_at(a, s, i) + j, n);
-    for (size_t c = 0; c < n; c++) z[j + c] = f32(sums[c]);
+            for (size_t i = 0; i < n; i++)
+                add_row(dk + row_at(a, s, i), dscore[((t - first) * n + i) * T + s],
+                        q + row_at(a, t, i), d);
 }
 
 KERNEL void attention_values_forward(float *z, const float *pattern, const float *v,
                                      const Attention *a) {
     const size_t n = a->n_lists, T = a->seq_len, d = a->d_head, first = T - a->queries_per_list;
     for (size_t t = first; t < T; t++)
-        for (size_t i = 0; i < n; i++, z += d, pattern += T) {
-            size_t j = 0;
-            for (; j + STRIP <= d; j += STRIP) mix_strip(z, pattern, v, a, t, i, j, STRIP);
-            if (j < d) mix_strip(z, pattern, v, a, t, i, j, d - j);
-        }
+        for (size_t i = 0; i < n; i++, z += d, pattern += T)
+            for (size_t j = 0; j < d; j += STRIP) {
+                double sums[STRIP];
+                if (d - j >= STRIP) mix_strip(sums, pattern, v, a, t, i, j, STRIP);
+                else mix_strip(sums, pattern, v, a, t, i, j, d - j);
+                for (size_t c = 0; c < smaller(STRIP, d - j); c++) z[j + c] = f32(sums[c]);
+            }
 }
 
 /* z = sum_s p[s] v[s] gives
@@ -727,10 +817,10 @@ KERNEL void attention_values_backward(float *dpattern, double *dv, const float *
         for (size_t t = first; t < T; t++)
             for (size_t i = 0; i < n; i++) {
                 const size_t query = (t - first) * n + i;
-                if (s <= t) {
-                    dpattern[query * T + s] = f32(dot(dz + query * d, v + row_at(a, s, i), d));
-                    add_row(dv + row_at(a, s, i), pattern[query * T + s], dz + query * d, d);
-                } else dpattern[query * T + s] = 0.0f;
+                const size_t row = row_at(a, s, i);
+                float *to = dpattern + query * T + s;
+                if (s > t) *to = 0.0f;
+                else *to = f32(dot_and_add(dv + row, pattern[query * T + s], dz + query * d, v + row, d));
             }
 }
 

@@ -10,7 +10,8 @@
  *     factors, so it is exact in double (24 + 24 bits fit into 53), and fusing it with the sum
  *     changes nothing. (exp and log compute in double throughout. They have an argument of their
  *     own, told there.)
- *   - Every rounding from double to float goes through f32().
+ *   - Every rounding to float goes through f32(). Of two floats, a sum, a difference, a product or
+ *     a quotient is rounded correctly whether it was computed in float or in double before.
  *   - The source fixes the order of every sum.
  *   - Of <math.h> only what IEEE-754 defines to the last bit is used: sqrt, fabs. exp and log
  *     are our own.
