@@ -449,55 +449,34 @@ typedef struct {
     size_t row, col;
 } Matrix;
 
+/* Where a product goes. */
+typedef struct {
+    float *out;
+    const float *residual, *bias; /* what is added to it; either may be NULL */
+    size_t row;                   /* the distance to the next row, in out and residual */
+} Result;
+
+TENSOR_INLINE Matrix matrix_from(Matrix a, size_t row, size_t col) {
+    a.at += row * a.row + col * a.col;
+    return a;
+}
+
+TENSOR_INLINE Result result_from(Result to, size_t row, size_t col) {
+    to.out += row * to.row + col;
+    if (to.residual) to.residual += row * to.row + col;
+    if (to.bias) to.bias += col;
+    return to;
+}
+
 /* What the product computes, but for speed, is
  *
  *     for each m, n:  out[m][n] = f32(residual[m][n] + bias[n] + sum over k of a[m][k] b[k][n])
  *
- * with one rounding for every DEPTH terms: what they add up to goes on as the residual of the
- * next. To be fast, it widens the floats of both factors to double once, in the order of use,
- * and keeps the sums of TILE_ROWS x TILE_COLUMNS results in registers. Each sum still runs over
- * k in order. */
-TENSOR_INLINE void multiply_tile(double c[TILE_ROWS][TILE_COLUMNS], const double *a, size_t a_row,
-                                 size_t a_col, const double (*b)[TILE_COLUMNS], size_t K) {
-    double s[TILE_ROWS][TILE_COLUMNS];
-    for (size_t m = 0; m < TILE_ROWS; m++)
-        for (size_t n = 0; n < TILE_COLUMNS; n++) s[m][n] = c[m][n];
-    for (size_t k = 0; k < K; k++, a += a_col)
-        VECTOR_LOOP
-        for (size_t n = 0; n < TILE_COLUMNS; n++) {
-            s[0][n] += a[0] * b[k][n];
-            s[1][n] += a[a_row] * b[k][n];
-            s[2][n] += a[2 * a_row] * b[k][n];
-            s[3][n] += a[3 * a_row] * b[k][n];
-        }
-    for (size_t m = 0; m < TILE_ROWS; m++)
-        for (size_t n = 0; n < TILE_COLUMNS; n++) c[m][n] = s[m][n];
-}
+ * with one rounding for every DEPTH terms: what they add up to is the residual of the next. To be
+ * fast, it widens the floats of both factors to double once, in the order of use, and keeps the
+ * sums of TILE_ROWS x TILE_COLUMNS results in registers. Each sum still runs over k in order. */
 
-/* wide[k][n] = b[k][n], columns from n = N on filled up with zeros. */
-TENSOR_INLINE void widen_columns(double (*wide)[TILE_COLUMNS], Matrix b, size_t K, size_t N) {
-    if (N == TILE_COLUMNS && b.col == 1)
-        for (size_t k = 0; k < K; k++)
-            VECTOR_LOOP
-            for (size_t n = 0; n < TILE_COLUMNS; n++) wide[k][n] = (double)b.at[k * b.row + n];
-    else
-        for (size_t k = 0; k < K; k++)
-            for (size_t n = 0; n < TILE_COLUMNS; n++)
-                wide[k][n] = n < N ? (double)b.at[k * b.row + n * b.col] : 0.0;
-}
-
-/* wide[m * wide_row + k * wide_col] = a[m][k], rows from m = M on filled up with zeros. */
-TENSOR_INLINE void widen_rows(double *wide, size_t wide_row, size_t wide_col, Matrix a, size_t M,
-                              size_t K) {
-    for (size_t m = 0; m < (wide_row == 1 ? 0 : TILE_ROWS); m++)
-        for (size_t k = 0; k < K; k++)
-            wide[m * wide_row + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
-    for (size_t k = 0; k < (wide_row == 1 ? K : 0); k++)
-        for (size_t m = 0; m < TILE_ROWS; m++)
-            wide[m + k * wide_col] = m < M ? (double)a.at[m + k * a.col] : 0.0;
-}
-
-/* What the sums of a row start from: residual + bias, each if it is there. */
+/* What the sums of a row start from: residual + bias. */
 TENSOR_INLINE void start_row(double *sums, const float *residual, const float *bias, size_t N) {
     VECTOR_LOOP
     for (size_t n = 0; n < N; n++) sums[n] = residual ? (double)residual[n] : 0.0;
@@ -511,75 +490,104 @@ TENSOR_INLINE void finish_row(float *out, const double *sums, size_t N) {
     for (size_t n = 0; n < N; n++) out[n] = f32(sums[n]);
 }
 
-TENSOR_INLINE void multiply_part(float *out, size_t out_row, const float *residual, const float *bias, const double *a, size_t a_row, size_t a_col, const double (*b)[TILE_COLUMNS], size_t K, size_t M, size_t N) {
-    double c[TILE_ROWS][TILE_COLUMNS] = {{0}};
-    for (size_t m = 0; m < M; m++)
-        start_row(c[m], residual ? residual + m * out_row : NULL, bias, N);
-    multiply_tile(c, a, a_row, a_col, b, K);
-    for (size_t m = 0; m < M; m++) finish_row(out + m * out_row, c[m], N);
+/* s[m][n] += sum over k of a[m * a_row + k * a_col] b[k][n]. The rows are written out: so compilers
+ * vectorise along n and keep all sums in registers. */
+TENSOR_INLINE void add_tile(double sums[TILE_ROWS][TILE_COLUMNS], const double *a, size_t a_row,
+                            size_t a_col, const double (*b)[TILE_COLUMNS], size_t K) {
+    double s[TILE_ROWS][TILE_COLUMNS];
+    for (size_t m = 0; m < TILE_ROWS; m++)
+        for (size_t n = 0; n < TILE_COLUMNS; n++) s[m][n] = sums[m][n];
+    for (size_t k = 0; k < K; k++, a += a_col)
+        VECTOR_LOOP
+        for (size_t n = 0; n < TILE_COLUMNS; n++) {
+            s[0][n] += a[0] * b[k][n];
+            s[1][n] += a[a_row] * b[k][n];
+            s[2][n] += a[2 * a_row] * b[k][n];
+            s[3][n] += a[3 * a_row] * b[k][n];
+        }
+    for (size_t m = 0; m < TILE_ROWS; m++)
+        for (size_t n = 0; n < TILE_COLUMNS; n++) sums[m][n] = s[m][n];
 }
 
-/* The product in up to PANEL columns, over up to DEPTH terms. Neighbours in a column of a may stand
- * side by side in memory (by_column) or not; each is copied as it stands. */
-TENSOR_INLINE void multiply_panel(float *out, size_t out_row, const float *residual,
-                                  const float *bias, Matrix a, Matrix b, const size_t size[3],
+/* wide[k][n] = b[k][n], columns from n = N on filled up with zeros. */
+TENSOR_INLINE void widen_columns(double (*wide)[TILE_COLUMNS], Matrix b, size_t K, size_t N) {
+    if (N >= TILE_COLUMNS && b.col == 1)
+        for (size_t k = 0; k < K; k++)
+            VECTOR_LOOP
+            for (size_t n = 0; n < TILE_COLUMNS; n++) wide[k][n] = (double)b.at[k * b.row + n];
+    else
+        for (size_t k = 0; k < K; k++)
+            for (size_t n = 0; n < TILE_COLUMNS; n++)
+                wide[k][n] = n < N ? (double)b.at[k * b.row + n * b.col] : 0.0;
+}
+
+/* A tile's rows of a, from row m = M on filled up with zeros. Where neighbours in a column of a
+ * stand side by side in memory, so they do in the copy; otherwise neighbours in a row do. */
+TENSOR_INLINE void widen_rows(double wide[TILE_ROWS * DEPTH], Matrix a, size_t M, size_t K,
+                              int by_column) {
+    if (by_column)
+        for (size_t k = 0; k < K; k++)
+            for (size_t m = 0; m < TILE_ROWS; m++)
+                wide[k * TILE_ROWS + m] = m < M ? (double)a.at[m + k * a.col] : 0.0;
+    else
+        for (size_t m = 0; m < TILE_ROWS; m++)
+            for (size_t k = 0; k < K; k++)
+                wide[m * DEPTH + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
+}
+
+/* The product in N <= PANEL columns, over K <= DEPTH terms. */
+TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N,
                                   int by_column) {
-    const size_t M = size[0], K = size[1], N = size[2];
-    const size_t a_row = by_column ? 1 : DEPTH;
-    const size_t a_col = by_column ? TILE_ROWS : 1;
-    double b_wide[PANEL / TILE_COLUMNS][DEPTH][TILE_COLUMNS];
-    double a_wide[TILE_ROWS * DEPTH];
-    for (size_t n = 0; n < N; n += TILE_COLUMNS) {
-        const Matrix columns = {.at = b.at + n * b.col, .row = b.row, .col = b.col};
-        widen_columns(b_wide[n / TILE_COLUMNS], columns, K, smaller(N - n, TILE_COLUMNS));
-    }
+    const size_t a_row = by_column ? 1 : DEPTH, a_col = by_column ? TILE_ROWS : 1;
+    double b_wide[PANEL / TILE_COLUMNS][DEPTH][TILE_COLUMNS], a_wide[TILE_ROWS * DEPTH];
+    for (size_t n = 0; n < N; n += TILE_COLUMNS)
+        widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), K, N - n);
     for (size_t m = 0; m < M; m += TILE_ROWS) {
-        const Matrix rows = {.at = a.at + m * a.row,
-                             .row = by_column ? 1 : a.row,
-                             .col = by_column ? a.col : 1};
         const size_t height = smaller(M - m, TILE_ROWS);
-        widen_rows(a_wide, a_row, a_col, rows, height, K);
+        widen_rows(a_wide, matrix_from(a, m, 0), height, K, by_column);
         for (size_t n = 0; n < N; n += TILE_COLUMNS) {
-            const double(*tile)[TILE_COLUMNS] =
-                (const double(*)[TILE_COLUMNS])b_wide[n / TILE_COLUMNS];
-            const size_t at = m * out_row + n;
-            const float *from = residual ? residual + at : NULL;
-            const float *add = bias ? bias + n : NULL;
-            if (N - n >= TILE_COLUMNS)
-                multiply_part(out + at, out_row, from, add, a_wide, a_row, a_col, tile, K, height, TILE_COLUMNS);
-            else
-                multiply_part(out + at, out_row, from, add, a_wide, a_row, a_col, tile, K, height, N - n);
+            const int whole = N - n >= TILE_COLUMNS;
+            double sums[TILE_ROWS][TILE_COLUMNS] = {{0}};
+            for (size_t i = 0; i < height; i++) {
+                const Result row = result_from(to, m + i, n);
+                if (whole) start_row(sums[i], row.residual, row.bias, TILE_COLUMNS);
+                else start_row(sums[i], row.residual, row.bias, N - n);
+            }
+            add_tile(sums, a_wide, a_row, a_col,
+                     (const double(*)[TILE_COLUMNS])b_wide[n / TILE_COLUMNS], K);
+            for (size_t i = 0; i < height; i++) {
+                const Result row = result_from(to, m + i, n);
+                if (whole) finish_row(row.out, sums[i], TILE_COLUMNS);
+                else finish_row(row.out, sums[i], N - n);
+            }
         }
     }
 }
 
-KERNEL static void multiply_stretch(float *out, size_t out_row, const float *residual,
-                                    const float *bias, Matrix a, Matrix b, const size_t size[3]) {
-    if (a.row == 1) multiply_panel(out, out_row, residual, bias, a, b, size, 1);
-    else multiply_panel(out, out_row, residual, bias, a, b, size, 0);
+KERNEL static void multiply_stretch(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N) {
+    if (a.row == 1) multiply_panel(to, a, b, M, K, N, 1);
+    else multiply_panel(to, a, b, M, K, N, 0);
 }
 
-/* out = residual + bias + a b. a (M, K), b (K, N), out and residual (M, N) contiguous. */
-static void multiply(float *out, const float *residual, const float *bias, Matrix a, Matrix b,
-                     const size_t size[3]) {
-    const size_t M = size[0], K = size[1], N = size[2];
-    for (size_t n = 0; n < N; n += PANEL)
+/* to = residual + bias + a b. a (M, K), b (K, N). */
+static void multiply(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N) {
+    for (size_t n = 0; n < N; n += PANEL) {
+        Result part = result_from(to, 0, n);
         for (size_t k = 0; k < K; k += DEPTH) {
-            const Matrix left = {.at = a.at + k * a.col, .row = a.row, .col = a.col};
-            const Matrix right = {.at = b.at + k * b.row + n * b.col, .row = b.row, .col = b.col};
-            const size_t part[3] = {M, smaller(K - k, DEPTH), smaller(N - n, PANEL)};
-            const float *first = residual ? residual + n : NULL;
-            multiply_stretch(out + n, N, k > 0 ? out + n : first, bias && k == 0 ? bias + n : NULL,
-                             left, right, part);
+            multiply_stretch(part, matrix_from(a, 0, k), matrix_from(b, k, n), M,
+                             smaller(K - k, DEPTH), smaller(N - n, PANEL));
+            part.residual = part.out;
+            part.bias = NULL;
         }
+    }
 }
 
 void linear_forward(float *out, const float *residual, const float *x, const float *W,
                     const float *b, size_t rows, size_t n_in, size_t n_out) {
+    const Result to = {.out = out, .residual = residual, .bias = b, .row = n_out};
     const Matrix x_view = {.at = x, .row = n_in, .col = 1};
     const Matrix W_view = {.at = W, .row = n_out, .col = 1};
-    const size_t size[3] = {rows, n_in, n_out};
-    multiply(out, residual, b, x_view, W_view, size);
+    multiply(to, x_view, W_view, rows, n_in, n_out);
 }
 
 /* With L the loss and out[r][j] = b[j] + sum_i x[r][i] W[i][j]:
@@ -588,24 +596,25 @@ void linear_forward(float *out, const float *residual, const float *x, const flo
  *     dL/db[j]    = sum_r dout[r][j] */
 void linear_backward_input(float *dx, const float *dresidual, const float *dout, const float *W,
                            size_t rows, size_t n_in, size_t n_out) {
+    const Result to = {.out = dx, .residual = dresidual, .row = n_in};
     const Matrix dout_view = {.at = dout, .row = n_out, .col = 1};
     const Matrix W_transposed = {.at = W, .row = 1, .col = n_out};
-    const size_t size[3] = {rows, n_out, n_in};
-    multiply(dx, dresidual, NULL, dout_view, W_transposed, size);
+    multiply(to, dout_view, W_transposed, rows, n_out, n_in);
 }
 
 void linear_backward_weights(float *dW, float *db, const float *dout, const float *x, size_t rows,
                              size_t n_in, size_t n_out) {
+    const Result to = {.out = dW, .residual = dW, .row = n_out};
     const Matrix x_transposed = {.at = x, .row = 1, .col = n_in};
     const Matrix dout_view = {.at = dout, .row = n_out, .col = 1};
-    const size_t size[3] = {n_in, rows, n_out};
-    multiply(dW, dW, NULL, x_transposed, dout_view, size);
+    multiply(to, x_transposed, dout_view, n_in, rows, n_out);
     if (db) add_columns(db, dout, NULL, rows, n_out);
 }
 
 /* ---- Layer normalization --------------------------------------------------------------------- */
 
-/* In passes over all rows, so that the divisions and roots of one row need not wait for another's. */
+/* In passes over all rows, so that the divisions and roots of one row need not wait for
+ * another's. */
 KERNEL void layernorm_forward(float *out, float *normal, float *inv_std, const float *x,
                               const float *w, const float *b, size_t rows, size_t d) {
     for (size_t r = 0; r < rows; r++) {
@@ -737,8 +746,8 @@ TENSOR_INLINE size_t row_at(const Attention *a, size_t position, size_t list) {
     return a->row[position * a->n_lists + list] * a->d_head;
 }
 
-/* sums[c] = the sum over the positions s <= t of weight[s] x[list i's row at s][j + c], in n <= STRIP
- * columns. */
+/* sums[c] = the sum over the positions s <= t of weight[s] x[list i's row at s][j + c], in n <=
+ * STRIP columns. */
 TENSOR_INLINE void mix_strip(double sums[STRIP], const float *weight, const float *x,
                              const Attention *a, size_t t, size_t i, size_t j, size_t n) {
     double strip[STRIP];
@@ -820,7 +829,8 @@ KERNEL void attention_values_backward(float *dpattern, double *dv, const float *
                 const size_t row = row_at(a, s, i);
                 float *to = dpattern + query * T + s;
                 if (s > t) *to = 0.0f;
-                else *to = f32(dot_and_add(dv + row, pattern[query * T + s], dz + query * d, v + row, d));
+                else *to = f32(dot_and_add(dv + row, pattern[query * T + s], dz + query * d,
+                                           v + row, d));
             }
 }
 
