@@ -910,3 +910,190 @@ KERNEL void adam_step(const Adam *adam, uint32_t step, float *restrict x, float 
         x[i] = f32(((double)x[i] - (double)decay * x[i]) - (double)rate * direction);
     }
 }
+
+/* ---- Numbers as text ---- */
+
+/* A number from 0 to 10^UNITS in decimal, digit[UNITS] being its units; digits before `first` and from
+ * `end` on are 0. Every finite double is one: none ends later than 1074 places behind the point. */
+enum { UNITS = 330, DIGITS = UNITS + 1 + 1120 };
+
+typedef struct {
+    unsigned char digit[DIGITS];
+    size_t first, end; /* first <= UNITS < end */
+    int more;          /* 1: the number is greater than its digits, by less than a unit of the last */
+} Decimal;
+
+/* d *= 2^bits, bits at most 60, so that ten times 2^bits fits into 64 bits. */
+static void decimal_multiply(Decimal *d, int bits) {
+    uint64_t carry = 0;
+    for (size_t i = d->end; i > d->first || carry > 0;) {
+        carry += (uint64_t)d->digit[--i] << bits;
+        d->digit[i] = (unsigned char)(carry % 10);
+        carry /= 10;
+        if (i < d->first) d->first = i;
+    }
+}
+
+/* d /= 2^bits, bits at most 60: long division. */
+static void decimal_divide(Decimal *d, int bits) {
+    uint64_t rest = 0;
+    size_t i = d->first;
+    for (; i < d->end || (rest > 0 && i < DIGITS); i++) {
+        rest = 10 * rest + d->digit[i];
+        d->digit[i] = (unsigned char)(rest >> bits);
+        rest &= (UINT64_C(1) << bits) - 1;
+    }
+    d->end = i;
+    d->more |= rest > 0;
+    while (d->first < UNITS && d->digit[d->first] == 0) d->first++;
+}
+
+/* Keeps the digits before index `cut`, rounded to the nearest, ties to even. */
+static void decimal_round(Decimal *d, size_t cut) {
+    int up = d->digit[cut] > 5;
+    if (d->digit[cut] == 5) {
+        up = d->more || d->digit[cut - 1] % 2;
+        for (size_t i = cut + 1; i < d->end; i++) up |= d->digit[i] > 0;
+    }
+    if (cut < d->end) memset(d->digit + cut, 0, d->end - cut);
+    for (size_t i = cut; up; up = d->digit[i] == 0) {
+        i--;
+        d->digit[i] = (unsigned char)((d->digit[i] + 1) % 10);
+        if (i < d->first) d->first = i;
+    }
+}
+
+/* The index of the first digit that is not 0; of the units if there is none. */
+static size_t leading_digit(const Decimal *d) {
+    size_t i = d->first;
+    while (i < d->end && d->digit[i] == 0) i++;
+    return i < d->end ? i : UNITS;
+}
+
+static const uint64_t INFINITY_BITS = UINT64_C(2047) << 52, SIGN_BIT = UINT64_C(1) << 63;
+
+/* The digits of the finite double >= 0 that has these bits. */
+static void decimal_of(Decimal *d, uint64_t bits) {
+    uint64_t mantissa = bits & ((UINT64_C(1) << 52) - 1);
+    int power = bits >> 52 > 0 ? (int)(bits >> 52) - 1075 : -1074; /* number = mantissa 2^power */
+    if (bits >> 52 > 0) mantissa |= UINT64_C(1) << 52;
+    memset(d, 0, sizeof *d);
+    d->end = UNITS + 1;
+    for (d->first = d->end; mantissa > 0 || d->first > UNITS; mantissa /= 10)
+        d->digit[--d->first] = (unsigned char)(mantissa % 10);
+    for (; power >= 60; power -= 60) decimal_multiply(d, 60);
+    for (; power <= -60; power += 60) decimal_divide(d, 60);
+    if (power > 0) decimal_multiply(d, power);
+    else decimal_divide(d, -power);
+}
+
+size_t print_double(char *text, double x, char style, int precision, int keep) {
+    Decimal d;
+    uint64_t bits;
+    char *at = text;
+    memcpy(&bits, &x, sizeof bits);
+    const uint64_t size = bits & ~SIGN_BIT;
+    if (size > INFINITY_BITS) return (size_t)(strcpy(text, "nan") - text) + 3;
+    if (bits & SIGN_BIT) *at++ = '-';
+    if (size == INFINITY_BITS) return (size_t)(strcpy(at, "inf") - text) + 3;
+
+    decimal_of(&d, size);
+    if (precision > MAX_PRECISION) precision = MAX_PRECISION;
+    if (precision == 0 && style == 'g') precision = 1;
+    const size_t digits = (size_t)precision; /* behind the point; in style g, in all */
+    decimal_round(&d, (style == 'f' ? UNITS : leading_digit(&d)) + digits + (style != 'g'));
+
+    const size_t leading = leading_digit(&d);
+    const int exponent = UNITS - (int)leading, plain = exponent >= -4 && exponent < precision;
+    const int scientific = style == 'e' || (style == 'g' && !plain);
+    const size_t units = scientific ? leading : UNITS; /* the digit before the point */
+    size_t last = style == 'g' ? leading + digits - 1 : units + digits;
+    while (style == 'g' && !keep && last > units && d.digit[last] == 0) last--;
+    for (size_t i = smaller(leading, units); i <= last; i++) {
+        *at++ = (char)('0' + d.digit[i]);
+        if (i == units && (i < last || keep)) *at++ = '.';
+    }
+    if (scientific) {
+        const int e = exponent < 0 ? -exponent : exponent;
+        *at++ = 'e';
+        *at++ = exponent < 0 ? '-' : '+';
+        if (e >= 100) *at++ = (char)('0' + e / 100);
+        *at++ = (char)('0' + e / 10 % 10);
+        *at++ = (char)('0' + e % 10);
+    }
+    *at = 0;
+    return (size_t)(at - text);
+}
+
+static const char *skip_digits(const char *at) {
+    while (*at >= '0' && *at <= '9') at++;
+    return at;
+}
+
+/* The exponent at *text, which moves behind it; 0 if there is none. */
+static int64_t parse_exponent(const char **text) {
+    const char *at = *text + 1;
+    int64_t value = 0;
+    if (**text != 'e' && **text != 'E') return 0;
+    const int negative = *at == '-';
+    if (negative || *at == '+') at++;
+    if (skip_digits(at) == at) return 0;
+    for (; *at >= '0' && *at <= '9'; at++)
+        if (value < INT64_C(1000000000000)) value = 10 * value + (*at - '0'); /* no text is that long */
+    *text = at;
+    return negative ? -value : value;
+}
+
+/* The whole part of d, or 10^18 if it is at least that. */
+static uint64_t whole_part(const Decimal *d) {
+    uint64_t n = 0;
+    if (d->first + 18 <= UNITS) return UINT64_C(1000000000000000000);
+    for (size_t i = d->first; i <= UNITS; i++) n = 10 * n + d->digit[i];
+    return n;
+}
+
+/* The bits of the double nearest to d, ties to even. d becomes n 2^-power, n a whole number from 2^52
+ * to 2^53, or less where power is as high as it gets: then the bits are (1074 - power) 2^52 + n. */
+static uint64_t nearest_bits(Decimal *d) {
+    int power = 0, bits;
+    uint64_t n;
+    for (n = whole_part(d); n >> 53 > 0; n = whole_part(d)) {
+        for (bits = 1; n >> 53 >> bits > 0;) bits++;
+        decimal_divide(d, bits);
+        power -= bits;
+    }
+    for (; n >> 52 == 0 && power < 1074; n = whole_part(d)) {
+        for (bits = 1; bits < 52 && power + bits < 1074 && n >> (52 - bits) == 0;) bits++;
+        decimal_multiply(d, bits);
+        power += bits;
+    }
+    decimal_round(d, UNITS + 1);
+    return power < -971 ? INFINITY_BITS : ((uint64_t)(1074 - power) << 52) + whole_part(d);
+}
+
+double parse_double(const char *text, const char **end) {
+    const char *start = text + (*text == '-' || *text == '+'), *point = skip_digits(start);
+    const char *behind = *point == '.' ? skip_digits(point + 1) : point;
+    Decimal d = {.first = 0, .end = DIGITS};
+    uint64_t bits = 0;
+    double x;
+    *end = behind;
+    if (point == start && behind <= point + 1) {
+        *end = text;
+        return 0.0;
+    }
+    int64_t index = UNITS + 1 - (point - start) - parse_exponent(end); /* of the first digit */
+    for (const char *at = start; at < behind; at++) {
+        if (*at == '.') continue;
+        if (index < 0 && *at > '0') bits = INFINITY_BITS;
+        if (index >= 0 && index < DIGITS) d.digit[index] = (unsigned char)(*at - '0');
+        if (index >= DIGITS && *at > '0') d.more = 1;
+        index++;
+    }
+    while (d.first < UNITS && d.digit[d.first] == 0) d.first++;
+    while (d.end > UNITS + 1 && d.digit[d.end - 1] == 0) d.end--;
+    if (bits == 0) bits = nearest_bits(&d);
+    if (*text == '-') bits |= SIGN_BIT;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
