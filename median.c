@@ -32,6 +32,7 @@ typedef int sig_atomic_t;
 #endif
 #if defined __unix__ || defined __APPLE__
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #define HAVE_STAT
@@ -47,7 +48,7 @@ typedef int sig_atomic_t;
 
 /* One line, whatever stands in a name or a number that it cites: control characters become '?'. */
 static void set_error(Error *error, const char *format, va_list args) {
-    vsnprintf(error->text, sizeof error->text, format, args);
+    print_to_args(error->text, sizeof error->text, format, args);
     for (char *at = error->text; *at; at++)
         if ((*at > 0 && *at < 32) || *at == 127) *at = '?';
 }
@@ -255,7 +256,7 @@ static float *add_tensor(TensorList *list, const char *prefix, const char *name,
                       .shape = {a, b, c},
                       .size = size,
                       .data = data};
-        snprintf(t->name, sizeof t->name, "%s%s", prefix, name);
+        print_to(t->name, sizeof t->name, "%s%s", prefix, name);
     }
     list->n_tensors++;
     list->n_params += (double)a * (double)(b ? b : 1) * (double)(c ? c : 1);
@@ -272,7 +273,7 @@ static void list_tensors(TensorList *t, const Config *c, Weights *w) {
     for (size_t l = 0; l < c->n_layers; l++) {
         LayerWeights none = {0}, *layer = w->layers ? &w->layers[l] : &none;
         char prefix[24];
-        snprintf(prefix, sizeof prefix, "blocks.%u.", (unsigned)l);
+        print_to(prefix, sizeof prefix, "blocks.%u.", (unsigned)l);
         if (ln) {
             layer->ln1_w = add_tensor(t, prefix, "ln1.w", d, 0, 0);
             layer->ln1_b = add_tensor(t, prefix, "ln1.b", d, 0, 0);
@@ -1110,35 +1111,142 @@ void text_free(Text *text) {
     memset(text, 0, sizeof *text);
 }
 
-/* Makes room for n bytes and a zero. */
-static int text_reserve(Text *text, size_t n) {
-    if (text->failed || n < text->capacity - text->size) return !text->failed;
+/* Makes room for n bytes and a 0 behind them; returns how many there is room for. */
+static size_t text_reserve(Text *text, size_t n) {
+    if (text->failed) return 0;
+    if (n < text->capacity - text->size) return n;
+    text->failed = 1;
+    if (text->fixed) return text->capacity - text->size - 1;
     const size_t capacity = 2 * (text->size + n) + 1000;
     char *data = capacity > n ? (char *)realloc(text->data, capacity) : NULL;
-    if (!data) return !(text->failed = 1);
+    if (!data) return 0;
+    text->failed = 0;
     text->data = data;
     text->capacity = capacity;
-    return 1;
+    return n;
 }
 
 void text_bytes(Text *text, const void *bytes, size_t n) {
-    if (n == 0 || !text_reserve(text, n)) return;
+    n = text_reserve(text, n);
+    if (n == 0) return;
     memcpy(text->data + text->size, bytes, n);
     text->size += n;
     text->data[text->size] = 0;
 }
 
-static void text_add_args(Text *text, const char *format, va_list args) {
-    size_t n = 200, room; /* a guess, which is right but for long strings */
-    do {
-        if (!text_reserve(text, n)) return;
-        va_list copy;
-        va_copy(copy, args);
-        room = text->capacity - text->size;
-        n = (size_t)vsnprintf(text->data + text->size, room, format, copy);
-        va_end(copy);
-    } while (n >= room);
-    text->size += n;
+static void text_fill(Text *text, char c, size_t n) {
+    for (; n > 0; n--) text_bytes(text, &c, 1);
+}
+
+/* A conversion of a format: %, flags, width, precision, length, kind. */
+typedef struct {
+    int minus, plus, zero, hash;
+    int width, precision; /* precision -1: none */
+    char length, kind;    /* length 'l', 'L' for ll, 'z', or 0 */
+} Conversion;
+
+/* A number in a format, or the next argument for a '*'. */
+static int format_number(const char **at, va_list *args) {
+    int n = 0;
+    if (**at == '*') {
+        (*at)++;
+        return va_arg(*args, int);
+    }
+    for (; **at >= '0' && **at <= '9'; (*at)++) n = 10 * n + (**at - '0');
+    return n;
+}
+
+/* Reads what stands behind a '%'; returns where the format goes on. */
+static const char *read_conversion(Conversion *c, const char *at, va_list *args) {
+    memset(c, 0, sizeof *c);
+    for (; *at && strchr("-+0#", *at); at++) {
+        c->minus |= *at == '-';
+        c->plus |= *at == '+';
+        c->zero |= *at == '0';
+        c->hash |= *at == '#';
+    }
+    c->width = format_number(&at, args);
+    c->precision = -1;
+    if (*at == '.') {
+        at++;
+        c->precision = format_number(&at, args);
+    }
+    for (; *at == 'l' || *at == 'z'; at++) c->length = c->length == 'l' ? 'L' : *at;
+    c->kind = *at;
+    return at + (*at != 0);
+}
+
+/* The next argument of kind d, u or x, in digits. */
+static size_t print_whole(char *to, const Conversion *c, va_list *args) {
+    const unsigned base = c->kind == 'x' ? 16 : 10;
+    char digits[24];
+    size_t n = 0, size = 0;
+    uint64_t value;
+    if (c->kind == 'd') {
+        const int number = va_arg(*args, int);
+        value = number < 0 ? 0 - (uint64_t)number : (uint64_t)number;
+        if (number < 0) to[size++] = '-';
+    } else if (c->length == 'z') value = va_arg(*args, size_t);
+    else if (c->length == 'l') value = va_arg(*args, unsigned long);
+    else if (c->length == 'L') value = va_arg(*args, unsigned long long);
+    else value = va_arg(*args, unsigned);
+    do digits[n++] = "0123456789abcdef"[value % base];
+    while ((value /= base) > 0);
+    while (n > 0) to[size++] = digits[--n];
+    return size;
+}
+
+static void add_conversion(Text *text, const Conversion *c, va_list *args) {
+    char made[1 + NUMBER_TEXT];
+    char *number = made + 1; /* a '+' may come before it */
+    const char *body = number;
+    size_t n = 1;
+    switch (c->kind) {
+    case 's':
+        body = va_arg(*args, const char *);
+        for (n = 0; n != (size_t)c->precision && body[n];) n++;
+        break;
+    case 'e':
+    case 'f':
+    case 'g':
+        n = print_double(number, va_arg(*args, double), c->kind, c->precision < 0 ? 6 : c->precision, c->hash);
+        break;
+    case 'd':
+    case 'u':
+    case 'x': n = print_whole(number, c, args); break;
+    case 'c': *number = (char)va_arg(*args, int); break;
+    default: *number = c->kind; /* a second '%' */
+    }
+    if (c->plus && *number != '-') {
+        *made = '+';
+        body = made;
+        n++;
+    }
+    const size_t width = (size_t)(c->width < 0 ? -c->width : c->width), pad = width > n ? width - n : 0;
+    const int left = c->minus || c->width < 0;
+    if (!left && !c->zero) text_fill(text, ' ', pad);
+    if (!left && c->zero && (*body == '-' || *body == '+')) {
+        text_bytes(text, body++, 1);
+        n--;
+    }
+    if (!left && c->zero) text_fill(text, '0', pad);
+    text_bytes(text, body, n);
+    if (left) text_fill(text, ' ', pad);
+}
+
+void text_add_args(Text *text, const char *format, va_list args) {
+    Conversion c;
+    va_list rest;
+    va_copy(rest, args);
+    while (*format) {
+        const size_t plain = strcspn(format, "%");
+        text_bytes(text, format, plain);
+        format += plain;
+        if (*format == 0) break;
+        format = read_conversion(&c, format + 1, &rest);
+        add_conversion(text, &c, &rest);
+    }
+    va_end(rest);
 }
 
 void text_add(Text *text, const char *format, ...) {
@@ -1146,6 +1254,32 @@ void text_add(Text *text, const char *format, ...) {
     va_start(args, format);
     text_add_args(text, format, args);
     va_end(args);
+}
+
+int print_to_args(char *to, size_t size, const char *format, va_list args) {
+    Text text = {.data = to, .capacity = size, .fixed = 1};
+    *to = 0;
+    text_add_args(&text, format, args);
+    return !text.failed;
+}
+
+int print_to(char *to, size_t size, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    const int whole = print_to_args(to, size, format, args);
+    va_end(args);
+    return whole;
+}
+
+int print_file(FILE *file, const char *format, ...) {
+    Text text = {0};
+    va_list args;
+    va_start(args, format);
+    text_add_args(&text, format, args);
+    va_end(args);
+    const int done = !text.failed && fwrite(text.data, 1, text.size, file) == text.size;
+    text_free(&text);
+    return done;
 }
 
 #define CONFIG(field) offsetof(Settings, config.field)
@@ -1194,9 +1328,9 @@ static size_t choice_index(const char *choices, const char *text) {
 
 /* A decimal number taken whole, within min .. max. */
 static int parse_number(double *value, const char *text, double min, double max, int whole) {
-    char *end;
+    const char *end;
     if (!*text || strspn(text, whole ? "0123456789" : "0123456789.eE+-") != strlen(text)) return 0;
-    *value = strtod(text, &end);
+    *value = parse_double(text, &end);
     return *end == 0 && *value >= min && *value <= max;
 }
 
@@ -1208,7 +1342,7 @@ int setting_parse(const Setting *s, void *base, const char *text, Error *error) 
     if (!*text) return fail(error, "--%s is empty", s->name);
     if (s->kind == SETTING_TEXT) return memcpy(place, &text, sizeof text), 1;
     if (s->kind == SETTING_LIST) /* given again, an option adds to its list */
-        return snprintf(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text) < (int)(LIST_SIZE - n) ||
+        return print_to(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text) ||
                fail(error, "--%s is too long", s->name);
     if (s->kind == SETTING_CHOICE) value = (double)choice_index(s->choices, text);
     else if (!parse_number(&value, text, s->min, s->max, !real))
@@ -1227,16 +1361,17 @@ void setting_print(const Setting *s, const void *base, char *text, size_t size) 
     if (s->kind == SETTING_REAL) {
         float real;
         int digits = 1; /* as few as still mean this float */
+        const char *end;
         memcpy(&real, place, sizeof real);
-        do snprintf(text, size, "%.*g", digits, (double)real);
-        while (f32(strtod(text, NULL)) != real && digits++ < 9);
+        do print_to(text, size, "%.*g", digits, (double)real);
+        while (f32(parse_double(text, &end)) != real && digits++ < 9);
         return;
     }
     size_t count;
     memcpy(&count, place, sizeof count);
     for (size_t i = 0; word && i < count; i++) word += strcspn(word, "|") + 1;
-    if (word) snprintf(text, size, "%.*s", (int)strcspn(word, "|"), word);
-    else snprintf(text, size, "%zu", count);
+    if (word) print_to(text, size, "%.*s", (int)strcspn(word, "|"), word);
+    else print_to(text, size, "%zu", count);
 }
 
 void model_describe(Model *model, const Recipe *recipe) {
@@ -1244,7 +1379,7 @@ void model_describe(Model *model, const Recipe *recipe) {
     for (model->n_notes = 0; model->n_notes < n_settings; model->n_notes++) {
         const Setting *setting = &settings[model->n_notes];
         Note *note = &model->notes[model->n_notes];
-        snprintf(note->key, sizeof note->key, "%s", setting->name);
+        print_to(note->key, sizeof note->key, "%s", setting->name);
         setting_print(setting, &all, note->value, sizeof note->value);
     }
 }
@@ -1309,7 +1444,7 @@ int write_file(const char *path, const Text *text, Error *error) {
     char place[4100];
     const int straight = is_special(path);
     if (text->failed) return fail(error, "out of memory while preparing %.400s", path);
-    if (snprintf(place, sizeof place, straight ? "%s" : "%s.tmp", path) >= (int)sizeof place)
+    if (!print_to(place, sizeof place, straight ? "%s" : "%s.tmp", path))
         return fail(error, "the name %.60s... is too long", path);
     FILE *f = fopen(place, "wb");
     if (!f) return fail(error, "cannot write %.400s: %s", path, strerror(errno));
@@ -1360,10 +1495,10 @@ TENSOR_PRINTF(2, 3) static int bad(Checkpoint *file, const char *format, ...) {
     char place[50] = "", what[300];
     va_list args;
     va_start(args, format);
-    vsnprintf(what, sizeof what, format, args);
+    print_to_args(what, sizeof what, format, args);
     va_end(args);
     if (file->failed) return 0;
-    if (file->at) snprintf(place, sizeof place, " (bad header at byte %zu)", (size_t)(file->at - file->text.data));
+    if (file->at) print_to(place, sizeof place, " (bad header at byte %zu)", (size_t)(file->at - file->text.data));
     file->failed = 1;
     file->at = "";
     return fail(&file->error, "%s%s", what, place);
@@ -1403,7 +1538,8 @@ static size_t read_numbers(Checkpoint *file, double *values, size_t max) {
         if (n > 0) take(file, ',', 1);
         take(file, ' ', 0); /* passes over space */
         const size_t digits = strspn(file->at, "0123456789");
-        const double value = strtod(file->at, NULL); /* if it does not end with the digits, that is seen next */
+        const char *end;
+        const double value = parse_double(file->at, &end); /* if it does not end with the digits, that is seen next */
         if (digits == 0 || (digits > 1 && *file->at == '0') || value > MAX_WHOLE) bad(file, "no whole number");
         else if (n == max) bad(file, "too many numbers");
         else values[n] = value;
@@ -1558,13 +1694,13 @@ static Config read_config(Checkpoint *file) {
     c.d_head = dimension(file, name, 2);
     c.d_mlp = find_entry(file, "blocks.0.mlp.W_in") ? dimension(file, "blocks.0.mlp.W_in", 1) : 0;
     c.normalization = find_entry(file, "ln_final.w") != NULL;
-    while (find_entry(file, name)) snprintf(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)++c.n_layers);
+    while (find_entry(file, name)) print_to(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)++c.n_layers);
     return c;
 }
 
 static int shape_text(char *text, size_t size, const Tensor *t) {
     const char *format = t->n_dims == 1 ? "%zu" : t->n_dims == 2 ? "%zu x %zu" : "%zu x %zu x %zu";
-    return snprintf(text, size, format, t->shape[0], t->shape[1], t->shape[2]);
+    return print_to(text, size, format, t->shape[0], t->shape[1], t->shape[2]);
 }
 
 /* Fills a tensor with what the file has under its name. */
@@ -1716,23 +1852,65 @@ int trainer_resume(Trainer *t, const char *path, Error *error) {
 
 /* ---- 8. Reports ------------------------------------------------------------------------------ */
 
-/* Everything on stdout passes through a Report, so that a command says what it found once: `say` for sentences, which
- * machines don't want, `table_row` for numbers, which all want. Text stays in memory and goes out in pieces. */
+/* Everything on stdout passes through a Report, so that a command says what it found once: `say` and `prose` for
+ * words and pictures, which machines don't want, tables for numbers, which all want. */
 typedef enum {
     REPORT_TEXT, /* for people */
     REPORT_CSV,  /* one table: the names of its columns, then its rows */
     REPORT_LONG  /* several tables: a line `table,row,column,value` for each cell */
 } ReportKind;
 
+enum { MAX_COLUMNS = 16 };
+
+typedef struct {
+    size_t width, least; /* of all cells; of the longest word in one */
+    int left, bar;       /* it is text; its numbers are drawn, too */
+} Column;
+
 typedef struct {
     ReportKind kind;
-    Text text;    /* what has not been written yet */
-    FILE *out;    /* NULL: all stays in text */
-    size_t width; /* of the terminal, in characters */
-    const char *table, *columns; /* of the table under way */
-    size_t row;                  /* the next */
-    int color, overflow;         /* overflow: a number that was told is infinite or NaN */
+    Text text;           /* what has not been written yet */
+    FILE *out;           /* NULL: all stays in text */
+    size_t width;        /* of the terminal, in characters */
+    int color, overflow; /* overflow: a number that was told is infinite or NaN */
+
+    /* The table under way. */
+    const char *table, *columns; /* its name; its columns', with commas */
+    size_t row, n_columns, gap;
+    double bar_limit, negative, positive; /* the number that fills a bar, 0: the greatest; a bar's two ends */
+    Text cells; /* for people: the names, then row after row, with a 0 behind each cell */
+    Column column[MAX_COLUMNS + 1];
 } Report;
+
+/* Is this stream a person's screen? */
+static int is_terminal(FILE *stream) {
+#ifdef HAVE_ISATTY
+    return (stream == stdout && isatty(1)) || (stream == stderr && isatty(2));
+#else
+    (void)stream;
+    return 0;
+#endif
+}
+
+/* The columns of the terminal, if it tells, else of COLUMNS, else 80, as where stdout is no terminal. */
+static size_t terminal_width(FILE *out) {
+    const char *columns = getenv("COLUMNS");
+    double width = 0;
+    if (!is_terminal(out)) return 80;
+#ifdef TIOCGWINSZ
+    struct winsize size = {0};
+    if (ioctl(1, TIOCGWINSZ, &size) == 0) width = size.ws_col;
+#endif
+    if (width == 0 && columns) width = parse_double(columns, &columns);
+    return width >= 40 && width <= 1000 ? (size_t)width : 80;
+}
+
+/* Options come first, then https://no-color.org. */
+static int wants_color(FILE *out, int color, int no_color) {
+    const char *refused = getenv("NO_COLOR"), *terminal = getenv("TERM");
+    const int able = is_terminal(out) && !(terminal && strcmp(terminal, "dumb") == 0);
+    return !no_color && (color || (able && !(refused && *refused)));
+}
 
 static void report_flush(Report *r) {
     if (!r->out || r->text.size == 0) return;
@@ -1740,14 +1918,59 @@ static void report_flush(Report *r) {
     r->text.size = 0;
 }
 
-/* For people only. */
+/* For people: the text as it is. */
 TENSOR_PRINTF(2, 3) static void say(Report *r, const char *format, ...) {
     va_list args;
     if (r->kind != REPORT_TEXT) return;
     va_start(args, format);
     text_add_args(&r->text, format, args);
     va_end(args);
+}
+
+/* For all: ends a line, without spaces at its end. */
+static void end_line(Report *r) {
+    while (r->text.size > 0 && r->text.data[r->text.size - 1] == ' ') r->text.size--;
+    text_add(&r->text, "\n");
     if (r->text.size > 60000) report_flush(r);
+}
+
+/* How many characters of text a line of `width` takes: as many whole words as it holds, at least one. */
+static size_t line_length(const char *text, size_t width) {
+    size_t n = 0, end = 0;
+    do {
+        n = end;
+        end += strspn(text + end, " ");
+        end += strcspn(text + end, " \n");
+    } while (end > n && (end <= width || n == 0));
+    return n;
+}
+
+/* For people: prose, wrapped. A line's own indentation holds for what is wrapped of it. */
+TENSOR_PRINTF(2, 3) static void prose(Report *r, const char *format, ...) {
+    Text text = {0};
+    va_list args;
+    if (r->kind != REPORT_TEXT) return;
+    va_start(args, format);
+    text_add_args(&text, format, args);
+    va_end(args);
+    r->text.failed |= text.failed;
+    for (const char *at = text.data ? text.data : ""; *at; at += *at == '\n') {
+        const size_t indent = smaller(strspn(at, " "), r->width / 2);
+        at += indent;
+        do {
+            const size_t n = line_length(at, r->width - indent);
+            say(r, "%*s%.*s", (int)indent, "", (int)n, at);
+            end_line(r);
+            at += n + strspn(at + n, " ");
+        } while (*at && *at != '\n');
+    }
+    text_free(&text);
+}
+
+static void heading(Report *r, const char *title) {
+    say(r, "\n%s\n", title);
+    for (size_t i = 0; title[i]; i++) say(r, "=");
+    say(r, "\n\n");
 }
 
 /* x, which is told. Weights can be so great that it is infinite or NaN: then the command has failed. */
@@ -1756,121 +1979,301 @@ static double checked(Report *r, double x) {
     return x;
 }
 
-/* columns: their names, with commas. heading: the first line, for people. */
-static void table_begin(Report *r, const char *name, const char *columns, const char *heading) {
-    r->table = name, r->columns = columns, r->row = 0;
-    if (r->kind == REPORT_CSV) text_add(&r->text, "%s\n", columns);
-    else say(r, "%s", heading);
-}
-
-/* One row: each conversion of the format, one of %s, %zu, %f, is a cell; machines get strings as they are and numbers
- * with nine digits, and nothing of what stands between the cells. A number followed by " %%" is a share, which people
- * get in percent. */
-TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
-    const int people = r->kind == REPORT_TEXT;
-    const char *column = r->columns;
-    va_list args;
-    va_start(args, format);
-    for (const char *at = format, *end; *at; at = end) {
-        char cell[16];
-        if (*at != '%' || at[1] == '%') { /* what stands between the cells */
-            end = *at == '%' ? at + 2 : at + strcspn(at, "%");
-            if (people) text_bytes(&r->text, at, *at == '%' ? 1 : (size_t)(end - at));
-            continue;
-        }
-        end = at + strcspn(at, "suf") + 1;
-        snprintf(cell, sizeof cell, "%.*s", (int)(end - at), at);
-        const size_t name = strcspn(column, ",");
-        if (r->kind == REPORT_CSV && column != r->columns) text_add(&r->text, ",");
-        if (r->kind == REPORT_LONG) text_add(&r->text, "%s,%zu,%.*s,", r->table, r->row, (int)name, column);
-        column += name + 1;
-        if (end[-1] == 's') text_add(&r->text, people ? cell : "%s", va_arg(args, const char *));
-        else if (end[-1] == 'u') text_add(&r->text, people ? cell : "%zu", va_arg(args, size_t));
-        else {
-            const double x = checked(r, va_arg(args, double)), percent = strncmp(end, " %%", 3) == 0 ? 100.0 : 1.0;
-            text_add(&r->text, people ? cell : "%.9g", people ? percent * x : x);
-        }
-        if (r->kind == REPORT_LONG) text_add(&r->text, "\n");
-    }
-    va_end(args);
-    if (r->kind == REPORT_CSV) text_add(&r->text, "\n");
-    r->row++;
-    if (r->text.size > 60000) report_flush(r);
-}
-
 /* n numbers as a line for machines. */
 static void line_of_numbers(Report *r, const char *between, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) text_add(&r->text, "%s%.9g", i ? between : "", checked(r, (double)x[i]));
-    text_add(&r->text, "\n");
-    if (r->text.size > 60000) report_flush(r);
+    for (size_t i = 0; i < n; i++)
+        text_add(&r->text, "%s%.9g", i ? between : "", checked(r, (double)x[i]));
+    end_line(r);
 }
 
-/* value / limit as a bar of up to `width` characters, and the end of the line: for people. */
-static void bar(Report *r, double value, double limit, int width) {
-    const double part = limit > 0 && value > 0 ? value / limit : 0;
-    const int n = part < 1 ? (int)(part * width + 0.5) : width;
-    for (int i = 0; i < n; i++) say(r, "#");
-    say(r, "\n");
+/* -- tables -- */
+
+/* columns: their names, with commas; people read '_' as a space. */
+static void table_begin(Report *r, const char *name, const char *columns) {
+    r->table = name;
+    r->columns = columns;
+    r->row = 0;
+    r->n_columns = 1;
+    r->bar_limit = 0;
+    r->cells.size = 0;
+    memset(r->column, 0, sizeof r->column);
+    if (r->kind == REPORT_CSV) text_add(&r->text, "%s\n", columns);
+    for (; *columns; columns++) {
+        const char c = *columns == '_' ? ' ' : *columns;
+        r->n_columns += c == ',';
+        text_bytes(&r->cells, c == ',' ? "" : &c, 1);
+    }
+    text_bytes(&r->cells, "", 1);
 }
 
-/* Denser characters are greater values; negative ones have a ramp of thin strokes. */
-static const char ramp_positive[] = "  .:;+*#%@", ramp_negative[] = "  '`,-~=<W";
-
-/* 0 to 9: how strong a value is, on the scale 0 .. limit. */
-static size_t strength(double value, double limit) {
-    const double level = limit > 0 ? fabs(value) / limit * 9.999 : 0;
-    return level < 9 ? (size_t)level : 9;
+/* A row: each conversion of the format, one of %s, %u, %zu, %f, is a cell. A number followed by %% is a share: people
+ * get it in percent, machines as it is. A number followed by | is drawn as well. Machines get nine digits. */
+TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
+    const int people = r->kind == REPORT_TEXT;
+    Text *to = people ? &r->cells : &r->text;
+    const char *name = r->columns;
+    Column *column = r->column;
+    Conversion c;
+    va_list args;
+    va_start(args, format);
+    for (const char *at = strchr(format, '%'); at; at = strchr(at, '%'), column++) {
+        const size_t length = strcspn(name, ",");
+        at = read_conversion(&c, at + 1, &args);
+        const int share = strncmp(at, "%%", 2) == 0;
+        at += share ? 2 : 0;
+        column->left = c.kind == 's';
+        column->bar = *at == '|';
+        if (r->kind == REPORT_CSV && column != r->column) text_add(to, ",");
+        if (r->kind == REPORT_LONG) text_add(to, "%s,%zu,%.*s,", r->table, r->row, (int)length, name);
+        name += length + 1;
+        if (c.kind == 'f') {
+            const double x = checked(r, va_arg(args, double)), shown = share ? 100 * x : x;
+            if (!people) text_add(to, "%.9g", x);
+            else text_add(to, c.plus ? "%+.*f%s" : "%.*f%s", c.precision, shown, share ? " %" : "");
+        } else add_conversion(to, &c, &args);
+        if (people) text_bytes(to, "", 1);
+        if (r->kind == REPORT_LONG) end_line(r);
+    }
+    va_end(args);
+    if (r->kind == REPORT_CSV) end_line(r);
+    r->row++;
 }
 
-/* A table as a picture. Up to 13 columns: with its numbers; else two characters a cell, neighbours averaged if need. */
+/* What the bar beside a cell shows. */
+static double bar_value(const char *cell) {
+    const char *end;
+    const double x = parse_double(cell, &end);
+    return strcmp(end, " %") == 0 ? x / 100 : x;
+}
+
+/* What the columns need to hold their cells and the longest words of their names; the ends of bars. */
+static void measure_columns(Report *r) {
+    const char *cell = r->cells.data;
+    r->negative = 0;
+    r->positive = r->bar_limit;
+    for (size_t i = 0; i < (r->row + 1) * r->n_columns; i++, cell += strlen(cell) + 1) {
+        Column *c = &r->column[i % r->n_columns];
+        size_t word = 0;
+        for (const char *at = cell; *at; at += word + strspn(at + word, " ")) {
+            word = strcspn(at, " ");
+            if (word > c->least) c->least = word;
+        }
+        word = i < r->n_columns ? c->least : strlen(cell);
+        if (word > c->width) c->width = word;
+        const double x = c->bar ? bar_value(cell) : 0;
+        if (r->bar_limit == 0) r->positive = max_double(r->positive, x);
+        if (x < 0) r->negative = r->bar_limit > 0 ? r->bar_limit : max_double(r->negative, -x);
+    }
+}
+
+/* Narrow gaps, and columns of text down to their longest words, where a line needs it. Returns the room for bars. */
+static size_t fit_columns(Report *r, int bars) {
+    enum { GOOD_BAR = 20, LEAST_BAR = 8, MOST_BAR = 50 };
+    size_t used = bars ? GOOD_BAR : 0;
+    for (size_t i = 0; i < r->n_columns; i++) used += r->column[i].width;
+    r->gap = used + 2 * r->n_columns <= r->width + 2 ? 2 : 1;
+    used += r->gap * r->n_columns - (bars ? GOOD_BAR : 0);
+    for (Column *widest = r->column; widest; used -= widest != NULL) {
+        widest = NULL;
+        for (Column *c = r->column; used > r->width + r->gap && c < r->column + r->n_columns; c++)
+            if (c->left && c->width > c->least && !(widest && widest->width >= c->width)) widest = c;
+        if (widest) widest->width--;
+    }
+    return bars && used + LEAST_BAR <= r->width ? smaller(r->width - used, MOST_BAR) : 0;
+}
+
+/* A row of cells, each wrapped to its column's width; columns that a line does not hold follow in the next. */
+static void put_row(Report *r, const char **cell, size_t n_cells) {
+    for (size_t from = 0, to = 0; from < n_cells; from = to) {
+        const size_t indent = from > 0 ? 4 : 0;
+        size_t used = indent;
+        for (; to < n_cells && (to == from || used + r->column[to].width <= r->width); to++)
+            used += r->column[to].width + r->gap;
+        for (int more = 1; more;) {
+            more = 0;
+            say(r, "%*s", (int)indent, "");
+            for (size_t i = from; i < to; i++) {
+                const Column *c = &r->column[i];
+                const size_t n = line_length(cell[i], c->width), pad = c->width - smaller(n, c->width);
+                say(r, "%*s%.*s", c->left ? 0 : (int)pad, "", (int)n, cell[i]);
+                say(r, "%*s", (int)(c->left ? pad + r->gap : r->gap), "");
+                cell[i] += n + strspn(cell[i] + n, " ");
+                more |= *cell[i] != 0;
+            }
+            end_line(r);
+        }
+    }
+}
+
+/* x as a bar of up to `width` characters. Negative ones go left from a line that marks 0. */
+static void make_bar(Text *bar, const Report *r, double x, size_t width) {
+    const double unit = (r->negative + r->positive) / (double)(width - 1), most = x < 0 ? r->negative : r->positive;
+    const size_t zero = r->negative > 0 ? (size_t)(r->negative / unit + 0.5) : 0;
+    const size_t n = unit > 0 ? (size_t)((fabs(x) < most ? fabs(x) : most) / unit + 0.5) : 0;
+    text_fill(bar, ' ', x < 0 ? zero - smaller(n, zero) : zero);
+    if (x < 0) text_fill(bar, '-', n);
+    if (r->negative > 0) text_fill(bar, '|', 1);
+    if (x > 0) text_fill(bar, r->negative > 0 ? '+' : '#', n);
+}
+
+/* For people: the table as it was collected. */
+static void table_end(Report *r) {
+    const size_t n = r->n_columns;
+    const char *cell[MAX_COLUMNS + 1], *at = r->cells.data;
+    r->text.failed |= r->cells.failed;
+    if (r->kind != REPORT_TEXT || r->cells.failed || r->row == 0) return;
+    measure_columns(r);
+    size_t drawn = 0;
+    while (drawn < n && !r->column[drawn].bar) drawn++;
+    const size_t room = fit_columns(r, drawn < n);
+    r->column[n].width = room;
+    r->column[n].left = 1;
+    for (size_t row = 0; row <= r->row; row++) {
+        char bar[80] = "";
+        Text text = {.data = bar, .capacity = sizeof bar, .fixed = 1};
+        for (size_t i = 0; i < n; i++, at += strlen(at) + 1) cell[i] = at;
+        if (room > 0 && row > 0) make_bar(&text, r, bar_value(cell[drawn]), room);
+        cell[n] = bar;
+        put_row(r, cell, n + (room > 0));
+    }
+}
+
+/* -- pictures -- */
+
+/* Shades from the most negative value to the greatest; the middle one is 0. */
+enum { SHADES = 7 };
+static const char ramp[] = "W<=~-'`.:;+*#%@";
+static const int ramp_colors[] = {17, 20, 27, 33, 75, 117, 153, 254, 224, 217, 210, 203, 196, 160, 88};
+
+/* A value's place in the ramp on the scale -limit .. limit. */
+static size_t shade_index(double value, double limit) {
+    const double part = limit > 0 ? value / limit * SHADES : 0;
+    if (part >= SHADES) return 2 * SHADES;
+    return part > -SHADES ? (size_t)floor(part + SHADES + 0.5) : 0;
+}
+
+static char shade(double value, double limit) { return ramp[shade_index(value, limit)]; }
+
+/* `width` characters of one shade, behind a number if there is one. */
+static void paint(Report *r, size_t index, const char *number, size_t width) {
+    const int strong = index < 3 || index + 3 > 2 * SHADES;
+    if (r->color)
+        say(r, "\033[48;5;%d;38;5;%dm%s%*s\033[0m", ramp_colors[index], strong ? 231 : 16, number, (int)width, "");
+    else say(r, "%s", number);
+    for (size_t i = 0; !r->color && i < width; i++) say(r, "%c", ramp[index]);
+}
+
+/* A table as a picture. */
 typedef struct {
     const float *values; /* (rows, cols) */
     size_t rows, cols;
-    double limit;                          /* the strongest character's |value|; 0: the table's greatest */
+    double limit; /* of the scale; 0: the greatest |value| in the picture */
     const uint32_t *row_names, *col_names; /* NULL: 0, 1, 2, ... */
     const char *row_title, *col_title;
+    int causal; /* cells to the right of the diagonal that ends in the last one were not computed */
 } Map;
 
-/* The mean of the cells that share a character when a large table is drawn at a lower resolution. */
-static double block_mean(const Map *map, size_t row, size_t col, size_t step) {
-    double sum = 0, n = 0;
-    for (size_t i = row; i < row + step && i < map->rows; i++)
-        for (size_t j = col; j < col + step && j < map->cols; j++) sum += (double)map->values[i * map->cols + j], n++;
-    return sum / n;
+enum { MAP_LINES = 25, MAP_NUMBERS = 13, NUMBER_WIDTH = 7, MARGIN = 8 };
+
+/* How a table is drawn: `width` characters, the first ones a number if there are so many, are the mean of down x right
+ * cells. */
+typedef struct {
+    size_t down, right, width;
+    double limit;
+} Grid;
+
+/* The mean of those cells that were computed; *n is how many. */
+static double block_mean(const Map *map, const Grid *g, size_t row, size_t col, size_t *n) {
+    double sum = 0;
+    *n = 0;
+    for (size_t i = row; i < smaller(row + g->down, map->rows); i++)
+        for (size_t j = col; j < smaller(col + g->right, map->cols); j++) {
+            if (map->causal && j + map->rows > i + map->cols) continue;
+            sum += (double)map->values[i * map->cols + j];
+            (*n)++;
+        }
+    return *n > 0 ? sum / (double)*n : 0;
+}
+
+/* With numbers if the table is small; else two characters a cell, as wide as a line is high; else one for two rows, or
+ * for more. */
+static Grid fit_map(const Report *r, const Map *map) {
+    Grid g = {.down = 1, .right = 1, .width = NUMBER_WIDTH + 1, .limit = map->limit};
+    const size_t room = r->width - MARGIN;
+    const int low = map->rows <= MAP_LINES;
+    size_t n;
+    double greatest = 0;
+    for (size_t i = 0; i < map->rows * map->cols; i++) greatest = max_double(greatest, fabs((double)map->values[i]));
+    if (!low || map->cols > MAP_NUMBERS || map->cols * g.width > room || greatest >= 1000) g.width = 2;
+    if (g.width == 2 && (!low || 2 * map->cols > room)) {
+        g.width = 1;
+        g.down = 2;
+        while ((map->cols - 1) / g.right >= room || (map->rows - 1) / g.down >= MAP_LINES) g.down = 2 * ++g.right;
+    }
+    for (size_t i = 0; map->limit == 0 && i < map->rows; i += g.down)
+        for (size_t j = 0; j < map->cols; j += g.right)
+            g.limit = max_double(g.limit, fabs(block_mean(map, &g, i, j, &n)));
+    return g;
+}
+
+/* The names of columns, `right` of which take `width` characters, where there is room. */
+static void label_columns(Report *r, const uint32_t *names, size_t cols, size_t right, size_t width) {
+    const size_t shown = (cols + right - 1) / right, every = width < 5 ? 10 / width : 1;
+    for (size_t i = 0; i < shown && (i == 0 || (shown - i) * width > 4); i += every)
+        say(r, "%-*zu", (int)(every * width), names ? (size_t)names[i * right] : i * right);
+    end_line(r);
 }
 
 static void draw_map(Report *r, const Map *map) {
-    static const int red[] = {231, 231, 230, 223, 216, 209, 203, 197, 160, 124};
-    static const int blue[] = {231, 231, 195, 159, 117, 75, 39, 33, 27, 21};
-    const int numbers = map->cols <= 13;
-    double limit = map->limit, least = 0;
-    size_t step = 1;
+    int signs = 0;
     if (r->kind != REPORT_TEXT) return;
-    while (!numbers && 8 + 2 * ((map->cols + step - 1) / step) > r->width) step++;
-    for (size_t i = 0; map->limit == 0 && i < map->rows; i += step)
-        for (size_t j = 0; j < map->cols; j += step) limit = max_double(limit, fabs(block_mean(map, i, j, step)));
-
-    say(r, "%*s%s\n%7s", 8, "", map->col_title, map->row_title);
-    for (size_t j = 0; j < map->cols; j += numbers ? 1 : 5 * step)
-        say(r, "%*zu%*s", numbers ? 6 : 2, map->col_names ? (size_t)map->col_names[j] : j, numbers ? 2 : 8, "");
-    for (size_t i = 0; i < map->rows; i += step) {
-        say(r, "\n%6zu ", map->row_names ? (size_t)map->row_names[i] : i);
-        for (size_t j = 0; j < map->cols; j += step) {
-            const double value = checked(r, block_mean(map, i, j, step));
-            const size_t s = strength(value, limit);
-            const int c = r->color ? ' ' : value < 0 ? ramp_negative[s] : ramp_positive[s];
-            if (value < least) least = value;
-            if (r->color) say(r, "\033[48;5;%d;38;5;%dm", value < 0 ? blue[s] : red[s], s > 7 ? 231 : 16);
-            if (numbers) say(r, "%6.3f", value);
-            say(r, "%c%c%s", c, c, r->color ? "\033[0m" : "");
+    const Grid g = fit_map(r, map);
+    const int numbers = g.width > NUMBER_WIDTH, decimals = g.limit < 10 ? 3 : 1;
+    say(r, "%*s%s\n%*s%*s", MARGIN, "", map->col_title, MARGIN - 1, map->row_title, numbers ? 3 : 1, "");
+    label_columns(r, map->col_names, map->cols, g.right, g.width);
+    for (size_t i = 0; i < map->rows; i += g.down) {
+        say(r, "%*zu ", MARGIN - 1, map->row_names ? (size_t)map->row_names[i] : i);
+        for (size_t j = 0; j < map->cols; j += g.right) {
+            char number[24] = "";
+            size_t n;
+            const double value = checked(r, block_mean(map, &g, i, j, &n));
+            signs |= value < 0;
+            if (n == 0) break;
+            if (numbers) print_to(number, sizeof number, "%*.*f", NUMBER_WIDTH, decimals, value);
+            paint(r, shade_index(value, g.limit), number, numbers ? 1 : g.width);
         }
+        end_line(r);
     }
-    say(r, "\n%7s scale: ", "");
-    if (r->color) say(r, "white 0, red %.3g%s\n", limit, least < 0 ? ", blue negative" : "");
-    else {
-        say(r, "'%c' from %.3g, '%c' %.3g", ramp_positive[2], limit * 0.2, ramp_positive[9], limit);
-        say(r, least < 0 ? "; negative: '%c' to '%c'\n" : "\n", ramp_negative[2], ramp_negative[9]);
+    if (signs) say(r, "  %.3g ", -g.limit);
+    else say(r, "  0 ");
+    for (size_t i = signs ? 0 : SHADES; i <= 2 * SHADES; i++) paint(r, i, "", 1);
+    say(r, " %.3g%s\n", g.limit, signs && !r->color ? "   . is 0" : "");
+    if (g.down > 1) prose(r, "  Each character is the mean of %zu x %zu cells.", g.down, g.right);
+}
+
+/* A curve over x = 0 .. n - 1, or the means of neighbours where there are more than fit. */
+static void draw_curve(Report *r, const float *y, size_t n, const char *x_title) {
+    enum { HALF = 4, Y_AXIS = 12 };
+    if (r->kind != REPORT_TEXT) return;
+    const Map map = {.values = y, .rows = 1, .cols = n};
+    const Grid grid = {.down = 1, .right = 1 + (n - 1) / (r->width - Y_AXIS)};
+    double limit = 0;
+    size_t any;
+    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
+    for (int line = HALF; line >= -HALF; line--) {
+        say(r, "%*.2f |", Y_AXIS - 2, limit * line / HALF);
+        for (size_t x = 0; x < n; x += grid.right) {
+            const double value = limit > 0 ? block_mean(&map, &grid, 0, x, &any) / limit : 0.0;
+            const char *empty = line == 0 ? "." : " ";
+            say(r, "%s", floor(value * HALF + 0.5) == (double)line ? "*" : empty);
+        }
+        end_line(r);
     }
+    say(r, "%*s+", Y_AXIS - 1, "");
+    for (size_t i = 0; i * grid.right < n; i++) say(r, i % 10 == 0 ? "|" : "-");
+    say(r, "\n%*s", Y_AXIS, "");
+    label_columns(r, NULL, n, grid.right, 1);
+    say(r, "%*s%s\n", Y_AXIS, "", x_title);
 }
 
 /* -- a command at work -- */
@@ -1960,8 +2363,8 @@ static int given_list(Session *s, size_t seed) {
 }
 
 static const char *list_text(Session *s, const uint32_t *list) {
-    for (size_t i = 0, at = 0; i < s->T; i++)
-        at += (size_t)snprintf(s->text + at, LIST_TEXT - at, "%s%u", i ? " " : "", (unsigned)list[i]);
+    Text text = {.data = s->text, .capacity = LIST_TEXT, .fixed = 1};
+    for (size_t i = 0; i < s->T; i++) text_add(&text, "%s%u", i ? " " : "", (unsigned)list[i]);
     return s->text;
 }
 
@@ -1988,16 +2391,6 @@ static double seconds(void) {
 #endif
 }
 
-/* Is this stream a person's screen? */
-static int is_terminal(FILE *stream) {
-#ifdef HAVE_ISATTY
-    return (stream == stdout && isatty(1)) || (stream == stderr && isatty(2));
-#else
-    (void)stream;
-    return 0;
-#endif
-}
-
 /* What a person sees of long work: a bar on a terminal, within 80 columns, else a line now and then. All but the stream
  * is 0 at first. */
 typedef struct {
@@ -2014,15 +2407,19 @@ TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const ch
     if (p->start == 0) p->terminal = is_terminal(p->stream), p->start = p->shown = now, p->first = done;
     if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return;
     p->shown = now;
-    if (p->terminal) fprintf(p->stream, "\r[");
-    for (int i = 0; p->terminal && i < 8; i++) fputc((double)i < 8 * done ? '#' : '.', p->stream);
-    if (p->terminal) fprintf(p->stream, "] ");
+    Text line = {0};
+    if (p->terminal) text_add(&line, "\r[");
+    for (int i = 0; p->terminal && i < 8; i++) text_add(&line, (double)i < 8 * done ? "#" : ".");
+    if (p->terminal) text_add(&line, "] ");
     va_start(args, format);
-    vfprintf(p->stream, format, args);
+    text_add_args(&line, format, args);
     va_end(args);
     const double rate = (done - p->first) / max_double(now - p->start, 1e-9);
-    if (p->steps > 0) fprintf(p->stream, "  %.0f steps/s", rate * p->steps);
-    fprintf(p->stream, "  %.0f s left%s", rate > 0 ? (1 - done) / rate : 0, p->terminal && done < 1 ? "\033[K" : "\n");
+    if (p->steps > 0) text_add(&line, "  %.0f steps/s", rate * p->steps);
+    text_add(&line, "  %.0f s left", rate > 0 ? (1 - done) / rate : 0.0);
+    text_add(&line, p->terminal && done < 1 ? "\033[K" : "\n");
+    print_file(p->stream, "%s", line.failed ? "" : line.data);
+    text_free(&line);
     fflush(p->stream);
 }
 
@@ -2042,7 +2439,7 @@ static int run_training(Trainer *t, const Session *s, FILE *log, const char *sta
     Progress progress = {stream, is_terminal(stream), total, now, now, (double)t->step / total};
     int done = 1, finite = 1;
     while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
-        if (log && fprintf(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy) < 0)
+        if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy))
             done = cannot_write("the log", s->error);
         else if (state && t->step % s->save_every == 0 && t->step < t->total_steps)
             done = (!log || fflush(log) == 0 || cannot_write("the log", s->error)) && trainer_save(t, state, s->error);
@@ -2097,7 +2494,7 @@ static int check_output(const char *path, Error *error) {
     if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return cannot_write(path, error);
 #endif
     if (is_special(path)) return 1;
-    if (snprintf(beside, sizeof beside, "%s.tmp", path) >= (int)sizeof beside)
+    if (!print_to(beside, sizeof beside, "%s.tmp", path))
         return fail(error, "the name %.60s... is too long", path);
     FILE *f = fopen(beside, "wb");
     if (!f) return cannot_write(path, error);
@@ -2125,8 +2522,11 @@ static FILE *open_log(const Session *s, const Trainer *t) {
     int cut;
     FILE *old = s->resume ? fopen(s->log, "r") : NULL;
     text_add(&kept, "step,lr,loss,accuracy\n");
-    while (old && read_line(old, line, sizeof line, &cut))
-        if (strtod(line, NULL) >= 1 && strtod(line, NULL) <= (double)t->step) text_add(&kept, "%s\n", line);
+    while (old && read_line(old, line, sizeof line, &cut)) {
+        const char *end;
+        const double step = parse_double(line, &end);
+        if (step >= 1 && step <= (double)t->step) text_add(&kept, "%s\n", line);
+    }
     if (old) fclose(old);
     if (kept.failed) errno = ENOMEM;
     FILE *log = kept.failed ? NULL : fopen(s->log, "w");
@@ -2140,8 +2540,7 @@ static int command_train(Session *s, Report *r) {
     char state[4096];
     Trainer t;
     FILE *log = NULL;
-    const int length = snprintf(state, sizeof state, "%s.state", s->out);
-    const int keeps_state = length < (int)sizeof state && !is_special(s->out);
+    const int keeps_state = print_to(state, sizeof state, "%s.state", s->out) && !is_special(s->out);
     if (!start_training(&t, s)) return 0;
     int done = check_output(s->out, s->error) && (!keeps_state || check_output(state, s->error)) &&
                (!s->log || (log = open_log(s, &t)) != NULL);
@@ -2229,10 +2628,6 @@ static void observe_attention(AttentionStats *a, const Run *run, const uint32_t 
     }
 }
 
-/* In pictures of attention, full strength is so many times even attention: a row of even attention is seen, and so is
- * what exceeds it. */
-#define PATTERN_LIMIT 3.0
-
 /* Attention of each number of s->list (row), which the run has just seen, to itself and those before it; of the last
  * layer, and in a run that keeps no others, of the last number. */
 static void show_patterns(const Session *s, Report *r) {
@@ -2240,7 +2635,8 @@ static void show_patterns(const Session *s, Report *r) {
     size_t n;
     for (size_t head = 0; head < s->model.config.n_layers * H; head++) {
         const float *pattern = head_pattern(&s->run, head, &n);
-        const Map map = {pattern, n, T, PATTERN_LIMIT / (double)T, s->list + T - n, s->list, "query", "attends to"};
+        const Map map = {.values = pattern, .rows = n, .cols = T, .limit = 1, .causal = 1, .row_names = s->list + T - n,
+                         .col_names = s->list, .row_title = "query", .col_title = "attends to"};
         say(r, "\nlayer %zu head %zu\n", head / H, head % H);
         draw_map(r, &map);
     }
@@ -2250,18 +2646,18 @@ static void show_patterns(const Session *s, Report *r) {
 static void show_attention(Report *r, const AttentionStats *a, const Config *c) {
     static const char *const kinds[] = {"position", "rank", "number"};
     const size_t T = c->seq_len, V = c->max_num, n_kinds = r->kind == REPORT_TEXT ? 2 : 3;
-    table_begin(r, "attention", "layer,head,by,index,mean,deviation",
-                "layer  head  the last position to    mean  deviation\n");
+    table_begin(r, "attention", "layer,head,by,index,mean,deviation");
+    r->bar_limit = 1;
     for (size_t head = 0; head < a->heads; head++) {
         const Moments *of_kind[] = {a->query + (head * T + T - 1) * T, a->rank + head * T, a->token + head * V};
         for (size_t k = 0; k < n_kinds; k++)
             for (size_t i = 0; i < (k < 2 ? T : V); i++) {
                 const double mean = mean_of(&of_kind[k][i]), deviation = deviation_of(&of_kind[k][i]);
-                table_row(r, "%5zu %5zu  %-8s %3zu         %7.3f    %7.3f  ", head / c->n_heads, head % c->n_heads,
-                          kinds[k], i, mean, deviation);
-                bar(r, mean, 1, 50);
+                table_row(r, "%zu %zu %s %zu %.3f| %.3f", head / c->n_heads, head % c->n_heads, kinds[k], i, mean,
+                          deviation);
             }
     }
+    table_end(r);
     say(r, "(rank 0: the least number, rank %zu: the median, rank %zu: the greatest)\n", T / 2, T - 1);
 }
 
@@ -2286,7 +2682,8 @@ static int command_attention(Session *s, Report *r) {
         say(r, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads, s->n,
             s->seed);
         for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&stats.query[head * T * T + i]));
-        const Map map = {means, T, T, PATTERN_LIMIT / (double)T, NULL, NULL, "query", "position attended to"};
+        const Map map = {.values = means, .rows = T, .cols = T, .limit = 1, .causal = 1, .row_title = "query",
+                         .col_title = "position attended to"};
         draw_map(r, &map);
         say(r, "\n");
     }
@@ -2344,9 +2741,10 @@ static int command_eval(Session *s, Report *r) {
     say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", checked(r, e.loss), e.alerts);
     say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", by[0], by[1], by[2], by[3]);
     if (!s->csv) return 1;
-    table_begin(r, "evaluation", "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts", "");
+    table_begin(r, "evaluation", "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts");
     table_row(r, "%zu%f%f%zu%f%zu%zu%zu%zu%zu", e.lists, e.accuracy, e.loss, e.right, e.mean_distance, by[0], by[1],
               by[2], by[3], e.alerts);
+    table_end(r);
     return 1;
 }
 
@@ -2371,11 +2769,12 @@ static int show_prediction(Session *s, Report *r) {
     for (size_t i = 0; i < s->T; i++) say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
     say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong", median);
     say(r, "loss %.5g\n\n", checked(r, (double)s->run.loss[0]));
-    say(r, "number     logit  probability\n");
+    table_begin(r, "prediction", "number,logit,probability");
+    r->bar_limit = 1;
     for (size_t i = 0, v = guess; i < smaller(5, s->V); i++, v = next_best(logits, s->V, v)) {
-        say(r, "%6zu %9.3f  %8.5f  ", v, (double)logits[v], (double)probs[v]);
-        bar(r, (double)probs[v], 1, 40);
+        table_row(r, "%zu %.3f %.5f|", v, (double)logits[v], (double)probs[v]);
     }
+    table_end(r);
     return 1;
 }
 
@@ -2541,7 +2940,8 @@ static int command_circuits(Session *s, Report *r) {
     if (*heads) return usage(s->error, "--head is '%.40s', must be one head", s->heads);
     const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
     float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", s->error);
-    const Map map = {table, V, V, 0, NULL, NULL, ov ? "number" : "query", ov ? "logit of" : "key"};
+    const Map map = {.values = table, .rows = V, .cols = V, .row_title = ov ? "number" : "query",
+                     .col_title = ov ? "logit of" : "key"};
     const size_t first = which.layer * H + which.head, n = *s->heads || s->csv ? 1 : s->model.config.n_layers * H;
     for (size_t i = first; table && i < first + n; i++) {
         which.layer = i / H, which.head = i % H;
@@ -2560,7 +2960,7 @@ static int command_circuits(Session *s, Report *r) {
 /* One matrix of a tensor, a head's where there are heads: its singular values and its picture. */
 static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, Error *error) {
     const size_t few = smaller(rows, cols), many = rows + cols - few;
-    const Map map = {data, rows, cols, 0, NULL, NULL, "", ""};
+    const Map map = {.values = data, .rows = rows, .cols = cols, .row_title = "", .col_title = ""};
     const double bytes = (double)few * (double)(many + 1) * (double)sizeof *data;
     float *columns = (float *)allocate(bytes, "singular values", error);
     if (!columns) return 0;
@@ -2597,7 +2997,7 @@ static int show_tensor(Report *r, const Tensor *t, Error *error) {
              t->name, shape, mean_of(&moments), deviation_of(&moments), (double)min, (double)max);
     say(r, "  histogram |");
     for (size_t i = 0; i < BINS; i++)
-        say(r, "%c", bins[i] ? ramp_positive[1 + strength((double)bins[i], (double)most) * 8 / 9] : ' ');
+        say(r, "%c", bins[i] ? shade((double)bins[i], (double)most) : ' ');
     say(r, "|\n");
     const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1];
     const size_t rows = t->size / heads / cols;
@@ -2611,7 +3011,7 @@ static int show_tensor(Report *r, const Tensor *t, Error *error) {
 
 static int command_weights(Session *s, Report *r) {
     int done = 1;
-    table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...", "");
+    table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...");
     for (size_t i = 0; done && i < s->model.n_tensors; i++) done = show_tensor(r, &s->model.tensors[i], s->error);
     return done;
 }
@@ -2762,20 +3162,20 @@ static void show_ablation(Session *s, Report *r, const Target *targets, size_t n
     Evaluation e = {0};
     run_intervention(&s->model, &s->other, &s->run, s->lists, (ReplaceKind)s->kind, targets, n);
     evaluate_batch(&s->other, s->medians, &e);
-    table_row(r, "%-8s %-8s %-12s %-9s %9.3f %% %11.5f %7zu of %zu\n", layer, head, positions,
+    table_row(r, "%s %s %s %s %.3f%% %.5f %zu %zu", layer, head, positions,
               n ? kinds[s->kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
 }
 
 /* An index as text, or what is said in place of one that is too great. */
 static const char *index_text(char text[24], size_t index, size_t n, const char *otherwise) {
-    if (index < n) snprintf(text, 24, "%zu", index);
-    else snprintf(text, 24, "%s", otherwise);
+    if (index < n) print_to(text, 24, "%zu", index);
+    else print_to(text, 24, "%s", otherwise);
     return text;
 }
 
 /* "0,1,2" becomes "0 1 2": a CSV cell has no comma. */
 static void spaced(char to[LIST_SIZE], const char *from, const char *if_empty) {
-    snprintf(to, LIST_SIZE, "%s", *from ? from : if_empty);
+    print_to(to, LIST_SIZE, "%s", *from ? from : if_empty);
     while ((to = strchr(to, ',')) != NULL) *to = ' ';
 }
 
@@ -2790,15 +3190,14 @@ static int command_ablate(Session *s, Report *r) {
     if (!parse_targets(s, targets, &n_targets) || !need_other_run(s)) return 0;
     model_forward(&s->model, &s->run, s->lists, n, NULL);
     say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[s->kind], n, s->seed);
-    table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists",
-                "layer    head     positions    kind        accuracy          loss  loss > 0.7\n");
+    table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists");
     if (r->kind == REPORT_TEXT) show_ablation(s, r, NULL, 0, "-", "-", "nothing");
     spaced(heads, s->heads, s->part ? "mlp" : "attn");
     spaced(layers, s->layers, *s->heads ? "-" : "all");
     spaced(positions, s->positions, "all");
     if (*s->heads && !strchr(s->heads, ',') && !*s->layers) { /* one head: its layer and head apart */
-        snprintf(layers, sizeof layers, "%zu", targets[0].layer);
-        snprintf(heads, sizeof heads, "%zu", targets[0].head);
+        print_to(layers, sizeof layers, "%zu", targets[0].layer);
+        print_to(heads, sizeof heads, "%zu", targets[0].head);
     }
     if (n_targets) show_ablation(s, r, targets, n_targets, layers, heads, positions);
     for (size_t i = 0; n_targets == 0 && i < s->model.config.n_layers * parts; i++) {
@@ -2810,6 +3209,7 @@ static int command_ablate(Session *s, Report *r) {
                           index_text(heads, part, H, part > H ? "mlp" : "attn"), index_text(positions, t, T, "all"));
         }
     }
+    table_end(r);
     return 1;
 }
 
@@ -2818,7 +3218,6 @@ static int command_attribute(Session *s, Report *r) {
     const Config *c = &s->model.config;
     const size_t room = attribution_terms(c);
     const float *logits = s->run.logits;
-    double limit = 0;
     if (!given_list(s, s->seed)) return 0;
     model_forward(&s->model, &s->run, s->list, 1, NULL);
     const size_t best = argmax(logits, s->V), median = s->median[0];
@@ -2829,18 +3228,15 @@ static int command_attribute(Session *s, Report *r) {
     if (!a.terms) return 0;
     attribute(&s->model, &s->run, &a, (float *)(a.terms + room));
     say(r, "What makes the logit of the median, %zu, and of the best other number, %zu\n\n", median, other);
-    table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin",
-                "term        layer  head  position  number      logit      other     margin\n");
-    for (size_t i = 0; i < a.n_terms; i++) limit = max_double(limit, fabs(a.terms[i].logit[0] - a.terms[i].logit[1]));
+    table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin");
     for (const Term *t = a.terms; t < a.terms + a.n_terms; t++) {
-        const double margin = t->logit[0] - t->logit[1];
-        table_row(r, "%-11s %5zu %5zu %9zu %7zu %10.4f %10.4f %+10.4f  ", t->part, t->layer, t->head, t->position,
-                  (size_t)s->list[t->position], t->logit[0], t->logit[1], margin);
-        bar(r, fabs(margin), limit, 30);
+        table_row(r, "%s %zu %zu %zu %zu %.4f %.4f %+.4f|", t->part, t->layer, t->head, t->position,
+                  (size_t)s->list[t->position], t->logit[0], t->logit[1], t->logit[0] - t->logit[1]);
     }
+    table_end(r);
     const double x = (double)logits[median], y = (double)logits[other];
-    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
-    say(r, "%-42s%10.4f %10.4f %+10.4f\n", "logits of the forward pass", x, y, x - y);
+    say(r, "\n%-28s%9.4f %9.4f %+9.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
+    say(r, "%-28s%9.4f %9.4f %+9.4f\n", "logits of the forward pass", x, y, x - y);
     free(a.terms);
     return 1;
 }
@@ -2885,8 +3281,8 @@ static int command_patch(Session *s, Report *r) {
     say(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + T), (unsigned)s->median[1]);
     say(r, "Margins are logit(%zu) - logit(%zu). With one clean value put into the corrupted run:\n\n", numbers[0],
         numbers[1]);
-    table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored",
-                "site      layer  head  position      clean  corrupted    patched  restored\n");
+    table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored");
+    r->bar_limit = 1;
     const double clean = margin(&s->run, numbers), corrupted = margin(&s->other, numbers), whole = clean - corrupted;
     for (size_t i = 0; i < c->n_layers * n_sites; i++) {
         Target target = {(HookSite)(i % n_sites), i / n_sites, 0, 0};
@@ -2900,11 +3296,11 @@ static int command_patch(Session *s, Report *r) {
                 run_intervention(&s->model, &s->other, &s->run, s->list + T, REPLACE_SAME, &target, 1);
                 const double patched = margin(&s->other, numbers);
                 const double restored = whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0;
-                table_row(r, "%-9s %5zu %5zu %9s %10.4f %10.4f %10.4f %9.3f  ", names[target.site], target.layer,
-                          target.head, position, clean, corrupted, patched, restored);
-                bar(r, restored, 1, 30);
+                table_row(r, "%s %zu %zu %s %.4f %.4f %.4f %.3f|", names[target.site], target.layer, target.head,
+                          position, clean, corrupted, patched, restored);
             }
     }
+    table_end(r);
     return 1;
 }
 
@@ -3216,42 +3612,32 @@ static void show_uniformity(Report *r, const Explanation *e, const Config *c) {
         say(r, "Layer %zu head %zu gives every number, wherever it stands, %.3f to %.3f on average.\n",
             head / c->n_heads, head % c->n_heads, least, most);
     }
-    table_begin(r, "entropy", "mean,deviation", "");
-    table_row(r, "Entropy %.4f of the greatest possible, on average; deviation %.4f.\n\n",
-              mean_of(&e->attention.entropy), deviation_of(&e->attention.entropy));
+    say(r, "\nEntropy, of the greatest possible:\n\n");
+    table_begin(r, "entropy", "mean,deviation");
+    table_row(r, "%.4f %.4f", mean_of(&e->attention.entropy), deviation_of(&e->attention.entropy));
+    table_end(r);
+    say(r, "\n");
 }
 
 static void show_ov(Report *r, const Explanation *e, size_t V) {
-    const Map ov = {e->ov, V, V, 0, NULL, NULL, "number", "its effect on the logit of"};
-    const Map ideal = {e->ideal, V, V, 0, NULL, NULL, "number", "-|x - m|, centred"};
+    const Map ov = {.values = e->ov, .rows = V, .cols = V, .row_title = "number", .col_title = "its effect on the logit of"};
+    const Map ideal = {.values = e->ideal, .rows = V, .cols = V, .row_title = "number", .col_title = "-|x - m|, centred"};
     const float *values = e->values, *ideal_values = e->ideal_values;
     say(r, "2. What does a number say?\n\n"
            "The effective OV circuit: what attending to a number adds to each logit.\n\n");
     draw_map(r, &ov);
     say(r, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
     draw_map(r, &ideal);
-    table_begin(r, "circuit", "correlation", "");
-    table_row(r, "\nCorrelation of the two, both centred by row and column: %.4f\n\n", e->correlation);
-    table_begin(r, "modes", "mode,singular_value,ideal,overlap",
-                "mode  singular value  of -|x - m|  overlap with cos(pi (x+1/2) mode/max_num)\n");
+    say(r, "\nOf the two, both centred by row and column:\n\n");
+    table_begin(r, "circuit", "correlation");
+    table_row(r, "%.4f", e->correlation);
+    table_end(r);
+    prose(r, "\nSingular values; ideal: of -|x - m|; overlap with cos(pi (x+1/2) mode/max_num):\n");
+    table_begin(r, "modes", "mode,singular_value,ideal,overlap");
     for (size_t k = 0; k < smaller(8, V); k++)
-        table_row(r, "%4zu  %14.4f  %11.4f  %.3f\n", k + 1, values[0] > 0 ? (double)values[k] / (double)values[0] : 0.0,
+        table_row(r, "%zu %.4f %.4f %.3f", k + 1, values[0] > 0 ? (double)values[k] / (double)values[0] : 0.0,
                   (double)ideal_values[k] / (double)ideal_values[0], (double)e->overlap[k]);
-}
-
-/* A curve as text; the zero line is dotted. */
-static void draw_curve(Report *r, const float *y, size_t n) {
-    const size_t height = 9;
-    double limit = 0;
-    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
-    for (size_t line = 0; line < height; line++) {
-        say(r, "  %8.2f |", limit * (1.0 - 2.0 * (double)line / (double)(height - 1)));
-        for (size_t x = 0; x < smaller(n, r->width - 12); x++) {
-            const double level = limit > 0 ? (1.0 - (double)y[x] / limit) / 2.0 * (double)(height - 1) : 0.0;
-            say(r, floor(level + 0.5) == (double)line ? "*" : line == height / 2 ? "." : " ");
-        }
-        say(r, "\n");
-    }
+    table_end(r);
 }
 
 static void show_votes(Report *r, const Explanation *e, size_t V) {
@@ -3262,26 +3648,27 @@ static void show_votes(Report *r, const Explanation *e, size_t V) {
         const size_t m = smaller(V - 2, i * V / 4);
         say(r, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1,
             (double)e->fit[m]);
-        draw_curve(r, e->votes + m * V, V);
+        draw_curve(r, e->votes + m * V, V, "the attended number");
     }
-    table_begin(r, "votes", "m,step,fit", "\n   m  step a(m)  R^2\n");
+    say(r, "\n");
+    table_begin(r, "votes", "m,step,fit");
+    r->bar_limit = 1;
     for (size_t m = 0; m + 1 < V; m += every) {
-        table_row(r, "%4zu  %9.3f  %.3f  ", m, (double)e->step[m], (double)e->fit[m]);
-        bar(r, (double)e->fit[m], 1, 40);
+        table_row(r, "%zu %.3f %.3f|", m, (double)e->step[m], (double)e->fit[m]);
     }
+    table_end(r);
     say(r, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", e->mean_fit, e->steps_up, V - 1);
 }
 
 static void show_direct_path(Report *r, const Explanation *e) {
-    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio", "\n4. The last number\n\n"
-                "The last number also reaches the logits through the residual stream, without any head. In units of\n"
-                "-|x - m| (slope of the best fit):\n\n");
-    table_row(r, "  any other number, attention x OV     %8.4f\n  the last number, attention x OV      %8.4f\n"
-                 "  the last number, residual stream     %8.4f\n  the last number, in all              %8.4f\n"
-                 "  in all, as a part of another's       %8.4f\n",
-              e->other_weight, e->last_weight - e->direct_weight, e->direct_weight, e->last_weight, e->weight_ratio);
-    say(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the "
-           "last one\ncounts like the others as long as its weight is more than 0 and less than 2 of theirs.\n");
+    say(r, "\n4. The last number\n\n");
+    prose(r, "The last number also reaches the logits through the residual stream, without any head. In units of "
+            "-|x - m| (slope of the best fit):\n");
+    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio");
+    table_row(r, "%.4f %.4f %.4f %.4f %.4f", e->other_weight, e->last_weight - e->direct_weight, e->direct_weight, e->last_weight, e->weight_ratio);
+    table_end(r);
+    prose(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the "
+            "last one counts like the others as long as its weight is more than 0 and less than 2 of theirs.");
 }
 
 static void show_ladder(Report *r, const Explanation *e) {
@@ -3291,26 +3678,27 @@ static void show_ladder(Report *r, const Explanation *e) {
     const size_t n = e->lists, mistakes = n - e->ladder[0].right;
     say(r, "\n5. The ladder\n\n"
            "Ever simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", n, mistakes);
-    table_begin(r, "ladder", "rung,model,accuracy,agreement,mistakes_repeated,loss",
-                "                                                right    like the  its mistakes      loss\n"
-                "                                                          network      repeated\n");
+    table_begin(r, "ladder", "rung,model,accuracy,agreement,mistakes_repeated,loss");
     for (size_t i = 0; i < LADDER; i++) {
         const Rung *rung = &e->ladder[i];
-        table_row(r, "(%zu) %-40s %8.3f %% %8.3f %% %11.2f %% %10.5f\n", i, names[i], share(rung->right, n),
+        table_row(r, "%zu %s %.3f%% %.3f%% %.2f%% %.5f", i, names[i], share(rung->right, n),
                   share(rung->like_network, n), share(rung->mistakes_shared, mistakes), rung->loss);
     }
+    table_end(r);
 }
 
 /* Shares of right answers among the lists of each class, `width` classes together. */
 static void show_tallies(Report *r, const char *name, const char *title, const Tally *tallies, size_t n, size_t width) {
-    table_begin(r, name, "from,lists,accuracy", title);
+    say(r, "%s", title);
+    table_begin(r, name, "from,lists,accuracy");
     for (size_t first = 0; first < n; first += width) {
         Tally sum = {0, 0};
         for (size_t i = first; i < smaller(n, first + width); i++)
             sum.lists += tallies[i].lists, sum.right += tallies[i].right;
         if (sum.lists)
-            table_row(r, "  from %-4zu %9zu lists  %8.3f %% right\n", first, sum.lists, share(sum.right, sum.lists));
+            table_row(r, "%zu %zu %.3f%%", first, sum.lists, share(sum.right, sum.lists));
     }
+    table_end(r);
 }
 
 static void show_failures(Session *s, Report *r, const Explanation *e) {
@@ -3319,9 +3707,11 @@ static void show_failures(Session *s, Report *r, const Explanation *e) {
     show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, s->V,
                  tenth);
     show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, s->T + 1, 1);
-    table_begin(r, "worst", "loss,list", "The lists of greatest loss:\n");
+    say(r, "The lists of greatest loss:\n");
+    table_begin(r, "worst", "loss,list");
     for (size_t i = 0; i < WORST_LISTS && e->worst[i].count; i++)
-        table_row(r, "  %8.4f  %s\n", -e->worst[i].key, list_text(s, e->worst[i].list));
+        table_row(r, "%.4f %s", -e->worst[i].key, list_text(s, e->worst[i].list));
+    table_end(r);
 }
 
 /* Every claim beside the number that it stands on, and the limits between which that must be. */
@@ -3341,14 +3731,15 @@ static void show_verdict(Report *r, const Explanation *e) {
         {"And so does the sum with equal votes a(m) sign(x - m - 1/2): share", like_votes, 0.8, 1}};
     const size_t n = sizeof claims / sizeof *claims;
     size_t holding = 0, first = 0; /* first: how many of the first claims hold, up to the first that doesn't */
-    table_begin(r, "verdict", "holds,claim,value,above,to", "\n7. Verdict\n\n");
+    say(r, "\n7. Verdict\n\n");
+    table_begin(r, "verdict", "holds,claim,value,above,to");
     for (size_t i = 0; i < n; i++) {
         const double x = claims[i].value, low = claims[i].low, high = claims[i].high;
         const int holds = x > low && x <= high;
         first += holds && first == i, holding += (size_t)holds;
-        table_row(r, "  %-3s  %-68s %7.4f  (above %.2f to %.2f)\n", holds ? "yes" : "NO", claims[i].claim, x, low,
-                  high);
+        table_row(r, "%s %s %.4f %.2f %.2f", holds ? "yes" : "NO", claims[i].claim, x, low, high);
     }
+    table_end(r);
     if (holding == n)
         say(r, "\nThe mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as "
                "more numbers\nlie above than below. It minimises sum |x - m|, which is what the median does.\n");
@@ -3819,21 +4210,20 @@ static int command_certify(Session *s, Report *r) {
     if (!certify(&s->model, &options, &all, s->error)) return 0;
     say(r, "All %" PRIu64 " lists of %zu numbers below %zu, ", all.lists, s->T, V);
     say(r, "proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.boxes, all.lists_run);
-    table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to",
-                "median                 right                wrong            undecided"
-                "  accuracy from             to\n");
+    table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to");
     for (size_t m = 0; m <= V; m++) { /* the last row: all medians */
         uint64_t n[3] = {all.right, all.wrong, all.undecided};
         char name[24], text[3][24];
         for (size_t k = 0; k < 3; k++) {
             if (m < V) n[k] = 0;
             for (size_t last = 0; m < V && last < V; last++) n[k] += all.cells[last * V + m][k];
-            snprintf(text[k], sizeof text[k], "%" PRIu64, n[k]);
+            print_to(text[k], sizeof text[k], "%" PRIu64, n[k]);
         }
         const double lists = (double)(n[0] + n[1] + n[2]), least = (double)n[0], most = (double)(n[0] + n[2]);
-        table_row(r, "%6s  %20s %20s %20s  %12.7f %% %12.7f %%\n", index_text(name, m, V, "all"), text[0], text[1],
-                  text[2], least / lists, most / lists);
+        table_row(r, "%s %s %s %s %.7f%% %.7f%%", index_text(name, m, V, "all"), text[0], text[1], text[2],
+                  least / lists, most / lists);
     }
+    table_end(r);
     for (int worst = 0; worst < 2; worst++) {
         const Sighting *seen = worst ? all.worst : all.closest;
         say(r, worst ? "\nThe worst among the wrong lists that were run, at least one of each set\n"
@@ -3882,17 +4272,13 @@ static const struct {
      "    median train --steps 1 --out untrained.safetensors && median explain --model untrained.safetensors\n"},
 };
 
-static void underlined(Report *r, const char *title) {
-    say(r, "\n%s\n%.*s\n\n", title, (int)strlen(title), "========================================");
-}
-
 /* One list of seed 23 runs through all chapters. */
 static int command_tour(Session *s, Report *r) {
     say(r, "%s: %zu parameters, hash %016" PRIx64 "\n", s->path, s->model.n_params, hash_model(&s->model));
     if (!given_list(s, 23)) return 0;
     s->on_tour = 1;
     for (size_t i = 0; i < sizeof chapters / sizeof *chapters; i++) {
-        underlined(r, chapters[i].title);
+        heading(r, chapters[i].title);
         if (!chapters[i].show(s, r)) return 0;
         say(r, chapters[i].lesson, list_text(s, s->list));
     }
@@ -3907,13 +4293,13 @@ static int command_journey(Session *s, Report *r) {
     Recipe *recipe = &s->settings.recipe;
     Trainer t;
     say(r, "A small transformer learns to find the median of a list, and shows how it does it.\n");
-    underlined(r, "The data");
+    heading(r, "The data");
     *recipe = recipe_default(), s->size = 5;
     command_data(s, r);
     s->size = size;
     say(r, "\nSeven numbers from 0 to 49, and the one that would stand in the middle if they were sorted. The network "
            "sees\nthe lists and is told the medians; nobody tells it how to sort.\n");
-    underlined(r, "Training");
+    heading(r, "Training");
     if (!trainer_create(&t, recipe, &s->settings.config, NULL, s->error)) return 0;
     say(r, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu lists each.\n", t.model.n_params,
         t.total_steps, recipe->batch_size);
@@ -3978,11 +4364,11 @@ static int command_bench(Session *s, Report *r) {
     say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / (double)batch);
     report_flush(r);
     if (to) {
-        fprintf(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best[0] * 1e3,
+        print_file(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best[0] * 1e3,
                 1 / best[0], (double)batch / best[0], step * 1e-9 / best[0]);
-        fprintf(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best[1] * 1e3,
+        print_file(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best[1] * 1e3,
                 (double)batch / best[1], forward * 1e-9 / best[1]);
-        fprintf(to, "memory     %10.2f MiB for activations and gradients\n", run->bytes / 1048576.0);
+        print_file(to, "memory     %10.2f MiB for activations and gradients\n", run->bytes / 1048576.0);
     }
     trainer_free(&t);
     return 1;
@@ -3996,8 +4382,8 @@ static const char golden[][17] = {
     "d421d8ca32d81b6f", "36ebe45cafb7c14c", "e5474b92f166965c", "2c8aa2da52a410bf", "948a8941c863be5f",
     "113b32915715ef56", "90a1a857c76b5820", "674b3525efd1c053", "af403ce3ba83e7b8", "cb0a052860ccdd2c",
     "856e7331f496b68a", "13e96ee9a5725947", "cd981d381a5cbdb3", "e202d7d7eadc2037", "9f338d28047c2662",
-    "da09e943d2e629a3", "feaefa1ebf586da6", "29fdc057c4414906", "11d06e77eed8903f", "f39d262c256f9475",
-    "f94869e27bac6eea", "8c6bff41523992cb", "345bab698d549362"};
+    "da09e943d2e629a3", "73273e79b0757c3e", "29fdc057c4414906", "11d06e77eed8903f", "f39d262c256f9475",
+    "f94869e27bac6eea", "8c6bff41523992cb", "87a7c00ac85bbf41"};
 
 typedef struct {
     Session *session;
@@ -4010,12 +4396,12 @@ typedef struct {
 static void check_stage(Checker *c, const char *name, uint64_t hash) {
     const char *expected = golden[c->stage++];
     char found[20];
-    snprintf(found, sizeof found, "%016" PRIx64, hash);
+    print_to(found, sizeof found, "%016" PRIx64, hash);
     const int same = strcmp(found, expected) == 0;
     say(c->report, "%s%-*s %s  ", c->of, 44 - (int)strlen(c->of), name, found);
     say(c->report, same ? "ok\n" : "DIFFERS, expected %s\n", expected);
     if (!same && !*c->first_difference)
-        snprintf(c->first_difference, sizeof c->first_difference, "%s%s", c->of, name);
+        print_to(c->first_difference, sizeof c->first_difference, "%s%s", c->of, name);
     report_flush(c->report);
 }
 
@@ -4156,6 +4542,7 @@ static int check_model(Checker *c, const char *of, const Config *config, const R
     }
     if (done && all.text.failed) done = fail(s.error, "out of memory");
     if (done) check_stage(c, "reports", hash_bytes(HASH_START, all.text.data, all.text.size));
+    text_free(&all.cells);
     text_free(&all.text);
     trainer_free(&t);
     return done;
@@ -4273,7 +4660,7 @@ static void options_default(Session *s, const Command *command, int original) {
     s->settings.recipe = original ? recipe_original() : recipe_default();
     s->settings.recipe.seed = command->seed;
     s->preset = "default", s->path = MEDIAN_MODEL, s->out = "trained.safetensors";
-    s->size = command->size, s->threads = 1, s->width = 120, s->save_every = 2000, s->effort = 262144;
+    s->size = command->size, s->threads = 1, s->save_every = 2000, s->effort = 262144;
     s->query_pos = s->key_pos = NO_POSITION;
 }
 
@@ -4289,10 +4676,10 @@ static void command_help(const Command *command, Report *r) {
     for (size_t i = 0; i < n; i++) {
         const Setting *s = options[i];
         char left[64], value[40] = "";
-        snprintf(left, sizeof left, "--%s%s", s->name, values[s->kind]);
+        print_to(left, sizeof left, "--%s%s", s->name, values[s->kind]);
         if ((s->offset < sizeof(Settings) && s->kind != SETTING_FLAG) || s->offset == CLI(size))
             setting_print(s, &defaults, value, sizeof value);
-        if (s->choices) snprintf(left, sizeof left, "--%s %s", s->name, s->choices);
+        if (s->choices) print_to(left, sizeof left, "--%s %s", s->name, s->choices);
         say(r, "  %-28s %s%s%s%s\n", left, s->help, *value ? " (" : "", value, *value ? ")" : "");
     }
 }
@@ -4408,7 +4795,7 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
     Report r;
     int done = 1;
     memset(&s, 0, sizeof s), memset(&r, 0, sizeof r);
-    s.error = error, s.streams = *streams, r.out = streams->out;
+    s.error = error, s.streams = *streams, r.out = streams->out, r.width = terminal_width(r.out);
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) general_help(&r);
     else if (strcmp(name, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");
     else {
@@ -4417,8 +4804,9 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
         if (done && s.help) command_help(command, &r);
         else if (done && !s.init && !s.resume && !config_check(&s.settings.config, error)) done = 0, error->usage = 1;
         else if (done) {
-            r.kind = s.csv ? REPORT_CSV : REPORT_TEXT, r.width = s.width;
-            r.color = s.color || (is_terminal(r.out) && !getenv("NO_COLOR"));
+            r.kind = s.csv ? REPORT_CSV : REPORT_TEXT;
+            if (s.width) r.width = s.width;
+            r.color = wants_color(r.out, s.color != 0, 0);
             use_threads((int)s.threads);
             done = run_command(&s, command, &r);
         }
@@ -4427,6 +4815,7 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
     report_flush(&r);
     if (done && r.text.failed) done = fail(error, "out of memory");
     if (r.out && (fflush(r.out) != 0 || ferror(r.out)) && done) done = fail(error, "cannot write to standard output");
+    text_free(&r.cells);
     *text = r.text;
     return done;
 }

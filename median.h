@@ -12,6 +12,7 @@
 
 #include "tensor.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 
 #ifdef __cplusplus
@@ -329,16 +330,24 @@ Model *trainer_result(Trainer *trainer);
 
 /* ---- 6. Text and settings -------------------------------------------------------------------- */
 
-/* Output under construction. failed is set when memory ran out. */
+/* Output under construction, all zero at first. failed is set when memory ran out. */
 typedef struct {
     char *data;
     size_t size, capacity;
-    int failed;
+    int failed, fixed; /* fixed: data is the caller's array; what exceeds its capacity is cut */
 } Text;
 
+/* Formats are printf's, for %s %c %d %u %x %f %e %g %% with the flags - + 0 #, width, precision, '*', and the lengths
+ * z, l, ll; what comes out does not depend on platform or locale. */
 TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...);
+void text_add_args(Text *text, const char *format, va_list args);
 void text_bytes(Text *text, const void *bytes, size_t n);
 void text_free(Text *text);
+
+/* The same into an array of `size` characters, at least 1; 0 if it had to be cut. Or to a file; 0 if that failed. */
+TENSOR_PRINTF(3, 4) int print_to(char *to, size_t size, const char *format, ...);
+int print_to_args(char *to, size_t size, const char *format, va_list args);
+TENSOR_PRINTF(2, 3) int print_file(FILE *file, const char *format, ...);
 
 typedef struct {
     Config config;

@@ -136,6 +136,81 @@ static void test_smaller(void) {
     EQUAL(smaller(5, 3), 3);
 }
 
+/* From Python's decimal module, which is exact. */
+static void test_print_double(void) {
+    const struct {
+        double x;
+        char style;
+        int precision;
+        const char *text;
+    } cases[] = {
+        {32.8125, 'f', 3, "32.812"}, {0.00046, 'f', 3, "0.000"}, {0.5, 'f', 0, "0"}, {1.5, 'f', 0, "2"},
+        {2.5, 'f', 0, "2"}, {0.125, 'f', 2, "0.12"}, {0.375, 'f', 2, "0.38"}, {9.995, 'f', 2, "9.99"},
+        {-999999.5, 'f', 0, "-1000000"}, {1e22, 'f', 0, "10000000000000000000000"},
+        {1e23, 'f', 1, "99999999999999991611392.0"}, {9.5, 'e', 0, "1e+01"}, {0.0, 'e', 2, "0.00e+00"},
+        {0x1p-1074, 'e', 20, "4.94065645841246544177e-324"}, {0x1p-1022, 'e', 16, "2.2250738585072014e-308"},
+        {0x1p-1074, 'f', 40, "0.0000000000000000000000000000000000000000"},
+        {DBL_MAX, 'e', 40, "1.7976931348623157081452742373170435679807e+308"},
+        {0.1, 'f', 40, "0.1000000000000000055511151231257827021182"}, {0.3, 'e', 17, "2.99999999999999989e-01"},
+        {0.0, 'g', 9, "0"}, {-0.0, 'f', 1, "-0.0"}, {100, 'g', 3, "100"}, {1000, 'g', 3, "1e+03"},
+        {999.5, 'g', 3, "1e+03"}, {998.5, 'g', 3, "998"}, {0.0001, 'g', 9, "0.0001"}, {0.00001, 'g', 9, "1e-05"},
+        {0.1, 'g', 17, "0.10000000000000001"}, {123456789.5, 'g', 9, "123456790"}, {-0x1p-149, 'g', 9, "-1.40129846e-45"},
+        {0.25, 'g', 0, "0.2"}, {HUGE_VAL, 'f', 3, "inf"}, {-HUGE_VAL, 'g', 9, "-inf"}};
+    char text[NUMBER_TEXT];
+    FOR(i, LENGTH(cases)) {
+        const size_t n = print_double(text, cases[i].x, cases[i].style, cases[i].precision, 0);
+        CHECK(strcmp(text, cases[i].text) == 0, "expected %s, got %s", cases[i].text, text);
+        EQUAL(n, strlen(cases[i].text));
+    }
+    print_double(text, HUGE_VAL - HUGE_VAL, 'f', 2, 0);
+    CHECK(strcmp(text, "nan") == 0, "NaN is '%s'", text);
+    EQUAL(print_double(text, -DBL_MAX, 'f', 1000, 1), 1 + 309 + 1 + MAX_PRECISION);
+    EQUAL(print_double(text, 100, 'g', 6, 1), 7);
+    CHECK(strcmp(text, "100.000") == 0, "kept zeros: %s", text);
+}
+
+static void test_parse_double(void) {
+    const struct {
+        const char *text;
+        double x;
+        size_t n;
+    } cases[] = {
+        {"0", 0.0, 1}, {"+00012", 12, 6}, {"-.5x", -0.5, 3}, {"5.", 5, 2}, {"1.5e3", 1500, 5}, {"1.5E+3,2", 1500, 6},
+        {"1e", 1, 1}, {"1e+", 1, 1}, {"1e-x", 1, 1}, {"1,5", 1, 1}, {"", 0, 0}, {".", 0, 0}, {"-", 0, 0}, {"e5", 0, 0},
+        {" 1", 0, 0}, {"inf", 0, 0}, {"0x10", 0, 1}, {"1e400", HUGE_VAL, 5}, {"-1e400", -HUGE_VAL, 6}, {"1e-400", 0, 6},
+        {"1e99999999999999999999", HUGE_VAL, 22}, {"1e-99999999999999999999", 0, 23}, {"0e99999999999999999999", 0, 22},
+        {"2.4703282292062327e-324", 0, 23}, {"2.4703282292062328e-324", 0x1p-1074, 23}, /* half of the least */
+        {"1.7976931348623158e308", DBL_MAX, 22}, {"1.7976931348623159e308", HUGE_VAL, 22},
+        {"2.2250738585072011e-308", 0x0.fffffffffffffp-1022, 23}, {"2.2250738585072012e-308", 0x1p-1022, 23},
+        {"9007199254740993", 0x1p53, 16}, {"9007199254740995", 0x1p53 + 4, 16}, /* ties */
+        {"9007199254740993.00000000000000000000000000000000001", 0x1p53 + 2, 52},
+        {"9007199254740992999999999999999999999999999999999e-33", 0x1p53, 53}};
+    static char far[2 * 1200];
+    char text[NUMBER_TEXT];
+    const char *end;
+    FOR(i, LENGTH(cases)) {
+        const double x = parse_double(cases[i].text, &end);
+        CHECK(x == cases[i].x, "%s is read as %.17g", cases[i].text, x);
+        EQUAL(end - cases[i].text, cases[i].n);
+    }
+    FOR(more, 2) { /* a tie to even, and a digit behind the last place that any double has */
+        memset(far, '0', sizeof far - 1);
+        memcpy(far, "9007199254740993.", 17);
+        if (more) far[sizeof far - 2] = '1';
+        EQUAL(parse_double(far, &end), more ? 0x1p53 + 2 : 0x1p53);
+        EQUAL(end - far, sizeof far - 1);
+    }
+    FOR(i, 3000) { /* 17 digits tell any two doubles apart */
+        const uint64_t bits = (uint64_t)(uniform() * 0x1p30f + 0x1p30f) << 32 | (uint64_t)(uniform() * 0x1p30f + 0x1p30f);
+        double x, back;
+        memcpy(&x, &bits, sizeof x);
+        if (!(x < HUGE_VAL)) continue;
+        print_double(text, x, i % 2 ? 'e' : 'g', i % 2 ? 16 : 17, 0);
+        back = parse_double(text, &end);
+        CHECK(memcmp(&x, &back, sizeof x) == 0 && *end == 0, "%s is read as another number", text);
+    }
+}
+
 /* No isnan, no signbit: pcc does not compile them here. */
 static void test_f32(void) { /* ties, and next to them; the least number that is kept, what is flushed; the greatest */
     const double table[][2] = {
@@ -1021,6 +1096,7 @@ static void test_settings(void) {
         const size_t beyond = most ? (size_t)bound + 2 : (size_t)bound - 1;
         Settings all = {config_default(), recipe_default()};
         char text[40];
+        const char *end;
         Model model;
         at("%s", settings[i].name);
         snprintf(text, sizeof text, "%.10g", most ? bound + 1 : bound - 1);
@@ -1028,7 +1104,7 @@ static void test_settings(void) {
         snprintf(text, sizeof text, "%.10g", bound);
         DONE(setting_parse(&settings[i], &all, text, &error) && config_check(&all.config, &error));
         setting_print(&settings[i], &all, text, sizeof text);
-        CHECK(strtod(text, NULL) == bound, "%.10g is printed as %s", bound, text);
+        CHECK(parse_double(text, &end) == bound, "%.10g is printed as %s", bound, text);
         if (settings[i].offset >= sizeof all.config) continue;
         memcpy((char *)&all + settings[i].offset, &beyond, sizeof beyond);
         CHECK(!model_create(&model, &all.config, &error) && !model.params, "an impossible model is made");
@@ -1043,9 +1119,37 @@ static void test_settings(void) {
     }
 }
 
-static void test_text_add(void) { /* a piece longer than any buffer */
+/* Texts of any length into a Text, into an array and into a file: the same. */
+TENSOR_PRINTF(2, 3) static void check_format(const char *expected, const char *format, ...) {
     Text text = {0};
-    text_add(&text, "%d%5000d", 7, 1);
+    char array[64], cut[4];
+    va_list args;
+    va_start(args, format);
+    text_add_args(&text, format, args);
+    va_end(args);
+    CHECK(text.data && strcmp(text.data, expected) == 0, "%s gives '%s', should be '%s'", format, text.data, expected);
+    EQUAL(text.size, strlen(expected));
+    EQUAL(print_to(array, sizeof array, "%s", text.data), strlen(expected) < sizeof array);
+    CHECK(strncmp(array, expected, sizeof array - 1) == 0, "cut to '%s'", array);
+    EQUAL(print_to(cut, sizeof cut, "%s%s", text.data, "x"), strlen(expected) < 3);
+    EQUAL(strlen(cut), smaller(3, strlen(expected) + 1));
+    text_free(&text);
+}
+
+static void test_text_add(void) {
+    const uint64_t most = UINT64_MAX;
+    Text text = {0};
+    check_format("7 -7 +7 +0|0", "%d %d %+d %+d|%u", 7, -7, 7, 0, 0u);
+    check_format("-2147483648 4294967295", "%d %u", INT32_MIN, UINT32_MAX);
+    check_format("18446744073709551615 ffffffffffffffff 0", "%" PRIu64 " %" PRIx64 " %zu", most, most, (size_t)0);
+    check_format("00000000000000ff|  ff|ff  |", "%016" PRIx64 "|%4x|%-4x|", (uint64_t)255, 255u, 255u);
+    check_format("    7|7    |-0007|+0007|   -7|", "%5d|%-5d|%05d|%+05d|%*d|", 7, 7, -7, 7, 5, -7);
+    check_format("7  |", "%*d|", -3, 7);
+    check_format("abc|ab|ab|   ab|ab   ||", "%s|%.2s|%.*s|%5.2s|%-5.2s|%.0s|", "abc", "abc", 2, "abc", "abc", "abc", "abc");
+    check_format("100 % x%", "%d %% %c%%", 100, 'x');
+    check_format("1.500000 1.5 2 2. 1.500e+00 1.50000", "%f %g %.0f %#.0f %.3e %#g", 1.5, 1.5, 1.5, 1.5, 1.5, 1.5);
+    check_format("+1.50|  -1.5|-001.5|1.5   |inf", "%+.2f|%6.1f|%06.1f|%-6.1f|%f", 1.5, -1.5, -1.5, 1.5, HUGE_VAL);
+    text_add(&text, "%d%5000d", 7, 1); /* longer than any buffer */
     EQUAL(text.size, 5001);
     CHECK(text.data[0] == '7' && text.data[1] == ' ' && text.data[5000] == '1', "got %.30s", text.data);
     text_free(&text);
@@ -1125,7 +1229,7 @@ static void spoil(const char *from, const char *to) {
 
 /* Resumes from the file, which must fail with that message; then the file is sound again. */
 static void expect_fault(const char *message) {
-    const Text text = {file, file_size, sizeof file, 0};
+    const Text text = {.data = file, .size = file_size, .capacity = sizeof file};
     Trainer t;
     swap_quotes('\'', '"');
     DONE(write_file(FILE_NAME, &text, &error));
@@ -1183,29 +1287,29 @@ static const struct {
     int status;
     const char *said;
 } LINES[] = {
-    {"info", BOTH, "85cc17ff69167668"}, {"tour --size 50", BOTH, "c7d1f82403a9bc8b"},
+    {"info", BOTH, "85cc17ff69167668"}, {"tour --size 50", BOTH, "f5e6998fe183cea2"},
     {"eval --size 500", BOTH, "485a298cfe421ccf"}, {"eval --size 500 --seed 3 --csv", BOTH, "aad10c62149a1db0"},
-    {"predict 1 2 3 4 5", BOTH, "d15a365091c5ee6b"}, {"predict --logits 9 0 9 -0 5", BOTH, "ae5facd7f70ddeec"},
+    {"predict 1 2 3 4 5", BOTH, "c69f737fe54cf0a9"}, {"predict --logits 9 0 9 -0 5", BOTH, "ae5facd7f70ddeec"},
     {"predict < 1 2 3 4 5// 5,4,3,2,1 /01 02 03 04 05", BOTH, "1065def3b0e38f3e"},
-    {"attention --size 20", BOTH, "51a83261a9d46d19"}, {"attention --size 20 --csv", BOTH, "8b7db0907ec602c8"},
-    {"attention --color --size 9 1 2 3 4 5", BOTH, "2a883f1215420887"}, {"circuits qk", BOTH, "6d61bd39bf980559"},
+    {"attention --size 20", BOTH, "1285d15b9e46dd4d"}, {"attention --size 20 --csv", BOTH, "8b7db0907ec602c8"},
+    {"attention --color --size 9 1 2 3 4 5", BOTH, "17196d5c42665ffe"}, {"circuits qk", BOTH, "eb65ea8b992825ff"},
     {"circuits qk --csv --raw --query-pos 1 --key-pos 2", BOTH, "c8a046832fef8f6d"},
-    {"circuits qk --query-pos 1 --width 40", BOTH, "5260819f91f824a1"},
-    {"circuits ov --head 0.0 --key-pos 0", BOTH, "b22808e98a50956d"}, {"circuits ov --csv", BOTH, "55b270ba970b1099"},
-    {"circuits ov --raw --color", BOTH, "073cc3a9fc74d761"}, {"weights", BOTH, "ad7db424dd641b2d"},
-    {"weights --csv", BOTH, "ac08f4ef7d52ac03"}, {"ablate --size 20", BOTH, "47f1123801358f7a"},
+    {"circuits qk --query-pos 1 --width 40", BOTH, "a3e468f16060f358"},
+    {"circuits ov --head 0.0 --key-pos 0", BOTH, "9c6426d7c65dce45"}, {"circuits ov --csv", BOTH, "55b270ba970b1099"},
+    {"circuits ov --raw --color", BOTH, "960b8e2ef0890869"}, {"weights", BOTH, "88457b492a49b21b"},
+    {"weights --csv", BOTH, "ac08f4ef7d52ac03"}, {"ablate --size 20", BOTH, "994910aa794afbb7"},
     {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "f1ed5d8bed9a52b4"},
-    {"ablate --size 20 --kind zero --layer 0", BOTH, "8a9f3f15ef523a17"},
-    {"ablate --size 20 --positions 4", BOTH, "7eab03ffe05a21e0"}, {"attribute", BOTH, "144471d36fa64ef3"},
-    {"attribute --csv 9 1 8 2 7", BOTH, "5c03fc6cc09c1f66"}, {"patch", BOTH, "e9c47cdb61f07668"},
-    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "892f175aa20adc80"}, {"explain --size 300", BOTH, "088a892744a6c733"},
+    {"ablate --size 20 --kind zero --layer 0", BOTH, "4e773c755d13374b"},
+    {"ablate --size 20 --positions 4", BOTH, "24e0219711058ef4"}, {"attribute", BOTH, "b7b78abbf68d97b9"},
+    {"attribute --csv 9 1 8 2 7", BOTH, "5c03fc6cc09c1f66"}, {"patch", BOTH, "69f851f132df997b"},
+    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "892f175aa20adc80"}, {"explain --size 300", BOTH, "38c000884ee677da"},
     {"explain --size 1100 --csv", BOTH, "ac28d8c7e0ffffb2"},
     {"--version", 0, "median 1."}, {"--help", 0, "Exit status"}, {"-h", 0, "Exit status"}, {"help", 0, "Exit status"},
     {"train --help", 0, "5b12088271832a42"}, {"data --help", 0, "e7e3f15618cbdb89"},
     {"--color --help", 0, "median [--option value]"}, {"data --size 1001", 0, "9ee78e9a20bf7b01"},
-    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"}, {"check", 0, "20045e41ef19b0d8"},
+    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"}, {"check", 0, "9cf538c9da69b0ac"},
     {"bench --size 2 --batch-size 8", 0, "MFLOP a step"}, {"info --model " C, 0, "803c6f397fe4851c"},
-    {"tour --size 20 --model " C, 0, "49db83afee9d04c3"}, {"weights --model " C, 0, "01d43ee01a8e31f7"},
+    {"tour --size 20 --model " C, 0, "6bbbedef23565e71"}, {"weights --model " C, 0, "d6e38fff8dd66d29"},
     {"explain --csv --size 5 --model " C, 0, "0566a73b5568d476"},
     {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0, "7285c653b9a38081"},
     {"train " TINY "--max-num 9 --epochs 9 --steps 2 --out " FILE_NAME, 0, "3011c5b30c0fdb37"},
@@ -1240,12 +1344,12 @@ static const struct {
     {"ablate --layer 1" ON_A, 2, "--layer"}, {"ablate --layer 0 --part mlp" ON_A, 2, "no MLP"},
     {"ablate --positions 5" ON_A, 2, "--positions"}, {"ablate --positions x" ON_A, 2, "--positions"},
     {"ablate --layer x" ON_A, 2, "--layer"}, {"ablate --head 0.x" ON_A, 2, "--head"},
-    {"certify" ON_A, 0, "3e0df1c32b09bd78"}, {"certify --csv" ON_A, 0, "df0bb4159f48081b"},
+    {"certify" ON_A, 0, "fc84ce740d29e907"}, {"certify --csv" ON_A, 0, "df0bb4159f48081b"},
     {"certify --model " B, 1, "one layer"}, {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
-    {"circuits qk --raw" ON_A, 0, "516ee1d30a6ec9f8"}, {"explain --size 9 --seed 9" ON_A, 0, "Much of the mechanism"},
+    {"circuits qk --raw" ON_A, 0, "b0bf9b259e8dd85b"}, {"explain --size 9 --seed 9" ON_A, 0, "Much of the mechanism"},
     {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "95962bf31b014990"},
-    {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "668515f20677bb76"},
-    {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "fd8239545533622a"},
+    {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "aad96826165a929a"},
+    {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "fd3ab32322cedc32"},
     {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "a3717a29df3fd0fd"}
 };
 
@@ -1311,7 +1415,8 @@ typedef struct {
 static const Test GROUND[] = {
     TEST(smaller), TEST(f32), TEST(ieee_setup), TEST(mt_seed), TEST(mt_fill), TEST(mt_next), TEST(exp_f32),
     TEST(log_f32), TEST(hash_bytes), TEST(hash_floats), TEST(mt_normal), TEST(share_begin), TEST(share_end),
-    TEST(attention_users), TEST(attention_dscores), TEST(adam_step), TEST(singular_values), TEST(use_threads)};
+    TEST(attention_users), TEST(attention_dscores), TEST(adam_step), TEST(singular_values), TEST(print_double),
+    TEST(parse_double), TEST(use_threads)};
 static const Test STORY[] = {
     TEST(make_lists), ON_MODELS(model_init), ON_MODELS(model_forward), ON_MODELS(model_backward), ON_MODELS(circuits),
     ON_MODELS(attribution), ON_MODELS(interventions), TEST(resume), TEST(settings), TEST(text_add), TEST(faults),
