@@ -69,9 +69,13 @@ typedef struct {
     double used;
 } Layout;
 
+void (*layout_watch)(void *gap, size_t size) = NULL;
+
 static void *lay_out(Layout *layout, double count, size_t size) {
-    void *place = layout->base ? layout->base + (size_t)layout->used : NULL;
-    layout->used += (floor(count * (double)size / 64.0) + 1.0) * 64.0;
+    char *place = layout->base ? layout->base + (size_t)layout->used : NULL;
+    const double bytes = count * (double)size, room = (floor(bytes / 64.0) + 1.0) * 64.0;
+    if (place && layout_watch) layout_watch(place + (size_t)bytes, (size_t)(room - bytes));
+    layout->used += room;
     return place;
 }
 
@@ -696,9 +700,10 @@ static void backward(const Model *m, Run *run, const uint32_t *medians, float sc
     float *dlogits = run->probs;
     cross_entropy_backward(dlogits, run->probs, medians, scale, n, V);
     linear_backward_weights(dw->W_U, dw->b_U, dlogits, run->final_h, n, d, V);
-    linear_backward_input(g->out, NULL, dlogits, w->W_U, n, d, V);
+    float *dfinal = c->normalization ? g->h : g->out;
+    linear_backward_input(dfinal, NULL, dlogits, w->W_U, n, d, V);
     if (c->normalization)
-        layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, g->out, run->final_normal,
+        layernorm_backward(g->out, NULL, dw->ln_final_w, dw->ln_final_b, dfinal, run->final_normal,
                            run->final_inv_std, w->ln_final_w, n, d);
 
     for (size_t l = c->n_layers; l-- > 0;) {
@@ -2841,9 +2846,10 @@ static const float *scale_given(const Model *m, float *out, const float *x, size
     const size_t d = m->config.d_model;
     const float *w = m->weights.ln_final_w;
     memmove(out, x, rows * d * sizeof *out);
-    for (size_t i = 0; w && i < rows * d; i++) {
+    for (size_t i = 0; m->config.normalization && i < rows * d; i++) {
         if (i % d == 0) center(out + i, d, 1);
-        out[i] = f32((double)f32((double)out[i] * scale) * w[i % d] + (b ? (double)b[i % d] : 0.0));
+        out[i] = f32((double)out[i] * scale);
+        if (w) out[i] = f32((double)out[i] * w[i % d] + (b ? (double)b[i % d] : 0.0));
     }
     return out;
 }

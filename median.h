@@ -5,8 +5,8 @@
  * gradients, is in tensor.h.
  *
  * A function that can fail returns 1 when it is done and 0 when it failed; then *error says why,
- * in one line. Nothing here prints, exits or keeps state between calls: two models in one
- * program don't disturb each other. */
+ * in one line. Nothing here prints, exits or keeps state between calls, use_threads and the tests
+ * excepted: two models in one program don't disturb each other. */
 #ifndef MEDIAN_H
 #define MEDIAN_H
 
@@ -590,8 +590,14 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
 
 /* ---- Tests: test_median.c ---- */
 
-/* Runs the tests whose name contains one of the names, or all; returns how many failed. */
-int run_tests(size_t n_names, const char *const *names);
+/* Runs the tests whose names contain one of the words, or all if there is none; a first word "math"
+ * or "bits" is a suite's, and leaves the other out. Prints a line for each and returns how many
+ * failed; a word that no name contains is a failure, too. Ends the program when memory runs out. */
+int run_tests(size_t n_words, const char *const *words);
+
+/* NULL, or called for each array that is laid out in one piece of memory with others, with the
+ * bytes between it and the next: the tests set fences there. */
+extern void (*layout_watch)(void *gap, size_t size);
 
 #ifdef __cplusplus
 }
