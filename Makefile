@@ -1,49 +1,77 @@
 # make            builds ./median
-# make test       builds and runs the tests
+# make test       builds it and runs the tests; the last line is `N passed, N failed`
 # make install    PREFIX=/usr/local DESTDIR=
+# make uninstall, make clean
 # Every flag here is about speed or comfort. `cc *.c -lm` builds the same program, and both compute the same bits.
+# For GNU make, BSD make and others.
 
-CC     = cc
-CFLAGS = -O3
-PREFIX = /usr/local
-
-# What this compiler offers: does `$(CC) FLAG` compile an empty program?
-offers = $(shell echo 'int main(void){return 0;}' > .try.c && $(CC) -Werror $(1) .try.c -o .try >/dev/null 2>&1 && echo $(1); rm -f .try .try.c)
-EXTRA := $(call offers,-march=native) $(call offers,-fopenmp) $(call offers,-fno-math-errno)
+CC       = cc
+CFLAGS   = -O3
+# Named, for BSD make sends the compiler away from its headers where DESTDIR is given.
+CPPFLAGS =
+LDFLAGS  =
+# The compiler is given those that it knows. For another machine than this one: make CC=aarch64-linux-gnu-gcc EXTRA=
+EXTRA    = -march=native -fopenmp -fno-math-errno
+PREFIX   = /usr/local
+EXE      =
 
 SOURCES = median.c tensor.c test_median.c
 HEADERS = median.h tensor.h
+PROGRAM = median$(EXE)
 
-BUILD   = $(CC) $(CFLAGS) $(EXTRA) $(CPPFLAGS) $(SOURCES) $(LDFLAGS) -lm
+# Where there is no ./median.safetensors, the program takes the one that `make install` puts there.
+BIN   = $(PREFIX)/bin
+MAN   = $(PREFIX)/share/man/man1
+SHARE = $(PREFIX)/share/median
+BUILD = $(CC) $(CFLAGS) $(CPPFLAGS) -DMEDIAN_MODEL_INSTALLED='"$(SHARE)/median.safetensors"'
 
-median: $(SOURCES) $(HEADERS) Makefile
-	$(BUILD) -o $@
+$(PROGRAM): $(SOURCES) $(HEADERS) Makefile .command
+	@echo 'int main(void) { return 0; }' > .try.c; extra=; \
+	for flag in $(EXTRA); do \
+	    if $(CC) -Werror $$flag .try.c -o .try$(EXE) > /dev/null 2>&1; then extra="$$extra $$flag"; fi; \
+	done; \
+	rm -f .try .try.exe .try.c; set -x; \
+	$(BUILD) $$extra $(SOURCES) $(LDFLAGS) -lm -o $@
 
-test: median
-	./median test
+# Holds the command of the last build: with another one, the program is built anew.
+.command: FORCE
+	@echo '$(BUILD) $(EXTRA) $(LDFLAGS)' > $@.new; \
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+FORCE:
 
-# The manual page is what the program says about itself.
+test: $(PROGRAM)
+	./$(PROGRAM) test
+
+# The manual page is what the program says about itself, so it takes one that runs on this machine.
 PAGE = sed 's/\\/\\\\/g; s/-/\\-/g; s/^[.]/\\\&./'
-COMMANDS = $$(./median --help | sed -n "s/^  \([a-z][a-z]*\) .*/\1/p")
 
-median.1: median
-	{ printf '.TH MEDIAN 1\n.SH NAME\nmedian \\- a small transformer that finds the median of a list\n.SH SYNOPSIS\n.nf\n'; \
-	  ./median --help | $(PAGE); printf '.fi\n'; \
-	  for c in $(COMMANDS); do printf '.SH %s\n.nf\n' $$c; ./median $$c --help | $(PAGE); printf '.fi\n'; done; } > $@
+median.1: $(PROGRAM)
+	@rm -f $@; \
+	if ./$(PROGRAM) --help > .help 2> /dev/null; then { \
+	    printf '.TH MEDIAN 1\n.SH NAME\nmedian \\- a small transformer that finds the median of a list\n'; \
+	    printf '.SH SYNOPSIS\n.nf\n'; $(PAGE) .help; printf '.fi\n'; \
+	    for c in `sed -n 's/^  \([a-z][a-z]*\) .*/\1/p' .help`; do \
+	        printf '.SH %s\n.nf\n' $$c; ./$(PROGRAM) $$c --help | $(PAGE); printf '.fi\n'; \
+	    done; \
+	    printf '.SH EXAMPLES\n.nf\nmedian predict 41 46 16 47 30 12 27\nmedian data \\-\\-size 5 | median predict\n'; \
+	    printf 'median tour | less \\-R\nmedian train \\-\\-seed 2 \\-\\-out two.safetensors\n'; \
+	    printf 'median certify \\-\\-model two.safetensors\n.fi\n.SH FILES\n.nf\n'; \
+	    printf './median.safetensors\n%s/median.safetensors\n.fi\n' '$(SHARE)'; } > $@; \
+	else echo "./$(PROGRAM) does not run on this machine: there will be no manual page"; fi; \
+	rm -f .help
 
-# Installed, the program finds its checkpoint from any folder.
-install: median median.1
-	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/median
-	$(BUILD) -DMEDIAN_MODEL='"$(PREFIX)/share/median/median.safetensors"' -o $(DESTDIR)$(PREFIX)/bin/median
-	cp median.1 $(DESTDIR)$(PREFIX)/share/man/man1/
-	cp median.safetensors $(DESTDIR)$(PREFIX)/share/median/
+# umask and chmod: everybody may use what is installed, whatever the mask of who installs it.
+install: $(PROGRAM) median.1
+	umask 022 && mkdir -p "$(DESTDIR)$(BIN)" "$(DESTDIR)$(MAN)" "$(DESTDIR)$(SHARE)"
+	cp $(PROGRAM) "$(DESTDIR)$(BIN)/$(PROGRAM)" && chmod 755 "$(DESTDIR)$(BIN)/$(PROGRAM)"
+	cp median.safetensors "$(DESTDIR)$(SHARE)/" && chmod 644 "$(DESTDIR)$(SHARE)/median.safetensors"
+	if test -f median.1; then cp median.1 "$(DESTDIR)$(MAN)/" && chmod 644 "$(DESTDIR)$(MAN)/median.1"; fi
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/median $(DESTDIR)$(PREFIX)/share/man/man1/median.1
-	rm -f $(DESTDIR)$(PREFIX)/share/median/median.safetensors
-	-rmdir $(DESTDIR)$(PREFIX)/share/median
+	rm -f "$(DESTDIR)$(BIN)/$(PROGRAM)" "$(DESTDIR)$(MAN)/median.1" "$(DESTDIR)$(SHARE)/median.safetensors"
+	-rmdir "$(DESTDIR)$(SHARE)"
 
 clean:
-	rm -f median median.exe median.1 a.out
+	rm -f median median.exe median.1 a.out .command
 
 .PHONY: test install uninstall clean
