@@ -1214,7 +1214,8 @@ static void add_conversion(Text *text, const Conversion *c, va_list *args) {
     case 'e':
     case 'f':
     case 'g':
-        n = print_double(number, va_arg(*args, double), c->kind, c->precision < 0 ? 6 : c->precision, c->hash);
+        n = c->precision < 0 ? 6 : (size_t)c->precision;
+        n = print_double(number, va_arg(*args, double), c->kind, (int)n, c->hash);
         break;
     case 'd':
     case 'u':
@@ -1227,8 +1228,9 @@ static void add_conversion(Text *text, const Conversion *c, va_list *args) {
         body = made;
         n++;
     }
-    const size_t width = (size_t)(c->width < 0 ? -c->width : c->width), pad = width > n ? width - n : 0;
     const int left = c->minus || c->width < 0;
+    const size_t width = (size_t)(c->width < 0 ? -c->width : c->width);
+    const size_t pad = width > n ? width - n : 0;
     if (!left && !c->zero) text_fill(text, ' ', pad);
     if (!left && c->zero && (*body == '-' || *body == '+')) {
         text_bytes(text, body++, 1);
@@ -1857,8 +1859,9 @@ int trainer_resume(Trainer *t, const char *path, Error *error) {
 
 /* ---- 8. Reports ------------------------------------------------------------------------------ */
 
-/* Everything on stdout passes through a Report, so that a command says what it found once: `say` and `prose` for
- * words and pictures, which machines don't want, tables for numbers, which all want. */
+/* Everything on stdout passes through a Report, so that a command says what it found once: `say`
+ * and `prose` for words and pictures, which machines don't want, tables for numbers, which all
+ * want. */
 typedef enum {
     REPORT_TEXT, /* for people */
     REPORT_CSV,  /* one table: the names of its columns, then its rows */
@@ -1882,7 +1885,8 @@ typedef struct {
     /* The table under way. */
     const char *table, *columns; /* its name; its columns', with commas */
     size_t row, n_columns, gap;
-    double bar_limit, negative, positive; /* the number that fills a bar, 0: the greatest; a bar's two ends */
+    double bar_limit;            /* the number that fills a bar; 0: the greatest in the table */
+    double negative, positive;   /* the ends of a bar */
     Text cells; /* for people: the names, then row after row, with a 0 behind each cell */
     Column column[MAX_COLUMNS + 1];
 } Report;
@@ -1897,7 +1901,7 @@ static int is_terminal(FILE *stream) {
 #endif
 }
 
-/* The columns of the terminal, if it tells, else of COLUMNS, else 80, as where stdout is no terminal. */
+/* The columns of the terminal, as it says or COLUMNS says; 80 where stdout is no terminal. */
 static size_t terminal_width(FILE *out) {
     const char *columns = getenv("COLUMNS");
     double width = 0;
@@ -1939,7 +1943,7 @@ static void end_line(Report *r) {
     if (r->text.size > 60000) report_flush(r);
 }
 
-/* How many characters of text a line of `width` takes: as many whole words as it holds, at least one. */
+/* How many characters of text go on a line of `width`: whole words, at least one. */
 static size_t line_length(const char *text, size_t width) {
     size_t n = 0, end = 0;
     do {
@@ -1978,7 +1982,7 @@ static void heading(Report *r, const char *title) {
     say(r, "\n\n");
 }
 
-/* x, which is told. Weights can be so great that it is infinite or NaN: then the command has failed. */
+/* x, which is told. Weights can be so great that it is infinite or NaN: then the command failed. */
 static double checked(Report *r, double x) {
     if (!(fabs(x) < HUGE_VAL)) r->overflow = 1;
     return x;
@@ -2011,8 +2015,9 @@ static void table_begin(Report *r, const char *name, const char *columns) {
     text_bytes(&r->cells, "", 1);
 }
 
-/* A row: each conversion of the format, one of %s, %u, %zu, %f, is a cell. A number followed by %% is a share: people
- * get it in percent, machines as it is. A number followed by | is drawn as well. Machines get nine digits. */
+/* A row: each conversion of the format, one of %s, %u, %zu, %f, is a cell. A number followed by
+ * %% is a share: people get it in percent, machines as it is. A number followed by | is drawn as
+ * well. Machines get numbers with nine digits. */
 TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
     const int people = r->kind == REPORT_TEXT;
     Text *to = people ? &r->cells : &r->text;
@@ -2029,14 +2034,16 @@ TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
         column->left = c.kind == 's';
         column->bar = *at == '|';
         if (r->kind == REPORT_CSV && column != r->column) text_add(to, ",");
-        if (r->kind == REPORT_LONG) text_add(to, "%s,%zu,%.*s,", r->table, r->row, (int)length, name);
+        if (r->kind == REPORT_LONG)
+            text_add(to, "%s,%zu,%.*s,", r->table, r->row, (int)length, name);
         name += length + 1;
         if (c.kind == 'f') {
-            const double x = checked(r, va_arg(args, double)), shown = share ? 100 * x : x;
+            const double x = checked(r, va_arg(args, double));
             if (!people) text_add(to, "%.9g", x);
-            else text_add(to, c.plus ? "%+.*f%s" : "%.*f%s", c.precision, shown, share ? " %" : "");
+            else text_add(to, c.plus ? "%+.*f" : "%.*f", c.precision, share ? 100 * x : x);
         } else add_conversion(to, &c, &args);
-        if (people) text_bytes(to, "", 1);
+        if (people) text_bytes(to, " %", share ? 3 : 0);
+        if (people && !share) text_bytes(to, "", 1);
         if (r->kind == REPORT_LONG) end_line(r);
     }
     va_end(args);
@@ -2051,7 +2058,7 @@ static double bar_value(const char *cell) {
     return strcmp(end, " %") == 0 ? x / 100 : x;
 }
 
-/* What the columns need to hold their cells and the longest words of their names; the ends of bars. */
+/* What holds the columns' cells and the longest words of their names; the ends of bars. */
 static void measure_columns(Report *r) {
     const char *cell = r->cells.data;
     r->negative = 0;
@@ -2071,23 +2078,28 @@ static void measure_columns(Report *r) {
     }
 }
 
-/* Narrow gaps, and columns of text down to their longest words, where a line needs it. Returns the room for bars. */
+enum { GOOD_BAR = 20, LEAST_BAR = 8, MOST_BAR = 50 };
+
+/* Where a line needs it, narrows the gaps, then columns of text, one character off the widest
+ * after the other, down to their longest words. Returns the room for bars. */
 static size_t fit_columns(Report *r, int bars) {
-    enum { GOOD_BAR = 20, LEAST_BAR = 8, MOST_BAR = 50 };
-    size_t used = bars ? GOOD_BAR : 0;
+    size_t used = 0;
     for (size_t i = 0; i < r->n_columns; i++) used += r->column[i].width;
-    r->gap = used + 2 * r->n_columns <= r->width + 2 ? 2 : 1;
-    used += r->gap * r->n_columns - (bars ? GOOD_BAR : 0);
-    for (Column *widest = r->column; widest; used -= widest != NULL) {
-        widest = NULL;
-        for (Column *c = r->column; used > r->width + r->gap && c < r->column + r->n_columns; c++)
-            if (c->left && c->width > c->least && !(widest && widest->width >= c->width)) widest = c;
-        if (widest) widest->width--;
+    r->gap = used + 2 * r->n_columns + (bars ? GOOD_BAR : 0) <= r->width + 2 ? 2 : 1;
+    used += r->gap * r->n_columns;
+    while (used > r->width + r->gap) {
+        Column *widest = NULL;
+        for (Column *c = r->column; c < r->column + r->n_columns; c++)
+            if (c->left && c->width > c->least && (!widest || c->width > widest->width)) widest = c;
+        if (!widest) break;
+        widest->width--;
+        used--;
     }
     return bars && used + LEAST_BAR <= r->width ? smaller(r->width - used, MOST_BAR) : 0;
 }
 
-/* A row of cells, each wrapped to its column's width; columns that a line does not hold follow in the next. */
+/* A row of cells, each wrapped to its column's width. Columns that a line does not hold follow
+ * in the next. */
 static void put_row(Report *r, const char **cell, size_t n_cells) {
     for (size_t from = 0, to = 0; from < n_cells; from = to) {
         const size_t indent = from > 0 ? 4 : 0;
@@ -2099,7 +2111,8 @@ static void put_row(Report *r, const char **cell, size_t n_cells) {
             say(r, "%*s", (int)indent, "");
             for (size_t i = from; i < to; i++) {
                 const Column *c = &r->column[i];
-                const size_t n = line_length(cell[i], c->width), pad = c->width - smaller(n, c->width);
+                const size_t n = line_length(cell[i], c->width);
+                const size_t pad = c->width - smaller(n, c->width);
                 say(r, "%*s%.*s", c->left ? 0 : (int)pad, "", (int)n, cell[i]);
                 say(r, "%*s", (int)(c->left ? pad + r->gap : r->gap), "");
                 cell[i] += n + strspn(cell[i] + n, " ");
@@ -2112,9 +2125,10 @@ static void put_row(Report *r, const char **cell, size_t n_cells) {
 
 /* x as a bar of up to `width` characters. Negative ones go left from a line that marks 0. */
 static void make_bar(Text *bar, const Report *r, double x, size_t width) {
-    const double unit = (r->negative + r->positive) / (double)(width - 1), most = x < 0 ? r->negative : r->positive;
+    const double unit = (r->negative + r->positive) / (double)(width - 1);
+    const double most = x < 0 ? r->negative : r->positive, size = fabs(x) < most ? fabs(x) : most;
     const size_t zero = r->negative > 0 ? (size_t)(r->negative / unit + 0.5) : 0;
-    const size_t n = unit > 0 ? (size_t)((fabs(x) < most ? fabs(x) : most) / unit + 0.5) : 0;
+    const size_t n = unit > 0 ? (size_t)(size / unit + 0.5) : 0;
     text_fill(bar, ' ', x < 0 ? zero - smaller(n, zero) : zero);
     if (x < 0) text_fill(bar, '-', n);
     if (r->negative > 0) text_fill(bar, '|', 1);
@@ -2148,7 +2162,8 @@ static void table_end(Report *r) {
 /* Shades from the most negative value to the greatest; the middle one is 0. */
 enum { SHADES = 7 };
 static const char ramp[] = "W<=~-'`.:;+*#%@";
-static const int ramp_colors[] = {17, 20, 27, 33, 75, 117, 153, 254, 224, 217, 210, 203, 196, 160, 88};
+static const int ramp_colors[] = {17,  20,  27,  33,  75,  117, 153, 254,
+                                  224, 217, 210, 203, 196, 160, 88};
 
 /* A value's place in the ramp on the scale -limit .. limit. */
 static size_t shade_index(double value, double limit) {
@@ -2161,11 +2176,11 @@ static char shade(double value, double limit) { return ramp[shade_index(value, l
 
 /* `width` characters of one shade, behind a number if there is one. */
 static void paint(Report *r, size_t index, const char *number, size_t width) {
-    const int strong = index < 3 || index + 3 > 2 * SHADES;
-    if (r->color)
-        say(r, "\033[48;5;%d;38;5;%dm%s%*s\033[0m", ramp_colors[index], strong ? 231 : 16, number, (int)width, "");
-    else say(r, "%s", number);
-    for (size_t i = 0; !r->color && i < width; i++) say(r, "%c", ramp[index]);
+    const int ink = index < 3 || index + 3 > 2 * SHADES ? 231 : 16; /* white or black */
+    if (r->color) say(r, "\033[48;5;%d;38;5;%dm", ramp_colors[index], ink);
+    say(r, "%s", number);
+    for (size_t i = 0; i < width; i++) say(r, "%c", r->color ? ' ' : ramp[index]);
+    if (r->color) say(r, "\033[0m");
 }
 
 /* A table as a picture. */
@@ -2180,8 +2195,8 @@ typedef struct {
 
 enum { MAP_LINES = 25, MAP_NUMBERS = 13, NUMBER_WIDTH = 7, MARGIN = 8 };
 
-/* How a table is drawn: `width` characters, the first ones a number if there are so many, are the mean of down x right
- * cells. */
+/* How a table is drawn: `width` characters, most of them a number if there are so many, are the
+ * mean of down x right cells. */
 typedef struct {
     size_t down, right, width;
     double limit;
@@ -2200,20 +2215,25 @@ static double block_mean(const Map *map, const Grid *g, size_t row, size_t col, 
     return *n > 0 ? sum / (double)*n : 0;
 }
 
-/* With numbers if the table is small; else two characters a cell, as wide as a line is high; else one for two rows, or
- * for more. */
+/* With numbers if the table is small; else two characters a cell, as wide as a line is high;
+ * else one for two rows, or for more. */
 static Grid fit_map(const Report *r, const Map *map) {
     Grid g = {.down = 1, .right = 1, .width = NUMBER_WIDTH + 1, .limit = map->limit};
     const size_t room = r->width - MARGIN;
     const int low = map->rows <= MAP_LINES;
     size_t n;
     double greatest = 0;
-    for (size_t i = 0; i < map->rows * map->cols; i++) greatest = max_double(greatest, fabs((double)map->values[i]));
-    if (!low || map->cols > MAP_NUMBERS || map->cols * g.width > room || greatest >= 1000) g.width = 2;
+    for (size_t i = 0; i < map->rows * map->cols; i++)
+        greatest = max_double(greatest, fabs((double)map->values[i]));
+    if (map->cols > MAP_NUMBERS || map->cols * g.width > room || greatest >= 1000) g.width = 2;
+    if (!low) g.width = 2;
     if (g.width == 2 && (!low || 2 * map->cols > room)) {
         g.width = 1;
         g.down = 2;
-        while ((map->cols - 1) / g.right >= room || (map->rows - 1) / g.down >= MAP_LINES) g.down = 2 * ++g.right;
+        while ((map->cols - 1) / g.right >= room || (map->rows - 1) / g.down >= MAP_LINES) {
+            g.right++;
+            g.down += 2;
+        }
     }
     for (size_t i = 0; map->limit == 0 && i < map->rows; i += g.down)
         for (size_t j = 0; j < map->cols; j += g.right)
@@ -2222,7 +2242,8 @@ static Grid fit_map(const Report *r, const Map *map) {
 }
 
 /* The names of columns, `right` of which take `width` characters, where there is room. */
-static void label_columns(Report *r, const uint32_t *names, size_t cols, size_t right, size_t width) {
+static void label_columns(Report *r, const uint32_t *names, size_t cols, size_t right,
+                          size_t width) {
     const size_t shown = (cols + right - 1) / right, every = width < 5 ? 10 / width : 1;
     for (size_t i = 0; i < shown && (i == 0 || (shown - i) * width > 4); i += every)
         say(r, "%-*zu", (int)(every * width), names ? (size_t)names[i * right] : i * right);
@@ -2234,7 +2255,8 @@ static void draw_map(Report *r, const Map *map) {
     if (r->kind != REPORT_TEXT) return;
     const Grid g = fit_map(r, map);
     const int numbers = g.width > NUMBER_WIDTH, decimals = g.limit < 10 ? 3 : 1;
-    say(r, "%*s%s\n%*s%*s", MARGIN, "", map->col_title, MARGIN - 1, map->row_title, numbers ? 3 : 1, "");
+    say(r, "%*s%s\n", MARGIN, "", map->col_title);
+    say(r, "%*s%*s", MARGIN - 1, map->row_title, numbers ? 3 : 1, "");
     label_columns(r, map->col_names, map->cols, g.right, g.width);
     for (size_t i = 0; i < map->rows; i += g.down) {
         say(r, "%*zu ", MARGIN - 1, map->row_names ? (size_t)map->row_names[i] : i);

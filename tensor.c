@@ -913,14 +913,15 @@ KERNEL void adam_step(const Adam *adam, uint32_t step, float *restrict x, float 
 
 /* ---- Numbers as text ---- */
 
-/* A number from 0 to 10^UNITS in decimal, digit[UNITS] being its units; digits before `first` and from
- * `end` on are 0. Every finite double is one: none ends later than 1074 places behind the point. */
+/* A number from 0 to 10^UNITS in decimal, digit[UNITS] being its units. Digits before `first`
+ * and from `end` on are 0. Every double is such a number: none ends later than 1074 places
+ * behind the point. */
 enum { UNITS = 330, DIGITS = UNITS + 1 + 1120 };
 
 typedef struct {
     unsigned char digit[DIGITS];
     size_t first, end; /* first <= UNITS < end */
-    int more;          /* 1: the number is greater than its digits, by less than a unit of the last */
+    int more; /* 1: the number is greater than its digits say, by less than a unit of the last */
 } Decimal;
 
 /* d *= 2^bits, bits at most 60, so that ten times 2^bits fits into 64 bits. */
@@ -1039,7 +1040,7 @@ static int64_t parse_exponent(const char **text) {
     if (negative || *at == '+') at++;
     if (skip_digits(at) == at) return 0;
     for (; *at >= '0' && *at <= '9'; at++)
-        if (value < INT64_C(1000000000000)) value = 10 * value + (*at - '0'); /* no text is that long */
+        if (value < 1000000000000) value = 10 * value + (*at - '0'); /* no text is that long */
     *text = at;
     return negative ? -value : value;
 }
@@ -1052,8 +1053,8 @@ static uint64_t whole_part(const Decimal *d) {
     return n;
 }
 
-/* The bits of the double nearest to d, ties to even. d becomes n 2^-power, n a whole number from 2^52
- * to 2^53, or less where power is as high as it gets: then the bits are (1074 - power) 2^52 + n. */
+/* The bits of the double nearest to d, ties to even. d becomes n 2^-power, n a whole number from
+ * 2^52 to 2^53, or less if power is 1074; then the bits are (1074 - power) 2^52 + n. */
 static uint64_t nearest_bits(Decimal *d) {
     int power = 0, bits;
     uint64_t n;
@@ -1091,7 +1092,6 @@ double parse_double(const char *text, const char **end) {
         index++;
     }
     while (d.first < UNITS && d.digit[d.first] == 0) d.first++;
-    while (d.end > UNITS + 1 && d.digit[d.end - 1] == 0) d.end--;
     if (bits == 0) bits = nearest_bits(&d);
     if (*text == '-') bits |= SIGN_BIT;
     memcpy(&x, &bits, sizeof x);
