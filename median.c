@@ -1393,42 +1393,53 @@ void model_describe(Model *model, const Recipe *recipe) {
 
 /* ---- 7. Checkpoints -------------------------------------------------------------------------- */
 
-/* The format safetensors: eight bytes, lowest first, with the length of the header; the header, a JSON object with
- * each tensor's type, shape and place; the tensors' bytes without gaps, each number lowest byte first. */
+/* How a model gets into a file and back. The format is safetensors: eight bytes, lowest first, with
+ * the length of the header; the header, a JSON object with each tensor's type, shape and place; the
+ * tensors' bytes, each number lowest byte first. */
 
-static void text_word(Text *text, uint32_t word) {
-    const unsigned char bytes[4] = {(unsigned char)(word & 255), (unsigned char)(word >> 8 & 255),
-                                    (unsigned char)(word >> 16 & 255), (unsigned char)(word >> 24)};
-    text_bytes(text, bytes, 4);
+/* A number of up to eight bytes. */
+static uint64_t read_number(const char *bytes, size_t n) {
+    uint64_t number = 0;
+    while (n-- > 0) number = number << 8 | (unsigned char)bytes[n];
+    return number;
 }
 
-static uint32_t read_word(const char *bytes) {
-    const unsigned char *b = (const unsigned char *)bytes;
-    return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
+static void add_number(Text *text, size_t number, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char byte = (unsigned char)(number >> 8 * i & 255);
+        text_bytes(text, &byte, 1);
+    }
 }
 
-/* The bytes of a safetensors file with the model, and more. */
+static void write_tensor(Text *header, Text *data, const Tensor *t) {
+    const void *numbers = t->words ? (const void *)t->words : t->data;
+    text_add(header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name, t->words ? "U32" : "F32");
+    for (size_t i = 0; i < t->n_dims; i++) text_add(header, "%s%zu", i ? "," : "", t->shape[i]);
+    text_add(header, "],\"data_offsets\":[%zu,%zu]}", data->size, data->size + 4 * t->size);
+    for (size_t i = 0; i < t->size; i++) {
+        uint32_t word;
+        memcpy(&word, (const uint32_t *)numbers + i, sizeof word);
+        add_number(data, word, 4);
+    }
+}
+
+/* The bytes of a file with the model and n_more further tensors. */
 static void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more) {
     Text header = {0}, data = {0};
+    const char *comma = "";
     text_add(&header, "{\"__metadata__\":{");
-    for (size_t i = 0; i < model->n_notes; i++)
-        text_add(&header, "%s\"%s\":\"%s\"", i ? "," : "", model->notes[i].key, model->notes[i].value);
-    text_add(&header, "}");
-    for (size_t i = 0; i < model->n_tensors + n_more; i++) {
-        const Tensor *t = i < model->n_tensors ? &model->tensors[i] : &more[i - model->n_tensors];
-        text_add(&header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%zu", t->name, t->words ? "U32" : "F32", t->shape[0]);
-        for (size_t j = 1; j < t->n_dims; j++) text_add(&header, ",%zu", t->shape[j]);
-        text_add(&header, "],\"data_offsets\":[%zu,%zu]}", data.size, data.size + 4 * t->size);
-        for (size_t j = 0; j < t->size; j++) {
-            uint32_t word;
-            memcpy(&word, t->words ? (const void *)&t->words[j] : (const void *)&t->data[j], 4);
-            text_word(&data, word);
-        }
+    for (const Note *note = model->notes; note < model->notes + model->n_notes; note++) {
+        text_add(&header, "%s\"%s\":\"%s\"", comma, note->key, note->value);
+        comma = ",";
     }
     text_add(&header, "}");
+    for (size_t i = 0; i < model->n_tensors; i++) write_tensor(&header, &data, &model->tensors[i]);
+    for (size_t i = 0; i < n_more; i++) write_tensor(&header, &data, &more[i]);
+    text_add(&header, "}");
     while (header.size % 8 && !header.failed) text_add(&header, " ");
-    text_word(file, (uint32_t)header.size);
-    text_word(file, 0);
+
+    add_number(file, header.size, 4);
+    add_number(file, 0, 4);
     text_bytes(file, header.data, header.size);
     text_bytes(file, data.data, data.size);
     file->failed |= header.failed | data.failed;
@@ -1436,7 +1447,7 @@ static void checkpoint_text(Text *file, const Model *model, const Tensor *more, 
     text_free(&data);
 }
 
-/* A device or a pipe, as far as the platform can tell. */
+/* Is it a device or a pipe, as far as the platform can tell? */
 static int is_special(const char *path) {
 #ifdef HAVE_STAT
     struct stat about;
@@ -1447,25 +1458,38 @@ static int is_special(const char *path) {
 #endif
 }
 
-int write_file(const char *path, const Text *text, Error *error) {
-    char place[4100];
-    const int straight = is_special(path);
-    if (text->failed) return fail(error, "out of memory while preparing %.400s", path);
-    if (!print_to(place, sizeof place, straight ? "%s" : "%s.tmp", path))
-        return fail(error, "the name %.60s... is too long", path);
-    FILE *f = fopen(place, "wb");
-    if (!f) return fail(error, "cannot write %.400s: %s", path, strerror(errno));
-    int good = text->size == 0 || fwrite(text->data, 1, text->size, f) == text->size, reason = errno;
-    if (fclose(f) != 0 && good) good = 0, reason = errno;
-#ifdef _WIN32
-    if (good && !straight) remove(path); /* there, rename does not replace a file */
-#endif
-    if (good && !straight && rename(place, path) != 0) good = 0, reason = errno;
-    if (!good && !straight) remove(place);
-    return good || fail(error, "cannot write %.400s: %s", path, strerror(reason));
+static int cannot_write(const char *path, Error *error) {
+    return fail(error, "cannot write %.400s: %s", path, strerror(errno));
 }
 
-static int save(const Model *model, const Tensor *more, size_t n_more, const char *path, Error *error) {
+/* The file that is written in place of `path`: one beside it, but a device itself. */
+static int name_beside(char *beside, size_t size, const char *path, Error *error) {
+    return print_to(beside, size, is_special(path) ? "%s" : "%s.tmp", path) ||
+           fail(error, "the name %.60s... is too long", path);
+}
+
+int write_file(const char *path, const Text *text, Error *error) {
+    char beside[4100];
+    if (text->failed) return fail(error, "out of memory while preparing %.400s", path);
+    if (!name_beside(beside, sizeof beside, path, error)) return 0;
+    const int straight = strcmp(beside, path) == 0;
+    FILE *f = fopen(beside, "wb");
+    if (!f) return cannot_write(path, error);
+
+    int done = text->size == 0 || fwrite(text->data, 1, text->size, f) == text->size;
+    done = fclose(f) == 0 && done;
+    if (done && straight) return 1;
+#ifdef _WIN32
+    if (done) remove(path); /* there, rename does not replace a file */
+#endif
+    if (done && rename(beside, path) == 0) return 1;
+    cannot_write(path, error);
+    if (!straight) remove(beside);
+    return 0;
+}
+
+static int save(const Model *model, const Tensor *more, size_t n_more, const char *path,
+                Error *error) {
     Text file = {0};
     checkpoint_text(&file, model, more, n_more);
     const int done = write_file(path, &file, error);
@@ -1473,120 +1497,239 @@ static int save(const Model *model, const Tensor *more, size_t n_more, const cha
     return done;
 }
 
-int model_save(const Model *model, const char *path, Error *error) { return save(model, NULL, 0, path, error); }
+int model_save(const Model *model, const char *path, Error *error) {
+    return save(model, NULL, 0, path, error);
+}
 
 /* -- reading, which trusts nothing -- */
 
-#define MAX_WHOLE 9007199254740992.0 /* 2^53: all that a double counts exactly, and more than any file has */
+enum { MAX_TENSORS = 8192, MAX_METADATA = 256, MAX_DIMS = 8, MAX_HEADER = 1 << 22 };
 
-/* What the header says of a tensor; place: where its bytes begin and end, among those of all. */
+/* A name in a JSON object, and its value. Both stay in the header, each ended by a zero. */
 typedef struct {
-    char name[200], type[16];
-    size_t n_dims;
-    double shape[8], place[2];
+    char *name, *value;
+    const char *dtype, *shape; /* of a tensor: F32 and [32,50], as they stand in the header */
+    size_t n_dims, dims[MAX_DIMS];
+    size_t begin, end; /* its bytes: from `begin` to before `end` of the data */
     int used;
 } Entry;
 
-/* A file under inspection. The first fault is the one that is told: it moves `at` to an end, and no more is read. */
 typedef struct {
-    Error error;
-    int failed;
-    const char *at;   /* how far the header has been read; NULL before and after */
-    Text text, index; /* the file, and a zero; the entries as bytes */
-    Entry *entries;   /* sorted by name in the end */
-    size_t data, n_entries, n_notes; /* data: where in text the tensors begin */
+    Text header, data; /* the file behind its first eight bytes */
+    Entry *tensors;
+    size_t n_tensors, data_size, n_notes;
     Note notes[MAX_NOTES];
+    char remarks[2][200];
+    Error error;
 } Checkpoint;
 
-TENSOR_PRINTF(2, 3) static int bad(Checkpoint *file, const char *format, ...) {
-    char place[50] = "", what[300];
+TENSOR_PRINTF(2, 3) static int refuse(Checkpoint *file, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    print_to_args(what, sizeof what, format, args);
+    set_error(&file->error, format, args);
     va_end(args);
-    if (file->failed) return 0;
-    if (file->at) print_to(place, sizeof place, " (bad header at byte %zu)", (size_t)(file->at - file->text.data));
-    file->failed = 1;
-    file->at = "";
-    return fail(&file->error, "%s%s", what, place);
+    return 0;
 }
 
-/* Passes over space, and over c if it stands there; if it must and does not, that is a fault. */
-static int take(Checkpoint *file, char c, int must) {
-    file->at += strspn(file->at, " \t\r\n");
-    if (*file->at != c) return must ? bad(file, "no %c", c) : 0;
-    file->at++;
+static int bad_header(Checkpoint *file, const char *at, const char *expected) {
+    const size_t byte = 8 + (size_t)(at - file->header.data);
+    return refuse(file, "bad header at byte %zu: %s expected, '%.12s' found", byte, expected, at);
+}
+
+static Entry *find_entry(Entry *entries, size_t n, const char *name) {
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(entries[i].name, name) == 0) return &entries[i];
+    return NULL;
+}
+
+static char *skip_space(char *at) { return at + strspn(at, " \t\r\n"); }
+
+/* From a string's first quote to its last, or to the end of the text. */
+static char *end_of_string(char *at) {
+    for (at++; *at >= ' ' && *at != '"'; at++)
+        if (*at == '\\' && at[1] >= ' ') at++;
+    return at;
+}
+
+/* From the first character of a value to what follows it, or to the end of the text. */
+static char *end_of_value(char *at) {
+    size_t depth = 0; /* in how many brackets */
+    for (; *at && (depth > 0 || !strchr(",]} \t\r\n", *at)); at++) {
+        if (*at == '"') at = end_of_string(at);
+        if (!*at) break;
+        depth += strchr("[{", *at) != NULL;
+        depth -= strchr("]}", *at) != NULL;
+    }
+    return at;
+}
+
+/* What stands between a string's quotes, or NULL if the value is none. */
+static char *unquote(char *value) {
+    if (*value != '"') return NULL;
+    char *end = end_of_string(value);
+    if (*end != '"' || end[1]) return NULL;
+    *end = 0;
+    return value + 1;
+}
+
+/* Parts {"name": value, ...} into at most `max` entries. The names differ. */
+static int split_object(Checkpoint *file, char *at, Entry *entries, size_t max, size_t *n) {
+    if (*at != '{') return bad_header(file, at, "{");
+    char next = *skip_space(at + 1) == '}' ? *(at = skip_space(at + 1)) : ',';
+    for (*n = 0; next == ','; ++*n) {
+        Entry *e = &entries[*n];
+        at = skip_space(at + 1);
+        if (*at != '"' || *n == max) return bad_header(file, at, *n < max ? "a name" : "}");
+        e->name = at + 1;
+        at = end_of_string(at);
+        if (*at != '"') return bad_header(file, at, "the end of a name");
+        *at = 0;
+        if (find_entry(entries, *n, e->name))
+            return refuse(file, "%.100s stands twice in the header", e->name);
+        at = skip_space(at + 1);
+        if (*at != ':') return bad_header(file, at, ":");
+        e->value = skip_space(at + 1);
+        char *end = end_of_value(e->value);
+        at = skip_space(end);
+        next = *at;
+        if (next != ',' && next != '}') return bad_header(file, at, ", or }");
+        *end = 0;
+    }
+    at = skip_space(at + 1);
+    return !*at || bad_header(file, at, "the end");
+}
+
+/* At most `max` whole numbers, as in [32, 50]. Returns how many; SIZE_MAX if something else stands
+ * there. */
+static size_t read_numbers(char *at, size_t *numbers, size_t max) {
+    size_t n = 0;
+    if (strcmp(at, "[]") == 0) return 0;
+    while (*at == (n == 0 ? '[' : ',') && n < max) {
+        size_t number = 0;
+        at = skip_space(at + 1);
+        if (strspn(at, "0123456789") == 0) return SIZE_MAX;
+        for (; *at >= '0' && *at <= '9' && number < SIZE_MAX / 20; at++)
+            number = 10 * number + (size_t)(*at - '0');
+        numbers[n++] = number;
+        at = skip_space(at);
+    }
+    return strcmp(at, "]") == 0 ? n : SIZE_MAX;
+}
+
+/* {"dtype": "F32", "shape": [32,50], "data_offsets": [begin,end]}, in any order. */
+static int read_entry(Checkpoint *file, Entry *e) {
+    Entry parts[3];
+    size_t n, offsets[2];
+    if (!split_object(file, e->value, parts, 3, &n)) return 0;
+    Entry *dtype = find_entry(parts, n, "dtype"), *shape = find_entry(parts, n, "shape");
+    Entry *place = find_entry(parts, n, "data_offsets");
+    e->dtype = dtype ? unquote(dtype->value) : NULL;
+    if (!e->dtype || !shape || !place || read_numbers(place->value, offsets, 2) != 2 ||
+        offsets[0] > offsets[1])
+        return refuse(file, "tensor %.100s: no sound dtype, shape and data_offsets", e->name);
+    e->shape = shape->value;
+    e->n_dims = read_numbers(shape->value, e->dims, MAX_DIMS);
+    e->begin = offsets[0];
+    e->end = offsets[1];
+    if (e->end > file->data_size) file->data_size = e->end;
     return 1;
 }
 
-/* A string, of which `text` gets what it has room for; returns the whole length. What is not printable ASCII or begins
- * with a backslash becomes '?': no name or value that we use has such. */
-static size_t read_string(Checkpoint *file, char *text, size_t size) {
-    size_t n = 0;
-    take(file, '"', 1);
-    for (; !file->failed && *file->at != '"'; n++) {
-        const unsigned char c = (unsigned char)*file->at++;
-        if (n + 1 < size) text[n] = (char)(c == '\\' || c > 126 ? '?' : c);
-        if (c < 32) bad(file, "a string does not end");
-        if (c != '\\') continue;
-        const size_t hex = strspn(file->at + (*file->at == 'u'), "0123456789abcdefABCDEF");
-        if (!*file->at || !strchr(hex < 4 ? "\"\\/bfnrt" : "\"\\/bfnrtu", *file->at++)) bad(file, "an unknown escape");
-    }
-    text[n < size ? n : size - 1] = 0;
-    take(file, '"', 1);
-    return n;
+/* Takes off what stands before every name, such as "_orig_mod." or "model.". */
+static void take_off_prefix(Checkpoint *file) {
+    const char *first = file->tensors[0].name;
+    size_t length = strlen(first);
+    for (size_t i = 0; i < file->n_tensors; i++)
+        while (strncmp(first, file->tensors[i].name, length) != 0) length--;
+    while (length > 0 && first[length - 1] != '.') length--;
+    for (size_t i = 0; i < file->n_tensors; i++) file->tensors[i].name += length;
 }
 
-/* Whole numbers in brackets; returns how many. */
-static size_t read_numbers(Checkpoint *file, double *values, size_t max) {
-    size_t n = 0;
-    take(file, '[', 1);
-    for (; !file->failed && !take(file, ']', 0); n++) {
-        if (n > 0) take(file, ',', 1);
-        take(file, ' ', 0); /* passes over space */
-        const size_t digits = strspn(file->at, "0123456789");
-        const char *end;
-        const double value = parse_double(file->at, &end); /* if it does not end with the digits, that is seen next */
-        if (digits == 0 || (digits > 1 && *file->at == '0') || value > MAX_WHOLE) bad(file, "no whole number");
-        else if (n == max) bad(file, "too many numbers");
-        else values[n] = value;
-        file->at += file->failed ? 0 : digits;
+/* {"max-num": "50", ...}. What is longer than anything of ours is passed over. */
+static int read_metadata(Checkpoint *file, char *text) {
+    Entry *entries = file->tensors + MAX_TENSORS;
+    size_t n;
+    if (!split_object(file, text, entries, MAX_METADATA, &n)) return 0;
+    for (Entry *e = entries; e < entries + n; e++) {
+        const char *value = unquote(e->value);
+        Note *note = &file->notes[file->n_notes];
+        if (!value)
+            return refuse(file, "%.60s in __metadata__ is %.60s, must be a string", e->name,
+                          e->value);
+        if (file->n_notes < MAX_NOTES && print_to(note->key, sizeof note->key, "%s", e->name) &&
+            print_to(note->value, sizeof note->value, "%s", value))
+            file->n_notes++;
     }
-    return n;
+    return 1;
 }
 
-/* The n-th key of an object and its colon; 0 where the object ends. */
-static int read_key(Checkpoint *file, size_t n, char *key, size_t size) {
-    if (n == 0) take(file, '{', 1);
-    if (take(file, '}', 0)) return 0;
-    if (n > 0) take(file, ',', 1);
-    if (read_string(file, key, size) >= size) bad(file, "too long a name");
-    take(file, ':', 1);
-    return !file->failed;
+static int read_header(Checkpoint *file) {
+    const double bytes = (MAX_TENSORS + MAX_METADATA) * sizeof(Entry);
+    char *text = file->header.data;
+    file->tensors = (Entry *)allocate(bytes, "the header", &file->error);
+    if (!file->tensors) return 0;
+    for (size_t i = 0; i < file->header.size; i++) /* no name or value of ours has such */
+        if (text[i] == 0 || (unsigned char)text[i] > 126) text[i] = '?';
+    if (!split_object(file, text, file->tensors, MAX_TENSORS, &file->n_tensors)) return 0;
+
+    Entry *metadata = find_entry(file->tensors, file->n_tensors, "__metadata__");
+    if (metadata) {
+        if (!read_metadata(file, metadata->value)) return 0;
+        *metadata = file->tensors[--file->n_tensors];
+    }
+    for (size_t i = 0; i < file->n_tensors; i++)
+        if (!read_entry(file, &file->tensors[i])) return 0;
+    if (file->n_tensors == 0) return refuse(file, "no tensor in it");
+    take_off_prefix(file);
+    return 1;
 }
 
-/* {"dtype": "F32", "shape": [..], "data_offsets": [a, b]}, in any order. */
-static void read_entry(Checkpoint *file, const char *name) {
-    static const char types[] = "BOOL|U8|I8|F8_E5M2|F8_E4M3|I16|U16|F16|BF16|I32|U32|F32|I64|U64|F64";
-    static const double sizes[] = {1, 1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 8, 8, 8, 0};
-    char key[16];
-    size_t n = 0;
-    Entry entry = {{0}, {0}, SIZE_MAX, {0}, {0, -1}, 0}; /* dimensions and place not yet known */
-    memcpy(entry.name, name, strlen(name));
-    for (; read_key(file, n, key, sizeof key); n++) {
-        const size_t which = choice_index("dtype|shape|data_offsets", key);
-        if (which == 0) read_string(file, entry.type, sizeof entry.type);
-        else if (which == 1) entry.n_dims = read_numbers(file, entry.shape, 8);
-        else if (which == 2) read_numbers(file, entry.place, 2);
-        else bad(file, "an unknown key");
+/* Adds the next n bytes of f to text, which grows with what really comes: to claim to be huge costs
+ * nothing. */
+static int read_bytes(Checkpoint *file, FILE *f, Text *text, size_t n) {
+    if ((double)n >= max_bytes()) return refuse(file, "out of memory: it claims %zu MiB", n >> 20);
+    for (size_t got; n > 0; n -= got) {
+        const size_t ask = smaller(n, 65536);
+        if (!text_reserve(text, ask)) return refuse(file, "out of memory");
+        got = fread(text->data + text->size, 1, ask, f);
+        text->size += got;
+        text->data[text->size] = 0;
+        if (ferror(f)) return refuse(file, "%s", strerror(errno));
+        if (got == 0) return refuse(file, "cut off: %zu bytes are missing", n);
     }
-    double size = sizes[choice_index(types, entry.type)];
-    if (size == 0) bad(file, "tensor %.100s has the unknown type '%s'", name, entry.type);
-    for (size_t i = 0; i < entry.n_dims && i < 8; i++) size *= entry.shape[i];
-    if (n != 3 || entry.n_dims > 8 || !(size <= MAX_WHOLE) || entry.place[1] - entry.place[0] != size)
-        bad(file, "tensor %.100s: its dtype, shape and data_offsets don't fit together", name);
-    text_bytes(&file->index, &entry, sizeof entry);
-    file->n_entries++;
+    return 1;
+}
+
+/* What people take for a checkpoint, by its first bytes, and what to do then. */
+static const struct {
+    const char *begin, *what;
+} strangers[] = {
+    {"PK", "a ZIP archive, as torch.save writes; README shows how to convert a .pt file"},
+    {"\x80", "a pickle, as torch.save wrote; README shows how to convert a .pt file"},
+    {"version ", "a Git LFS pointer; `git lfs pull` fetches the file itself"},
+    {"<", "an HTML page; download the file itself"},
+    {"{", "JSON; weights stand in a file whose name ends in .safetensors"},
+    {"\x1f\x8b", "compressed; unpack it with gunzip"},
+};
+
+static int read_file(Checkpoint *file, FILE *f) {
+    char first[9] = "";
+    const size_t got = fread(first, 1, 8, f);
+    const uint64_t length = read_number(first, 8);
+    const int sound = got == 8 && length >= 2 && length <= MAX_HEADER;
+    if (ferror(f)) return refuse(file, "%s", strerror(errno));
+    if (got == 0) return refuse(file, "it is empty; `median train` makes a checkpoint");
+    for (size_t i = 0; !sound && i < sizeof strangers / sizeof *strangers; i++)
+        if (strncmp(first, strangers[i].begin, strlen(strangers[i].begin)) == 0)
+            return refuse(file, "not safetensors but %s", strangers[i].what);
+    if (!sound) return refuse(file, "not safetensors: its first bytes are no header's length");
+    return read_bytes(file, f, &file->header, (size_t)length) && read_header(file) &&
+           read_bytes(file, f, &file->data, file->data_size) &&
+           (fgetc(f) == EOF || refuse(file, "something stands behind the last tensor"));
+}
+
+static Entry *find_tensor(const Checkpoint *file, const char *name) {
+    return find_entry(file->tensors, file->n_tensors, name);
 }
 
 static const char *find_note(const Checkpoint *file, const char *key) {
@@ -1595,263 +1738,275 @@ static const char *find_note(const Checkpoint *file, const char *key) {
     return NULL;
 }
 
-/* Strings under names; what is longer than anything of ours is passed over. */
-static void read_metadata(Checkpoint *file) {
-    char key[200];
-    for (size_t n = 0; read_key(file, n, key, sizeof key); n++) {
-        Note note;
-        const size_t length = read_string(file, note.value, sizeof note.value);
-        if (find_note(file, key)) bad(file, "%.100s stands twice in __metadata__", key);
-        if (length >= sizeof note.value || strlen(key) >= sizeof note.key || file->n_notes == MAX_NOTES) continue;
-        memcpy(note.key, key, strlen(key) + 1);
-        file->notes[file->n_notes++] = note;
-    }
-}
-
-/* Of two entries, or of a name and an entry, which begins with its name. */
-static int by_name(const void *a, const void *b) { return strcmp((const char *)a, (const char *)b); }
-
-static int by_place(const void *a, const void *b) {
-    const double *x = ((const Entry *)a)->place, *y = ((const Entry *)b)->place;
-    const size_t i = x[0] == y[0]; /* empty tensors stand before what begins at the same place */
-    return x[i] < y[i] ? -1 : x[i] > y[i] ? 1 : by_name(a, b);
-}
-
-static Entry *find_entry(const Checkpoint *file, const char *name) {
-    return (Entry *)bsearch(name, file->entries, file->n_entries, sizeof(Entry), by_name);
-}
-
-/* Returns how many bytes the tensors take, which must lie side by side, each under a name of its own. */
-static double read_header(Checkpoint *file) {
-    char name[200];
-    double size = 0;
-    int metadata = 0;
-    file->at = file->text.data + 8;
-    file->data = file->text.size;
-    for (size_t n = 0; read_key(file, n, name, sizeof name); n++)
-        if (strcmp(name, "__metadata__") != 0) read_entry(file, name);
-        else if (metadata++) bad(file, "__metadata__ stands twice");
-        else read_metadata(file);
-    if (!take(file, 0, 0) || file->at - 1 != file->text.data + file->data) bad(file, "something stands behind the end");
-    file->at = NULL;
-    if (file->n_entries == 0) bad(file, "no tensor in it");
-    if (file->index.failed) bad(file, "out of memory");
-    if (file->failed) return 0;
-    Entry *all = file->entries = (Entry *)(void *)file->index.data;
-    qsort(all, file->n_entries, sizeof(Entry), by_place);
-    for (const Entry *e = all; e < all + file->n_entries; e++) {
-        if (e->place[0] < size) bad(file, "tensor %.100s overlaps another", e->name);
-        if (e->place[0] > size) bad(file, "tensor %.100s begins after a gap", e->name);
-        size = e->place[1];
-    }
-    qsort(all, file->n_entries, sizeof(Entry), by_name);
-    for (const Entry *e = all + 1; e < all + file->n_entries; e++)
-        if (by_name(e - 1, e) == 0) bad(file, "tensor %.100s stands twice", e->name);
-    return size;
-}
-
-/* The next n bytes of f into file->text, which grows with what really comes: to claim to be huge costs nothing. Returns
- * them, or NULL. */
-static const char *read_bytes(Checkpoint *file, FILE *f, double n) {
-    Text *text = &file->text;
-    const size_t begin = text->size;
-    if (n >= max_bytes()) bad(file, "out of memory: it claims to have %.0f MiB", ceil(n / 1048576.0));
-    while (n > 0 && !file->failed) {
-        const size_t ask = n < 65536 ? (size_t)n : 65536;
-        const size_t got = text_reserve(text, ask) ? fread(text->data + text->size, 1, ask, f) : 0;
-        n -= (double)got;
-        text->size += got;
-        if (text->failed) bad(file, "out of memory");
-        else if (got < ask && ferror(f)) bad(file, "%s", strerror(errno));
-        else if (got < ask) bad(file, "cut off: %.0f bytes are missing", n);
-        else text->data[text->size] = 0;
-    }
-    return file->failed ? NULL : text->data + begin;
-}
-
-static int read_file(Checkpoint *file, const char *path) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return bad(file, "%s", strerror(errno));
-    const char *length = read_bytes(file, f, 8);
-    if (length) {
-        const double n = (double)read_word(length) + 4294967296.0 * (double)read_word(length + 4);
-        if (n < 2 || n > 4194304) bad(file, "not a safetensors file: its header would have %.0f bytes", n);
-        else if (read_bytes(file, f, n) && read_bytes(file, f, read_header(file)) && fgetc(f) != EOF)
-            bad(file, "something stands behind the last tensor");
-    }
-    fclose(f);
-    return !file->failed;
-}
-
-/* One dimension of a tensor that the model must have. */
-static size_t dimension(Checkpoint *file, const char *name, size_t i) {
-    const Entry *entry = find_entry(file, name);
-    if (!entry) return (size_t)bad(file, "tensor %s is missing", name);
-    return i < entry->n_dims && entry->shape[i] <= 1e9 ? (size_t)entry->shape[i] : 0;
+/* A tensor that must be there, with so many dimensions; else NULL. */
+static Entry *need_tensor(Checkpoint *file, const char *name, size_t n_dims) {
+    Entry *e = find_tensor(file, name), *all = file->tensors;
+    const size_t n = file->n_tensors;
+    if (e && e->n_dims == n_dims) return e;
+    if (e) refuse(file, "tensor %s is %.60s, must have %zu dimensions", name, e->shape, n_dims);
+    else
+        refuse(file, "tensor %s is missing among %zu, such as %.60s and %.60s", name, n,
+               all[0].name, all[n - 1].name);
+    return NULL;
 }
 
 /* The configuration follows from the shapes. */
-static Config read_config(Checkpoint *file) {
+static int read_config(Checkpoint *file, Config *c) {
     char name[48] = "blocks.0.attn.W_Q";
-    Config c = {0};
-    c.max_num = dimension(file, "embed.W_E", 0);
-    c.d_model = dimension(file, "embed.W_E", 1);
-    c.seq_len = dimension(file, "pos_embed.W_pos", 0);
-    c.n_heads = dimension(file, name, 0);
-    c.d_head = dimension(file, name, 2);
-    c.d_mlp = find_entry(file, "blocks.0.mlp.W_in") ? dimension(file, "blocks.0.mlp.W_in", 1) : 0;
-    c.normalization = find_entry(file, "ln_final.w") != NULL;
-    while (find_entry(file, name)) print_to(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)++c.n_layers);
-    return c;
+    Error reason;
+    const Entry *W_E, *W_pos, *W_Q, *W_in = find_tensor(file, "blocks.0.mlp.W_in");
+    if (!(W_E = need_tensor(file, "embed.W_E", 2))) return 0;
+    if (!(W_pos = need_tensor(file, "pos_embed.W_pos", 2))) return 0;
+    if (!(W_Q = need_tensor(file, name, 3))) return 0;
+    *c = config_default();
+    c->max_num = W_E->dims[0];
+    c->d_model = W_E->dims[1];
+    c->seq_len = W_pos->dims[0];
+    c->n_heads = W_Q->dims[0];
+    c->d_head = W_Q->dims[2];
+    c->d_mlp = W_in ? W_in->dims[1] : 0;
+    for (c->n_layers = 0; find_tensor(file, name); c->n_layers++)
+        print_to(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)c->n_layers + 1);
+    return config_check(c, &reason) ||
+           refuse(file, "embed.W_E is %.40s, pos_embed.W_pos %.40s, blocks.0.attn.W_Q %.40s: %s",
+                  W_E->shape, W_pos->shape, W_Q->shape, reason.text);
 }
 
-static int shape_text(char *text, size_t size, const Tensor *t) {
-    const char *format = t->n_dims == 1 ? "%zu" : t->n_dims == 2 ? "%zu x %zu" : "%zu x %zu x %zu";
-    return print_to(text, size, format, t->shape[0], t->shape[1], t->shape[2]);
+/* The shapes do not tell normalization none from LNPre, whose weights are folded into those that
+ * follow. The metadata does; without it, `wanted`; without both, LNPre is assumed and remarked on. */
+static int read_normalization(Checkpoint *file, size_t wanted, size_t *found) {
+    const char *note = find_note(file, "normalization");
+    *found = note ? choice_index("none|LN|LNPre", note) : wanted;
+    if (find_tensor(file, "ln_final.w")) *found = NORMALIZATION_LN;
+    if (wanted < NORMALIZATION_FROM_FILE && wanted != *found)
+        return refuse(file, "--normalization contradicts the file's %s",
+                      note ? note : "ln_final.w");
+    if (*found < NORMALIZATION_FROM_FILE) return 1;
+    *found = NORMALIZATION_LNPRE;
+    print_to(file->remarks[0], sizeof file->remarks[0],
+             "taken as LNPre, layer normalization folded into the weights, since neither tensors "
+             "nor metadata tell; if it has none, say --normalization none");
+    return 1;
+}
+
+/* The types that are read, and their bytes. U32 is for the whole numbers of a training's state. */
+enum { F32, F16, BF16, F64, U32 };
+static const char types[] = "F32|F16|BF16|F64|U32";
+static const size_t type_bytes[] = {4, 2, 2, 8, 4};
+
+/* A number of that type, rounded to float. */
+static float decode(size_t type, uint64_t bits) {
+    uint32_t word = (uint32_t)bits;
+    double wide;
+    float x;
+    if (type == F64) {
+        memcpy(&wide, &bits, sizeof wide);
+        return f32(wide);
+    }
+    if (type == BF16) word <<= 16; /* a float without its lower half */
+    if (type == F16) {
+        /* Sign, 5 bits of exponent, 10 of fraction. A float's exponent is greater by 112, by 224 for
+         * infinity and NaN. Exponent 0: a multiple of 2^-24. */
+        const uint32_t sign = word >> 15, rest = word & 0x7fff;
+        if (rest < 0x400) return f32((sign ? -0x1p-24 : 0x1p-24) * rest);
+        word = sign << 31 | (rest + ((rest < 0x7c00 ? 112u : 224u) << 10)) << 13;
+    }
+    memcpy(&x, &word, sizeof x);
+    return f32((double)x);
+}
+
+static void shape_text(char *text, size_t size, const Tensor *t) {
+    *text = 0;
+    for (size_t i = 0; i < t->n_dims; i++) {
+        const size_t at = strlen(text);
+        print_to(text + at, size - at, "%s%zu", i ? " x " : "", t->shape[i]);
+    }
 }
 
 /* Fills a tensor with what the file has under its name. */
 static int read_tensor(Checkpoint *file, const Tensor *t) {
-    Entry *entry = find_entry(file, t->name);
+    Entry *e = need_tensor(file, t->name, t->n_dims);
     char shape[80];
-    if (!entry) return bad(file, "tensor %s is missing", t->name);
-    int same = entry->n_dims == t->n_dims;
-    for (size_t i = 0; i < t->n_dims; i++) same = same && entry->shape[i] == (double)t->shape[i];
+    if (!e) return 0;
     shape_text(shape, sizeof shape, t);
-    if (!same) return bad(file, "tensor %s has another shape than %s, which the rest asks for", t->name, shape);
-    if (strcmp(entry->type, t->words ? "U32" : "F32") != 0)
-        return bad(file, "tensor %s has the type %s instead of %s", t->name, entry->type, t->words ? "U32" : "F32");
-    const char *bytes = file->text.data + file->data + (size_t)entry->place[0];
+    for (size_t i = 0; i < t->n_dims; i++)
+        if (e->dims[i] != t->shape[i])
+            return refuse(file, "tensor %s is %.60s, the others ask for %s", t->name, e->shape,
+                          shape);
+    const size_t type = choice_index(types, e->dtype), width = type > U32 ? 0 : type_bytes[type];
+    if (width == 0 || (type == U32) != (t->words != NULL))
+        return refuse(file, "tensor %s has the dtype %.20s, must be %s", t->name, e->dtype,
+                      t->words ? "U32" : "F32, F16, BF16 or F64");
+    if (e->end - e->begin != t->size * width)
+        return refuse(file, "tensor %s: its data_offsets do not fit its shape", t->name);
+
+    e->used = 1;
     for (size_t i = 0; i < t->size; i++) {
-        const uint32_t word = read_word(bytes + 4 * i);
-        float x;
-        memcpy(&x, &word, sizeof x);
-        if (t->words && word > t->most) return bad(file, "tensor %s is damaged", t->name);
-        if (t->words) t->words[i] = word;
-        else if ((word >> 23 & 255) < 255) t->data[i] = f32((double)x);
-        else return bad(file, "tensor %s holds %s", t->name, word << 9 ? "NaN" : "infinity");
+        const uint64_t bits = read_number(file->data.data + e->begin + i * width, width);
+        if (t->words) {
+            t->words[i] = (uint32_t)bits;
+            if (bits <= t->most) continue;
+            return refuse(file, "tensor %s is damaged at number %zu", t->name, i);
+        }
+        t->data[i] = decode(type, bits);
+        if (!(fabs((double)t->data[i]) < HUGE_VAL))
+            return refuse(file, "tensor %s holds NaN or, as a float, infinity at number %zu",
+                          t->name, i);
     }
-    entry->used = 1;
     return 1;
 }
 
-/* A tensor that was not asked for is passed over (masks, buffers), unless it bears a parameter's name: then the file is
- * of a model that ours is not. */
-static int read_model(Checkpoint *file, Model *model) {
-    const Config config = read_config(file);
-    if (file->failed || !model_create(model, &config, &file->error)) return 0;
+/* What has a parameter's name, but no place in our model, shows that the file has another one. Buffers
+ * and a training's state are passed over, all else, too, but with a remark. */
+static int judge_unused(Checkpoint *file) {
+    for (const Entry *e = file->tensors; e < file->tensors + file->n_tensors; e++) {
+        const char *dot = strrchr(e->name, '.'), *last = dot ? dot + 1 : e->name;
+        const int state = strncmp(e->name, "state.", 6) == 0;
+        if (e->used || state || strcmp(last, "mask") == 0 || strcmp(last, "IGNORE") == 0) continue;
+        if (*last && strchr("Wwb", *last) && (last[1] == '_' || !last[1]))
+            return refuse(file, "tensor %.100s has no place in the model of the rest", e->name);
+        print_to(file->remarks[1], sizeof file->remarks[1],
+                 "tensor %.100s is passed over; no model of ours has it", e->name);
+    }
+    return 1;
+}
+
+/* What the metadata says about the configuration must be what the shapes say, all->config. With
+ * `recipe`, the other settings are read too, and none may be missing. */
+static int read_settings(Checkpoint *file, Settings *all, int recipe) {
+    for (const Setting *s = settings; s < settings + n_settings; s++) {
+        const char *note = find_note(file, s->name);
+        char value[40];
+        setting_print(s, all, value, sizeof value);
+        if (note && s->offset < sizeof(Config) && strcmp(note, value) != 0)
+            return refuse(file, "the metadata says %s %.40s, the tensors say %s", s->name, note,
+                          value);
+        if (!recipe) continue;
+        if (!note) return refuse(file, "not a training's state: the metadata lacks %s", s->name);
+        if (!setting_parse(s, all, note, &file->error)) return 0;
+    }
+    return 1;
+}
+
+static int read_model(Checkpoint *file, Model *model, size_t normalization) {
+    Config config;
+    if (!read_config(file, &config) ||
+        !read_normalization(file, normalization, &config.normalization) ||
+        !model_create(model, &config, &file->error))
+        return 0;
     for (size_t i = 0; i < model->n_tensors; i++)
         if (!read_tensor(file, &model->tensors[i])) return 0;
-    for (const Entry *e = file->entries; e < file->entries + file->n_entries; e++) {
-        const char *dot = strrchr(e->name, '.'), *last = dot ? dot + 1 : e->name;
-        if (!e->used && *last && strchr("Wwb", *last) && (last[1] == '_' || !last[1]))
-            return bad(file, "tensor %.100s has no place in the model that the rest makes", e->name);
-    }
-    memcpy(model->notes, file->notes, sizeof file->notes);
+    if (!judge_unused(file)) return 0;
+    memcpy(model->remarks, file->remarks, sizeof model->remarks);
+    memcpy(model->notes, file->notes, sizeof model->notes);
     model->n_notes = file->n_notes;
     return 1;
-}
-
-/* What the metadata says about the configuration must be what the shapes say, all->config. With `recipe`, the other
- * settings are read too, and none may be missing. */
-static int read_settings(Checkpoint *file, Settings *all, int recipe) {
-    char value[40];
-    for (size_t i = 0; i < n_settings; i++) {
-        const Setting *setting = &settings[i];
-        const char *note = find_note(file, setting->name);
-        setting_print(setting, all, value, sizeof value);
-        if (note && setting->offset < sizeof(Config) && strcmp(note, value) != 0)
-            return bad(file, "the metadata says %s %s, the tensors say %s", setting->name, note, value);
-        if (recipe && !note) return bad(file, "not a training's state: the metadata lacks %s", setting->name);
-        if (recipe && !setting_parse(setting, all, note, &file->error)) return 0;
-    }
-    return !recipe || find_entry(file, "state.m") || bad(file, "not a training's state: tensor state.m is missing");
 }
 
 /* -- the state of a training under way -- */
 
 enum { STATE_TENSORS = 8, COUNTERS = 6 };
 
-/* All that trainer_create does not make again from the recipe, as further tensors of a checkpoint: such a file is also
- * an ordinary checkpoint of the current weights. This one list serves for writing and for reading. */
+static Tensor state_tensor(const char *name, size_t n, float *data, uint32_t *words, size_t most) {
+    Tensor t = {.n_dims = 1, .shape = {n}, .size = n, .data = data, .words = words};
+    t.most = (uint32_t)most;
+    print_to(t.name, sizeof t.name, "state.%s", name);
+    return t;
+}
+
+/* All that trainer_create does not make again from the recipe, as further tensors of a checkpoint:
+ * such a file is also an ordinary checkpoint of the current weights. This list serves for writing and
+ * for reading. */
 static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
+    const Config *c = &t->model.config;
     const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
-    const size_t n_hard = t->hard_room * t->model.config.seq_len;
-    const Tensor all[STATE_TENSORS] = {
-        {"state.m", 1, {n, 0, 0}, n, t->m.params, NULL, 0},
-        {"state.v", 1, {n, 0, 0}, n, t->v.params, NULL, 0},
-        {"state.best", 1, {n, 0, 0}, n, t->best.params, NULL, 0},
-        {"state.data_mt", 1, {624, 0, 0}, 624, NULL, t->data.state, UINT32_MAX},
-        {"state.order_mt", 1, {624, 0, 0}, 624, NULL, t->order_mt.state, UINT32_MAX},
-        {"state.words", 1, {COUNTERS, 0, 0}, COUNTERS, NULL, counters, UINT32_MAX},
-        {"state.order", 1, {n_lists, 0, 0}, n_lists, NULL, t->order, (uint32_t)n_lists - 1},
-        {"state.hard", 1, {n_hard, 0, 0}, n_hard, NULL, t->hard, (uint32_t)t->model.config.max_num - 1}};
-    memcpy(tensors, all, sizeof all);
+    const size_t n_hard = t->hard_room * c->seq_len;
+    tensors[0] = state_tensor("m", n, t->m.params, NULL, 0);
+    tensors[1] = state_tensor("v", n, t->v.params, NULL, 0);
+    tensors[2] = state_tensor("best", n, t->best.params, NULL, 0);
+    tensors[3] = state_tensor("data_mt", 624, NULL, t->data.state, UINT32_MAX);
+    tensors[4] = state_tensor("order_mt", 624, NULL, t->order_mt.state, UINT32_MAX);
+    tensors[5] = state_tensor("words", COUNTERS, NULL, counters, UINT32_MAX);
+    tensors[6] = state_tensor("order", n_lists, NULL, t->order, n_lists - 1);
+    tensors[7] = state_tensor("hard", n_hard, NULL, t->hard, c->max_num - 1);
 }
 
 int trainer_save(Trainer *t, const char *path, Error *error) {
     Tensor tensors[STATE_TENSORS];
-    uint32_t c[COUNTERS] = {(uint32_t)t->step, (uint32_t)t->validated, (uint32_t)t->best_right, t->data.next,
-                            t->order_mt.next,  (uint32_t)t->n_hard};
+    uint32_t counters[COUNTERS] = {(uint32_t)t->step,       (uint32_t)t->validated,
+                                   (uint32_t)t->best_right, t->data.next,
+                                   t->order_mt.next,        (uint32_t)t->n_hard};
     if (!is_finite(&t->model) || !is_finite(&t->m) || !is_finite(&t->v))
-        return fail(error, "the weights are no longer finite after step %zu; a smaller --lr may help", t->step);
+        return fail(error, "the weights are no longer finite after step %zu; try a smaller --lr",
+                    t->step);
     model_describe(&t->model, &t->recipe);
-    state_tensors(t, c, tensors);
+    state_tensors(t, counters, tensors);
     return save(&t->model, tensors, STATE_TENSORS, path, error);
 }
 
 static int read_state(Checkpoint *file, Trainer *t) {
+    const Recipe *r = &t->recipe;
     const size_t T = t->model.config.seq_len;
     Tensor tensors[STATE_TENSORS];
     uint32_t c[COUNTERS];
+    uint64_t sum = 0;
     state_tensors(t, c, tensors);
     for (size_t i = 0; i < STATE_TENSORS; i++)
         if (!read_tensor(file, &tensors[i])) return 0;
-    for (size_t i = 0; i < t->hard_room; i++) t->hard_medians[i] = median_of(t->hard + i * T, T);
-    for (size_t i = 0; i < t->v.n_params; i++)
-        if (t->v.params[i] < 0) return bad(file, "tensor state.v is damaged: a mean square is negative");
-    for (size_t i = 0; i < t->recipe.trainset_size; i++) { /* bit 31 notes which lists have been met */
-        uint32_t *list = &t->order[t->order[i] & 0x7fffffff];
-        if (*list >> 31) return bad(file, "tensor state.order is damaged: a list stands in it twice");
-        *list |= 0x80000000;
-    }
-    for (size_t i = 0; i < t->recipe.trainset_size; i++) t->order[i] &= 0x7fffffff;
-    if (c[0] > t->total_steps || c[1] > 1 || c[2] > t->recipe.valset_size || c[3] > 624 || c[4] > 624 ||
+    if (c[0] > t->total_steps || c[1] > 1 || c[2] > r->valset_size || c[3] > 624 || c[4] > 624 ||
         c[5] > t->hard_room)
-        return bad(file, "tensor state.words is damaged");
+        return refuse(file, "tensor state.words is damaged");
     t->step = c[0];
     t->validated = (int)c[1];
     t->best_right = c[2];
     t->data.next = c[3];
     t->order_mt.next = c[4];
     t->n_hard = c[5];
+    for (size_t i = 0; i < t->hard_room; i++) t->hard_medians[i] = median_of(t->hard + i * T, T);
+    for (size_t i = 0; i < t->v.n_params; i++)
+        if (t->v.params[i] < 0)
+            return refuse(file, "tensor state.v is damaged: a square is negative");
+    for (size_t i = 0; i < r->trainset_size; i++) sum += t->order[i];
+    if (2 * sum != (uint64_t)r->trainset_size * (r->trainset_size - 1))
+        return refuse(file, "tensor state.order is damaged: a list stands in it twice");
     return 1;
 }
 
 /* A file as a model and, if t is not NULL, as a training that goes on. */
-static int load(const char *path, Model *model, Trainer *t, Error *error) {
+static int load(const char *path, size_t normalization, Model *model, Trainer *t, Error *error) {
     Checkpoint file;
-    memset(model, 0, sizeof *model);
     memset(&file, 0, sizeof file);
-    int good = read_file(&file, path) && read_model(&file, model);
-    Settings all = {model->config, recipe_default()};
-    good = good && read_settings(&file, &all, t != NULL) &&
-           (!t || (trainer_create(t, &all.recipe, NULL, model, &file.error) && read_state(&file, t)));
+    memset(model, 0, sizeof *model);
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return fail(error, "%.400s: %s; `median train` makes one, --model FILE names another", path,
+                    strerror(errno));
+    int good = read_file(&file, f) && read_model(&file, model, normalization);
+    Settings all = {.config = model->config, .recipe = recipe_default()};
+    if (good && t && !find_tensor(&file, "state.m"))
+        good = refuse(&file, "not a training's state; --init starts a new training from its weights");
+    good = good && read_settings(&file, &all, t != NULL);
+    if (good && t)
+        good = trainer_create(t, &all.recipe, NULL, model, &file.error) && read_state(&file, t);
     if (!good) {
         fail(error, "%.400s: %s", path, file.error.text);
         model_free(model);
     }
-    text_free(&file.text);
-    text_free(&file.index);
+    fclose(f);
+    text_free(&file.header);
+    text_free(&file.data);
+    free(file.tensors);
     return good;
 }
 
-int model_load(Model *model, const char *path, Error *error) { return load(path, model, NULL, error); }
+int model_load(Model *model, const char *path, size_t normalization, Error *error) {
+    return load(path, normalization, model, NULL, error);
+}
 
 int trainer_resume(Trainer *t, const char *path, Error *error) {
     Model model;
     memset(t, 0, sizeof *t);
-    const int good = load(path, &model, t, error);
+    const int good = load(path, NORMALIZATION_FROM_FILE, &model, t, error);
     if (!good) trainer_free(t);
     model_free(&model);
     return good;
@@ -2324,6 +2479,7 @@ typedef struct {
     const char *numbers[MAX_NUMBERS];
     Error *error; /* the first that is no option */
     Streams streams;
+    const char *program; /* as it was called */
     Model model;
     size_t V, T;    /* its max_num and seq_len */
     Run run, other; /* other: for interventions, made when it is needed */
@@ -2360,8 +2516,22 @@ TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     return 0;
 }
 
-static int cannot_write(const char *what, Error *error) {
-    return fail(error, "cannot write %.400s: %s", what, strerror(errno));
+/* Something worth knowing that is no error. */
+TENSOR_PRINTF(2, 3) static void remark(const Session *s, const char *format, ...) {
+    char text[600];
+    va_list args;
+    va_start(args, format);
+    print_to_args(text, sizeof text, format, args);
+    va_end(args);
+    if (s->streams.progress) print_file(s->streams.progress, "median: %s\n", text);
+}
+
+/* s->model from a file, and what is to be said of it. */
+static int load_model(Session *s, const char *path) {
+    if (!model_load(&s->model, path, NORMALIZATION_FROM_FILE, s->error)) return 0;
+    for (size_t i = 0; i < 2; i++)
+        if (*s->model.remarks[i]) remark(s, "%.300s: %s", path, s->model.remarks[i]);
+    return 1;
 }
 
 static int parse_list(Session *s, uint32_t *list, const char *const *words, size_t n) {
@@ -2418,36 +2588,41 @@ static double seconds(void) {
 #endif
 }
 
-/* What a person sees of long work: a bar on a terminal, within 80 columns, else a line now and then. All but the stream
- * is 0 at first. */
+/* What a person sees of long work: on a terminal one line that changes, else a line now and then. All
+ * but the stream is 0 at first. */
 typedef struct {
-    FILE *stream; /* NULL: nothing */
+    FILE *stream; /* NULL: nothing is shown */
     int terminal;
-    double steps;               /* that the whole work has, 0: it isn't counted in steps */
+    double steps;               /* that the whole work has; 0: it isn't counted in steps */
     double start, shown, first; /* first: the share that was done at the start */
 } Progress;
 
-/* Called after every step; shows something when it is time to. */
+/* To be called after every step. Shows something when it is time to. */
 TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const char *format, ...) {
+    static const char bars[] = "########", dots[] = "........";
     const double now = seconds();
+    const int n = (int)(8 * done), width = (int)terminal_width(p->stream) - 1;
+    Text line = {0};
     va_list args;
-    if (p->start == 0) p->terminal = is_terminal(p->stream), p->start = p->shown = now, p->first = done;
+    if (p->start == 0) {
+        p->terminal = is_terminal(p->stream);
+        p->start = p->shown = now;
+        p->first = done;
+    }
     if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return;
     p->shown = now;
-    Text line = {0};
-    if (p->terminal) text_add(&line, "\r[");
-    for (int i = 0; p->terminal && i < 8; i++) text_add(&line, (double)i < 8 * done ? "#" : ".");
-    if (p->terminal) text_add(&line, "] ");
+    const double rate = (done - p->first) / max_double(now - p->start, 1e-9);
+    if (p->terminal) text_add(&line, "[%.*s%.*s] ", n, bars, 8 - n, dots);
     va_start(args, format);
     text_add_args(&line, format, args);
     va_end(args);
-    const double rate = (done - p->first) / max_double(now - p->start, 1e-9);
     if (p->steps > 0) text_add(&line, "  %.0f steps/s", rate * p->steps);
-    text_add(&line, "  %.0f s left", rate > 0 ? (1 - done) / rate : 0.0);
-    text_add(&line, p->terminal && done < 1 ? "\033[K" : "\n");
-    print_file(p->stream, "%s", line.failed ? "" : line.data);
-    text_free(&line);
+    text_add(&line, "  %.0f s left", rate > 0 ? (1 - done) / rate : 0);
+    const char *text = line.failed ? "" : line.data;
+    if (p->terminal) print_file(p->stream, "\r%-*.*s%s", width, width, text, done < 1 ? "" : "\n");
+    else print_file(p->stream, "%s\n", text);
     fflush(p->stream);
+    text_free(&line);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -2459,32 +2634,82 @@ static void note_interrupt(int number) {
 }
 #endif
 
-/* Steps to the end. With a state file: it is written every save_every steps and at an interrupt. */
+static void catch_interrupts(int on) {
+#ifdef SIGINT
+    signal(SIGINT, on ? note_interrupt : SIG_DFL);
+    signal(SIGTERM, on ? note_interrupt : SIG_DFL);
+#endif
+    (void)on;
+}
+
+/* A word as a POSIX shell reads it, with a space before. */
+static void add_shell_word(Text *text, const char *word) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./";
+    if (strspn(word, plain) == strlen(word)) {
+        text_add(text, " %s", word);
+        return;
+    }
+    text_add(text, " '");
+    for (; *word; word++) {
+        if (*word == '\'') text_add(text, "'\\'");
+        text_bytes(text, word, 1);
+    }
+    text_add(text, "'");
+}
+
+/* Saves the state, if there is a file for it, and says how to go on. */
+static int stop_training(Trainer *t, const Session *s, const char *state) {
+    Text line = {0};
+    if (!state)
+        return fail(s->error, "interrupted after step %zu of %zu: nothing of it is kept; `median train` "
+                    "saves a state that can be resumed", t->step, t->total_steps);
+    if (!trainer_save(t, state, s->error)) return 0;
+    add_shell_word(&line, s->program);
+    text_add(&line, " train --resume");
+    add_shell_word(&line, state);
+    text_add(&line, " --out");
+    add_shell_word(&line, s->out);
+    if (s->log) text_add(&line, " --log");
+    if (s->log) add_shell_word(&line, s->log);
+    if (s->threads > 1) text_add(&line, " --threads %zu", s->threads);
+    const int fits = !line.failed && line.size < 900;
+    fail(s->error, "interrupted after step %zu; it goes on with:%s", t->step,
+         fits ? line.data : " median train --resume, the state beside --out, and the same --out and --log");
+    text_free(&line);
+    return 0;
+}
+
+/* What is done after each step. The state, if there is a file for it, is saved every save_every steps,
+ * and before it the log. */
+static int after_step(Trainer *t, const Session *s, FILE *log, const char *state) {
+    if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy))
+        return cannot_write(s->log, s->error);
+    if (!state || t->step % s->save_every != 0 || t->step == t->total_steps) return 1;
+    if (log && fflush(log) != 0) return cannot_write(s->log, s->error);
+    return trainer_save(t, state, s->error);
+}
+
+/* Steps to the end, or to an interrupt. */
 static int run_training(Trainer *t, const Session *s, FILE *log, const char *state) {
     FILE *stream = s->streams.progress;
     const double total = (double)t->total_steps, now = seconds();
-    Progress progress = {stream, is_terminal(stream), total, now, now, (double)t->step / total};
+    Progress progress = {.stream = stream, .terminal = is_terminal(stream), .steps = total,
+                         .start = now, .shown = now, .first = (double)t->step / total};
     int done = 1, finite = 1;
+    interrupted = 0;
+    catch_interrupts(1);
     while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
-        if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy))
-            done = cannot_write("the log", s->error);
-        else if (state && t->step % s->save_every == 0 && t->step < t->total_steps)
-            done = (!log || fflush(log) == 0 || cannot_write("the log", s->error)) && trainer_save(t, state, s->error);
-        if (done)
-            show_progress(&progress, (double)t->step / total,
-                          progress.terminal     ? "%zu/%zu  loss %.4f  accuracy %.2f %%"
-                          : t->validation.lists ? "step %zu/%zu  loss %.4f  accuracy %.2f %%  validation %.2f %%"
-                                                : "step %zu/%zu  loss %.4f  accuracy %.2f %%",
-                          t->step, t->total_steps, t->loss, 100 * t->accuracy, 100 * t->validation.accuracy);
+        done = after_step(t, s, log, state);
+        show_progress(&progress, (double)t->step / total, "%s%zu/%zu  loss %.4f  accuracy %.2f %%",
+                      progress.terminal ? "" : "step ", t->step, t->total_steps, t->loss,
+                      100 * t->accuracy);
     }
-    if (t->step < t->total_steps && progress.terminal) fputc('\n', progress.stream);
+    catch_interrupts(0);
+    if (t->step < t->total_steps && progress.terminal) print_file(stream, "\n");
     if (done && !(finite && is_finite(&t->model)))
-        return fail(s->error, "the loss is no longer finite after step %zu; a smaller --lr may help", t->step);
-    if (!done || t->step == t->total_steps) return done;
-    if (!state) return fail(s->error, "interrupted after step %zu", t->step);
-    return trainer_save(t, state, s->error) &&
-           fail(s->error, "interrupted after step %zu; it goes on with: median train --resume %.400s --out %.400s",
-                t->step, state, s->out);
+        return fail(s->error, "the loss is no longer finite after step %zu; try a smaller --lr",
+                    t->step);
+    return done && (t->step == t->total_steps || stop_training(t, s, state));
 }
 
 /* A new training, or the rest of an old one. */
@@ -2495,7 +2720,7 @@ static int start_training(Trainer *t, Session *s) {
     if (s->resume) return trainer_resume(t, s->resume, s->error);
     if (recipe->trainset_size == 0 && recipe->steps == 0)
         return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
-    if (s->init && !model_load(&s->model, s->init, s->error)) return 0;
+    if (s->init && !load_model(s, s->init)) return 0;
     return trainer_create(t, recipe, &s->settings.config, s->init ? &s->model : NULL, s->error);
 }
 
@@ -2507,7 +2732,8 @@ static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
     if (!model_save(result, path, error)) return 0;
     evaluate(result, &t->runs, t->val_lists, t->val_medians, n, &e);
     say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
-    if (e.lists && e.loss < HUGE_VAL) say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * e.accuracy, e.loss);
+    if (e.lists && e.loss < HUGE_VAL)
+        say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * e.accuracy, e.loss);
     say(r, "\nwrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
     return 1;
 }
@@ -2520,9 +2746,8 @@ static int check_output(const char *path, Error *error) {
     errno = EISDIR;
     if (stat(path, &about) == 0 && S_ISDIR(about.st_mode)) return cannot_write(path, error);
 #endif
-    if (is_special(path)) return 1;
-    if (!print_to(beside, sizeof beside, "%s.tmp", path))
-        return fail(error, "the name %.60s... is too long", path);
+    if (!name_beside(beside, sizeof beside, path, error)) return 0;
+    if (strcmp(beside, path) == 0) return 1;
     FILE *f = fopen(beside, "wb");
     if (!f) return cannot_write(path, error);
     fclose(f);
@@ -2530,58 +2755,51 @@ static int check_output(const char *path, Error *error) {
     return 1;
 }
 
-/* Reads a line of any length, of which the first `size` characters are kept. 0 at the end of the input. */
-static int read_line(FILE *in, char *line, size_t size, int *cut) {
-    size_t n = 0;
-    int c, any = 0;
-    for (*cut = 0; (c = fgetc(in)) != EOF && c != '\n'; any = 1) {
-        if (n + 1 < size) line[n++] = (char)(c ? c : '?');
-        else *cut = 1;
-    }
-    line[n] = 0;
-    return any || c == '\n';
+/* Reads a line of any length, of which the first size - 1 characters are kept. 0 at the end of the
+ * input. */
+static int read_line(FILE *in, char *line, size_t size, size_t *length) {
+    int c;
+    for (*length = 0; (c = fgetc(in)) != EOF && c != '\n'; ++*length)
+        if (*length + 1 < size) line[*length] = (char)(c ? c : '?');
+    line[smaller(*length, size - 1)] = 0;
+    return *length > 0 || c == '\n';
 }
 
 /* The log of a new training, or that of a resumed one without the steps that will be done again. */
 static FILE *open_log(const Session *s, const Trainer *t) {
     Text kept = {0};
     char line[200];
-    int cut;
-    FILE *old = s->resume ? fopen(s->log, "r") : NULL;
+    size_t length;
+    FILE *old = s->resume ? fopen(s->log, "rb") : NULL;
     text_add(&kept, "step,lr,loss,accuracy\n");
-    while (old && read_line(old, line, sizeof line, &cut)) {
+    while (old && read_line(old, line, sizeof line, &length)) {
         const char *end;
         const double step = parse_double(line, &end);
-        if (step >= 1 && step <= (double)t->step) text_add(&kept, "%s\n", line);
+        if (end != line && step <= (double)t->step) text_add(&kept, "%s\n", line);
     }
     if (old) fclose(old);
-    if (kept.failed) errno = ENOMEM;
-    FILE *log = kept.failed ? NULL : fopen(s->log, "w");
-    if (log && fwrite(kept.data, 1, kept.size, log) != kept.size) fclose(log), log = NULL;
-    if (!log) cannot_write(s->log, s->error);
+    const int written = write_file(s->log, &kept, s->error);
     text_free(&kept);
+    FILE *log = written ? fopen(s->log, "ab") : NULL;
+    if (written && !log) cannot_write(s->log, s->error);
     return log;
 }
 
 static int command_train(Session *s, Report *r) {
     char state[4096];
+    const int keeps_state = !is_special(s->out) && print_to(state, sizeof state, "%s.state", s->out);
     Trainer t;
     FILE *log = NULL;
-    const int keeps_state = print_to(state, sizeof state, "%s.state", s->out) && !is_special(s->out);
     if (!start_training(&t, s)) return 0;
     int done = check_output(s->out, s->error) && (!keeps_state || check_output(state, s->error)) &&
-               (!s->log || (log = open_log(s, &t)) != NULL);
-#ifdef SIGINT
-    signal(SIGINT, note_interrupt);
-    signal(SIGTERM, note_interrupt);
-#endif
-    if (done) done = run_training(&t, s, log, keeps_state ? state : NULL);
+               (!s->log || (log = open_log(s, &t)) != NULL) &&
+               run_training(&t, s, log, keeps_state ? state : NULL);
     if (log && fclose(log) != 0 && done) done = cannot_write(s->log, s->error);
     if (done) {
         done = save_result(&t, s->out, r, s->error);
         if (done && keeps_state) remove(state);
     } else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
-        Error lost = {{0}, 0};
+        Error lost = {.usage = 0};
         if (save_result(&t, s->out, r, &lost))
             say(r, "(the training diverged; these are the weights of the best validation)\n");
     }
@@ -2821,8 +3039,7 @@ static void add_answers(Session *s, Report *r, const uint32_t *lists, size_t n) 
 static int command_predict(Session *s, Report *r) {
     const char *words[MAX_SEQ_LEN + 1], *const space = " \t\r,";
     char line[16384];
-    size_t n = 0, number = 0;
-    int cut;
+    size_t n = 0, number = 0, length;
     FILE *in = s->streams.in;
     if (s->n_numbers) {
         if (!given_list(s, 1)) return 0;
@@ -2830,12 +3047,12 @@ static int command_predict(Session *s, Report *r) {
         else show_prediction(s, r), show_patterns(s, r);
         return 1;
     }
-    while (!s->error->usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &cut)) {
+    while (!s->error->usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &length)) {
         size_t n_words = 0;
         number++;
         for (char *word = strtok(line, space); word && n_words <= s->T; word = strtok(NULL, space))
             words[n_words++] = word;
-        if (cut) usage(s->error, "it is too long");
+        if (length >= sizeof line) usage(s->error, "it is too long");
         else if (n_words) n += (size_t)parse_list(s, s->lists + n * s->T, words, n_words);
         if (n == s->run.capacity) add_answers(s, r, s->lists, n), n = 0;
     }
@@ -4793,7 +5010,7 @@ static int parse_options(Session *s, const Command *command, int argc, char **ar
 static int prepare(Session *s, const Command *command) {
     const Config *c = command->batch ? &s->model.config : &s->settings.config;
     Mt19937 mt;
-    if (command->batch && !s->model.params && !model_load(&s->model, s->path, s->error)) return 0;
+    if (command->batch && !s->model.params && !load_model(s, s->path)) return 0;
     s->V = c->max_num, s->T = c->seq_len, s->seed = s->settings.recipe.seed;
     s->n = smaller(s->size, command->max_lists);
     if (!command->batch) return 1;
@@ -4823,6 +5040,7 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
     Report r;
     int done = 1;
     memset(&s, 0, sizeof s), memset(&r, 0, sizeof r);
+    s.program = argc > 0 ? argv[0] : "median";
     s.error = error, s.streams = *streams, r.out = streams->out, r.width = terminal_width(r.out);
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) general_help(&r);
     else if (strcmp(name, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");

@@ -66,7 +66,12 @@ typedef struct {
 
 /* LNPre is layer normalization without w and b: what TransformerLens leaves after it has folded
  * these into the next weights. */
-enum { NORMALIZATION_NONE, NORMALIZATION_LN, NORMALIZATION_LNPRE };
+enum {
+    NORMALIZATION_NONE,
+    NORMALIZATION_LN,
+    NORMALIZATION_LNPRE,
+    NORMALIZATION_FROM_FILE /* no configuration has it: see model_load */
+};
 
 /* The original's: max_num 50, seq_len 7, d_model 32, d_head 32, one head, one layer, no MLP,
  * layer normalization. */
@@ -117,6 +122,7 @@ typedef struct {
     void *memory; /* in which all these arrays stand */
     size_t n_notes; /* what the checkpoint says about its training, as `info` shows it */
     Note notes[MAX_NOTES];
+    char remarks[2][200]; /* of model_load: what it assumed, what it passed over; or empty */
 } Model;
 
 /* Every parameter 0. model_free releases it, and accepts a model that is all zero bytes. */
@@ -397,9 +403,10 @@ int model_save(const Model *model, const char *path, Error *error);
 int trainer_save(Trainer *trainer, const char *path, Error *error);
 int trainer_resume(Trainer *trainer, const char *path, Error *error);
 
-/* Reads a safetensors file; *model is created by it. Tensors that no model of ours has are
- * passed over. */
-int model_load(Model *model, const char *path, Error *error);
+/* Creates *model from a safetensors file of F32, F16, BF16 or F64 numbers. normalization is for a
+ * file that does not say what it has; NORMALIZATION_FROM_FILE leaves it to the file. What was assumed
+ * or passed over stands in model->remarks. */
+int model_load(Model *model, const char *path, size_t normalization, Error *error);
 
 /* ---- 9. Looking at attention ----------------------------------------------------------------- */
 

@@ -1218,7 +1218,7 @@ static void run_all_lists(const Model *model, size_t n, uint64_t *cells) {
 
 /* The certificate counts what running every list counts, with little effort too; in two cases logits are so great that
  * rounding decides; the last three are none that it can do. */
-static void test_certify(void) {
+TEST(certify) {
     static const struct {
         Config config;
         size_t steps;
@@ -1291,7 +1291,7 @@ static void make_state(int fresh) {
 }
 
 /* A training ends with the same bits, saved, forgotten and resumed after every step or not; its losses count, too. */
-static void test_resume(void) {
+TEST(resume) {
     FOR(fresh, 2) FOR(interrupted, 2) {
         static uint64_t plain;
         uint64_t hash = bits;
@@ -1322,7 +1322,7 @@ static void test_resume(void) {
 
 /* The bounds of every number: they are taken, and printed as they were given; what lies beyond them is not, nor does a
  * model come of it. */
-static void test_settings(void) {
+TEST(settings) {
     static const struct {
         const char *name;
         double least, most;
@@ -1377,7 +1377,7 @@ TENSOR_PRINTF(2, 3) static void check_format(const char *expected, const char *f
     text_free(&text);
 }
 
-static void test_text_add(void) {
+TEST(text_add) {
     const uint64_t most = UINT64_MAX;
     Text text = {0};
     check_format("7 -7 +7 +0|0", "%d %d %+d %+d|%u", 7, -7, 7, 0, 0u);
@@ -1396,46 +1396,68 @@ static void test_text_add(void) {
     text_free(&text);
 }
 
-/* What is wrong with a training's state when, in its header, `from` is replaced by `to` and spaces, or by `to` and what
- * follows is lost; without `from`, the whole header; or when tensor `from` has the word @number:value. ' stands for ".
- * Each complaint is here once; .ci/cli has more. */
+/* What is wrong with a training's state when, in its header, `from` is replaced by `to` and spaces, or by
+ * `to` and what follows is lost; without `from`, the whole header; or when tensor `from` has the word
+ * @number:value. ' stands for ". Each complaint is here once; .ci/cli has more. */
 static const struct {
     const char *from, *to, *message;
 } FAULTS[] = {
-    {NULL, "{'mask':{'dtype':'F64','shape':[0],'data_offsets':[0,0]},'IGNORE':{'dtype':'U8','shape':[0],"
-           "'data_offsets':[0,0]}}", "something stands behind the last tensor"},
-    {NULL, "[]", "no { (bad header at byte 8)"}, {NULL, "{}", "no tensor in it"},
-    {NULL, "{'__metadata__':{}} x", "something stands behind the end"},
-    {NULL, "{'a':{'dtype':'F", "a string does not end"}, {NULL, "{'\\u0", "an unknown escape"},
-    {NULL, "{'a':{'shape':[1", "no ,"}, {NULL, "{'a':{'shape':[],'data_offsets':[],", "no \""},
+    {NULL, "[]", "bad header at byte 8: { expected, '[]"},
+    {NULL, "{}", "no tensor in it"},
+    {NULL, "{'__metadata__':{'a':'b'}}", "no tensor in it"},
+    {NULL, "{} x", "the end expected, 'x"},
+    {NULL, "{'a':{'dtype':'F", ", or } expected"},
+    {NULL, "{'a", "the end of a name expected"},
+    {NULL, "{'a'", ": expected"},
+    {NULL, "{'a':{},}", "a name expected, '}"},
+    {NULL, "{'a':{'dtype':'F32','shape':[0],'data_offsets':[0,0],'x':1}}", "} expected, '\"x"},
+    {NULL, "{'a':[[[[[[[[", ", or } expected"},
+    {NULL, "{'a':{'dtype':'F99','shape':[1,],'data_offsets':[0,8]}}", "behind the last tensor"},
     {NULL, "{'a':{'dtype':'F64','shape':[9999999999],'data_offsets':[0,79999999992]}}",
-     "out of memory: it claims to have 76294 MiB"}, {"'max-num':", "'max-num'", "no :"},
-    {"'10'", "'\\u00Ff\\u0001\\n\\/'", "the metadata says max-num ?"},
-    {"'max-num':'10','seq-len':'5','d-model':'16','d-head':'16','n-layers':",
-     "'a key with more characters than are kept':'','max-num':'9','x':", "the metadata says max-num 9"},
-    {"'seq-len'", "'max-num'", "stands twice in __metadata__"}, {"'},'embed", "']'embed", "no ,"},
-    {"'embed.W_E':", "'__metadata__':", "__metadata__ stands twice"},
-    {"'F32'", "'F99'", "tensor embed.W_E has the unknown type 'F99'"},
-    {"'F32'", "'I32'", "the type I32 instead of F32"}, {"'dtype'", "'dtypo'", "an unknown key"},
-    {"[10,16]", "[10,016]", "no whole number"}, {"[10,16]", "10", "no ["},
-    {"[10,16]", "[1,1,1,1,1,1,1,1,1]", "too many numbers"},
-    {"[10,16]", "[10,17]", "tensor embed.W_E: its dtype, shape and data_offsets don't fit together"},
-    {"[10,16]", "[20,8]", "embed.W_pos has another shape than 5 x 8"}, {"[10,16]", "[160]", "d-model is 0"},
-    {NULL, "{'a':{'dtype':'F32','shape':[0],'shape':[0]}}",
-     "tensor a: its dtype, shape and data_offsets don't fit together"}, {"[0,640]", "[1,641]", "begins after a gap"},
-    {"[640,960]", "[639,959]", "overlaps another"}, {"'pos_embed.W_pos'", "'embed.W_E'", "stands twice"},
-    {"pos_embed.W_pos", "pos_embed.W_x", "W_pos is missing"}, {"ln_final.w", "ln_final.x", "has no place in the model"},
-    {"'state.m'", "'state.x'", "tensor state.m is missing"}, {"'state.m'", "'b_m'", "b_m has no place in the model"},
-    {"'U32'", "'I32'", "tensor state.data_mt has the type I32 instead of U32"},
-    {"'warmup'", "'x'", "the metadata lacks warmup"}, {"'lr':'0.003'", "'lr':'-1'", "--lr is '-1'"},
+     "out of memory: it claims 76293 MiB"},
+    {NULL, "{'a':{'dtype':'F64','shape':[1],'data_offsets':[8,0]}}", "tensor a: no sound dtype"},
+    {NULL, "{'a':{'dtype':'F64','shape':[1],'data_offsets':[0,8,9]}}", "tensor a: no sound dtype"},
+    {NULL, "{'a':{'dtype':'F64','shape':[1],'data_offsets':[0,-8]}}", "tensor a: no sound dtype"},
+    {NULL, "{'a':{'dtype':F64,'shape':[1],'data_offsets':[0,8]}}", "tensor a: no sound dtype"},
+    {NULL, "{'a':{'dtype':'F64','data_offsets':[0,8]}}", "tensor a: no sound dtype"},
+    {NULL, "{'a':1}", "{ expected, '1'"},
+    {"'10'", " 10 ", "max-num in __metadata__ is 10, must be a string"},
+    {"'10'", "{} ", "max-num in __metadata__ is {}, must be a string"},
+    {"'10'", "'9'", "the metadata says max-num 9, the tensors say 10"},
+    {"'10','seq-len':'5'", "'\\u0031\\u0030'", "the metadata says max-num \\u0031\\u0030"},
+    {"'seq-len'", "'max-num'", "max-num stands twice in the header"},
+    {"'embed.W_E':", "'__metadata__':", "__metadata__ stands twice in the header"},
+    {"'pos_embed.W_pos'", "'embed.W_E'", "embed.W_E stands twice in the header"},
+    {"'F32'", "'F99'", "tensor embed.W_E has the dtype F99, must be F32, F16, BF16 or F64"},
+    {"'F32'", "'U32'", "tensor embed.W_E has the dtype U32"},
+    {"'F32'", "'F64'", "tensor embed.W_E: its data_offsets do not fit its shape"},
+    {"[10,16]", "[20,8]", "tensor pos_embed.W_pos is [5,16], the others ask for 5 x 8"},
+    {"[10,16]", "[160]", "tensor embed.W_E is [160], must have 2 dimensions"},
+    {"[10,16]", "[1e1]", "tensor embed.W_E is [1e1], must have 2 dimensions"},
+    {"[1,16,16]", "[16,16]", "tensor blocks.0.attn.W_Q is [16,16], must have 3 dimensions"},
+    {"[5,16]", "[6,16]", "pos_embed.W_pos [6,16], blocks.0.attn.W_Q [1,16,16]: Length must be odd"},
+    {"embed.W_pos", "embed.W_x", "W_pos is missing among 24, such as state.hard and state.order"},
+    {"ln_final.w", "ln_final.x", "tensor ln_final.w is missing"},
+    {"'state.m'", "'state.x'", "not a training's state; --init starts"},
+    {"'state.v'", "'state.x'", "tensor state.v is missing"},
+    {"'state.m'", "'b_m'", "b_m has no place in the model"},
+    {"'U32'", "'I32'", "tensor state.data_mt has the dtype I32, must be U32"},
+    {"'warmup'", "'x'", "the metadata lacks warmup"},
+    {"'lr':'0.003'", "'lr':'-1'", "--lr is '-1'"},
     {"'valset-size':'10'", "'valset-size':'0'", "state.words is damaged"},
-    {"'batch-size':'16'", "'batch-size':'0'", "--batch-size"}, {"embed.W_E", "@9:0x7fc00000", "embed.W_E holds NaN"},
-    {"embed.W_E", "@159:0xff800000", "embed.W_E holds infinity"},
-    {"state.m", "@0:0x7f800000", "state.m holds infinity"}, {"'state.order'", "@0:70", "state.order is damaged"},
-    {"'state.order'", "@69:8", "a list stands in it twice"}, {"state.v", "@5:0xb3000000", "a mean square is negative"},
-    {"state.words", "@0:14", "state.words is damaged"}, {"state.words", "@1:2", "state.words is damaged"},
-    {"state.words", "@2:11", "state.words is damaged"}, {"state.words", "@3:625", "state.words is damaged"},
-    {"state.words", "@4:625", "state.words is damaged"}, {"state.words", "@5:1", "state.words is damaged"}
+    {"'batch-size':'16'", "'batch-size':'0'", "--batch-size"},
+    {"embed.W_E", "@9:0x7fc00000", "embed.W_E holds NaN or, as a float, infinity at number 9"},
+    {"embed.W_E", "@159:0xff800000", "embed.W_E holds NaN or, as a float, infinity at number 159"},
+    {"state.m", "@0:0x7f800000", "state.m holds NaN"},
+    {"'state.order'", "@0:70", "state.order is damaged"},
+    {"'state.order'", "@69:8", "a list stands in it twice"},
+    {"state.v", "@5:0xb3000000", "a square is negative"},
+    {"state.words", "@0:14", "state.words is damaged"},
+    {"state.words", "@1:2", "state.words is damaged"},
+    {"state.words", "@2:11", "state.words is damaged"},
+    {"state.words", "@3:625", "state.words is damaged"},
+    {"state.words", "@4:625", "state.words is damaged"},
+    {"state.words", "@5:1", "state.words is damaged"},
 };
 
 /* The state's file, in its header ' for ". */
@@ -1479,30 +1501,180 @@ static void expect_fault(const char *message) {
     read_state();
 }
 
-static void test_faults(void) {
-    static const char *const types[] = {"BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32",
-                                        "U32", "F32", "I64", "U64", "F64"};
-    file_size = 0, expect_fault("cut off: 8 bytes are missing");
-    make_state(0), read_state();
+TEST(faults) {
     FOR(i, LENGTH(FAULTS)) {
+        if (i == 0) {
+            make_state(0);
+            read_state();
+        }
         at("%s -> %s", FAULTS[i].from ? FAULTS[i].from : "the header", FAULTS[i].to);
         spoil(FAULTS[i].from, FAULTS[i].to);
         expect_fault(FAULTS[i].message);
     }
-    FOR(i, LENGTH(types)) { /* tensors of every type that the format has are passed over */
-        const char *digit = strpbrk(types[i], "1368");
-        const int size = digit ? (int)strtol(digit, NULL, 10) : 8;
-        char header[100];
-        snprintf(header, sizeof header, "{'a':{'dtype':'%s','shape':[8],'data_offsets':[0,%d]}}", types[i], size);
-        at("%s", types[i]);
-        spoil(NULL, header);
-        expect_fault("something stands behind the last tensor");
+    at("its length");
+    file_size--;
+    expect_fault("cut off: 1 bytes are missing");
+    file_size++;
+    expect_fault("something stands behind the last tensor");
+    file[3] = 1;
+    expect_fault("its first bytes are no header's length");
+    make_state(1);
+    read_state();
+    spoil("state.hard", "@0:10");
+    expect_fault("state.hard is damaged");
+}
+
+/* Files that are no checkpoints, by how they begin; and none at all. */
+TEST(strangers) {
+    static const struct {
+        const char *begin, *message;
+    } files[] = {
+        {"", "it is empty; `median train` makes"},
+        {"PK\3\4 and so on", "a ZIP archive, as torch.save writes; README shows"},
+        {"\x80\2}q\1(X and so on", "a pickle"},
+        {"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; `git lfs pull`"},
+        {"<!DOCTYPE html>", "an HTML page"},
+        {"{}", "JSON"},
+        {"{\"model_type\": \"gpt2\"}", "JSON"},
+        {"\x1f\x8b\10\10 and so on", "gunzip"},
+        {"1234567", "its first bytes are no header's length"},
+    };
+    Model model;
+    FOR(i, LENGTH(files)) {
+        Text text = {0};
+        at("%.10s", files[i].begin);
+        text_add(&text, "%s", files[i].begin);
+        DONE(write_file(FILE_NAME, &text, &error));
+        CHECK(!model_load(&model, FILE_NAME, NORMALIZATION_FROM_FILE, &error), "it is taken");
+        CHECK(strstr(error.text, files[i].message) != NULL, "got '%s'", error.text);
+        text_free(&text);
     }
-    file_size--, expect_fault("cut off: 1 bytes are missing");
-    file[3] = 1, expect_fault("its header would have");
-    file_size++, expect_fault("something stands behind the last tensor");
-    make_state(1), read_state();
-    spoil("state.hard", "@0:10"), expect_fault("state.hard is damaged");
+    at("no file");
+    CHECK(!model_load(&model, "no/such", NORMALIZATION_FROM_FILE, &error), "it is there");
+    CHECK(strstr(error.text, "no/such: ") && strstr(error.text, "--model FILE"), "got '%s'", error.text);
+}
+
+/* A file of another program: all tensors of a model, each name with a prefix, each number the same bits;
+ * then `more`, further members of the header. */
+static void make_foreign(const Config *config, const char *prefix, const char *dtype, size_t width, uint64_t word,
+                         const char *more) {
+    Text header = {0}, text = {0};
+    Model model;
+    size_t end = 0;
+    DONE(model_create(&model, config, &error));
+    FOR(i, model.n_tensors) {
+        const Tensor *t = &model.tensors[i];
+        text_add(&header, "%s\n\"%s%s\" : { \"data_offsets\": [ %zu , ", i ? "," : "{", prefix, t->name, end);
+        end += t->size * width;
+        text_add(&header, "%zu ], \"shape\" : [ %zu", end, t->shape[0]);
+        for (size_t k = 1; k < t->n_dims; k++) text_add(&header, ", %zu", t->shape[k]);
+        text_add(&header, " ] , \"dtype\":\"%s\" }", dtype);
+    }
+    text_add(&header, "%s } ", more);
+    FOR(i, 8) text_bytes(&text, i < 2 ? (const char[]){(char)(header.size >> 8 * i & 255)} : "", 1);
+    text_bytes(&text, header.data, header.size);
+    FOR(i, end) text_bytes(&text, (const char[]){(char)(word >> 8 * (i % width) & 255)}, 1);
+    DONE(write_file(FILE_NAME, &text, &error));
+    model_free(&model);
+    text_free(&header);
+    text_free(&text);
+}
+
+/* Numbers of every type, and the float that is read; HUGE_VALF: the file is refused. */
+TEST(number_types) {
+    static const struct {
+        const char *dtype;
+        size_t width;
+        uint64_t bits;
+        float value;
+    } numbers[] = {
+        {"F32", 4, 0xc0490fdb, -0x1.921fb6p1f},
+        {"F32", 4, 0x007fffff, 0},
+        {"F32", 4, 0x7f7fffff, FLT_MAX},
+        {"F32", 4, 0xffc00000, HUGE_VALF},
+        {"F16", 2, 0x3c00, 1},
+        {"F16", 2, 0xb555, -0x1.554p-2f},
+        {"F16", 2, 0x7bff, 65504},
+        {"F16", 2, 0x0400, 0x1p-14f},
+        {"F16", 2, 0x83ff, -0x1.ff8p-15f},
+        {"F16", 2, 0x0001, 0x1p-24f},
+        {"F16", 2, 0x8000, 0},
+        {"F16", 2, 0xfc00, HUGE_VALF},
+        {"F16", 2, 0x7c01, HUGE_VALF},
+        {"BF16", 2, 0x3f80, 1},
+        {"BF16", 2, 0xc049, -3.140625f},
+        {"BF16", 2, 0x7f7f, 0x1.fep127f},
+        {"BF16", 2, 0x007f, 0},
+        {"BF16", 2, 0x7f80, HUGE_VALF},
+        {"BF16", 2, 0xffc0, HUGE_VALF},
+        {"F64", 8, UINT64_C(0x3fd5555555555555), 0x1.555556p-2f},
+        {"F64", 8, UINT64_C(0xc005bf0a8b145769), -0x1.5bf0a8p1f},
+        {"F64", 8, UINT64_C(0x3690000000000000), 0},
+        {"F64", 8, UINT64_C(0x47efffffefffffff), FLT_MAX},
+        {"F64", 8, UINT64_C(0x47effffff0000000), HUGE_VALF},
+        {"F64", 8, UINT64_C(0x7ff0000000000000), HUGE_VALF},
+        {"F64", 8, UINT64_C(0x7ff8000000000000), HUGE_VALF},
+    };
+    FOR(i, LENGTH(numbers)) {
+        Model model;
+        at("%s %llx", numbers[i].dtype, (unsigned long long)numbers[i].bits);
+        make_foreign(&NARROW, "", numbers[i].dtype, numbers[i].width, numbers[i].bits, "");
+        const int good = model_load(&model, FILE_NAME, NORMALIZATION_FROM_FILE, &error);
+        EQUAL(good, numbers[i].value < HUGE_VALF);
+        CHECK(good || strstr(error.text, "embed.W_E holds NaN or, as a float, infinity at number 0"), "%s",
+              error.text);
+        FOR(k, good ? model.n_params : 0) EQUAL(model.params[k], numbers[i].value);
+        model_free(&model);
+    }
+}
+
+/* What a file's further members and the caller's hint make of its normalization, and what is remarked. */
+TEST(foreign) {
+    static const struct {
+        size_t normalization; /* of the model whose tensors the file has */
+        const char *prefix, *more;
+        size_t hint, found;
+        const char *said; /* in the error, if found is 9; else in a remark; "": no remark */
+    } files[] = {
+        {1, "", "", 3, 1, ""},
+        {1, "_orig_mod.", "", 3, 1, ""},
+        {1, "module.model.", ",\"module.model.blocks.0.attn.mask\":"
+         "{\"dtype\":\"BOOL\",\"shape\":[],\"data_offsets\":[0,1]}", 3, 1, ""},
+        {1, "m", "", 3, 9, "embed.W_E is missing among 16, such as membed.W_E and munembed.b_U"},
+        {1, "", "", 1, 1, ""},
+        {1, "", "", 0, 9, "--normalization contradicts the file's ln_final.w"},
+        {2, "", "", 3, 2, "say --normalization none"},
+        {2, "", "", 2, 2, ""},
+        {2, "", "", 0, 0, ""},
+        {2, "", "", 1, 9, "tensor blocks.0.ln1.w is missing"},
+        {2, "", ",\"__metadata__\":{\"normalization\":\"LNPre\"}", 3, 2, ""},
+        {2, "", ",\"__metadata__\":{\"normalization\":\"none\"}", 3, 0, ""},
+        {2, "", ",\"__metadata__\":{\"normalization\":\"none\"}", 2, 9, "--normalization contradicts the file's none"},
+        {2, "", ",\"__metadata__\":{\"normalization\":\"LN\"}", 3, 9, "tensor blocks.0.ln1.w is missing"},
+        {2, "", ",\"__metadata__\":{\"normalization\":\"RMS\"}", 3, 9, "says normalization RMS, the tensors say LNPre"},
+        {1, "", ",\"__metadata__\":{\"normalization\":\"none\"}", 3, 9, "says normalization none, the tensors say LN"},
+        {1, "", ",\"__metadata__\":{\"format\":\"pt\",\"a key of more than 23 characters\":\"\",\"max-num\":\"10\"}", 3, 1, ""},
+        {1, "", ",\"blocks.0.attn.IGNORE\":{\"dtype\":\"F99\",\"shape\":[9,9],\"data_offsets\":[0,1]}", 3, 1, ""},
+        {1, "", ",\"blocks.0.attn.rotary_sin\":{\"dtype\":\"F99\",\"shape\":[],\"data_offsets\":[0,1]}", 3, 1,
+         "tensor blocks.0.attn.rotary_sin is passed over"},
+        {1, "", ",\"blocks.0.ln2.w\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}", 3, 9, "blocks.0.ln2.w has no place"},
+        {1, "", ",\"blocks.0.mlp.W_gate\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}", 3, 9, "W_gate has no place"},
+        {1, "", ",\"blocks.0.mlp.b\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}", 3, 9, "mlp.b has no place"},
+        {1, "", ",\"blocks.0.attn.w_scale\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}", 3, 9, "w_scale has no place"},
+    };
+    FOR(i, LENGTH(files)) {
+        Config config = NARROW;
+        Model model;
+        at("file %u", (unsigned)i);
+        config.normalization = files[i].normalization;
+        make_foreign(&config, files[i].prefix, "F32", 4, 0x3f800000, files[i].more);
+        const int good = model_load(&model, FILE_NAME, files[i].hint, &error);
+        const char *said = good ? model.remarks[*model.remarks[0] == 0] : error.text;
+        EQUAL(good ? model.config.normalization : 9, files[i].found);
+        CHECK(files[i].said[0] ? strstr(said, files[i].said) != NULL : good && !*said, "got '%s'", said);
+        if (good) EQUAL(model.n_params, model.params[0] * (float)model.n_params);
+        model_free(&model);
+    }
 }
 
 /* ---- The command line -------------------------------------------------------------------------------------------- */
@@ -1692,7 +1864,8 @@ static const Test STORY[] = {
     WHOLE(hooks, NULL), WHOLE(circuits, "50b60d0a9f7e6f48"), WHOLE(attribution, NULL), WHOLE(patching, NULL),
     WHOLE(ablation, NULL),
     WHOLE(resume, "7a8d12249c6ae209"),
-    WHOLE(settings, NULL), WHOLE(text_add, NULL), WHOLE(faults, NULL), WHOLE(certify, NULL)};
+    WHOLE(settings, NULL), WHOLE(text_add, NULL), WHOLE(faults, NULL), WHOLE(strangers, NULL),
+    WHOLE(number_types, NULL), WHOLE(foreign, NULL), WHOLE(certify, NULL)};
 
 typedef enum { MATH, BITS } Suite;
 static Suite suite;

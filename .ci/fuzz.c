@@ -61,35 +61,34 @@ static void must_be_one_line(const Error *error) {
 static void make_file(Text *file, const unsigned char *data, size_t size) {
     const unsigned char *zero = (const unsigned char *)memchr(data, 0, size);
     const size_t header = zero ? (size_t)(zero - data) : size, rest = zero ? size - header - 1 : 0;
+    size_t bytes = rest;
     Checkpoint read;
     memset(&read, 0, sizeof read);
-    text_bytes(&read.text, "8 bytes.", 8);
-    text_bytes(&read.text, data, header);
-    double bytes = read_header(&read);
-    if (read.failed || bytes > 100000) bytes = (double)rest;
-    text_free(&read.text);
-    text_free(&read.index);
-    text_word(file, (uint32_t)header);
-    text_word(file, 0);
+    text_bytes(&read.header, data, header);
+    if (header && read_header(&read) && read.data_size <= 100000) bytes = read.data_size;
+    text_free(&read.header);
+    free(read.tensors);
+    add_number(file, header, 4);
+    add_number(file, 0, 4);
     if (header) text_bytes(file, data, header);
-    for (size_t i = 0; i < (size_t)bytes; i++) text_bytes(file, rest ? &zero[1 + i % rest] : (const void *)"", 1);
+    for (size_t i = 0; i < bytes; i++) text_bytes(file, rest ? &zero[1 + i % rest] : (const void *)"", 1);
 }
 
 static void use_file(const Text *file) { file_bytes = (const unsigned char *)file->data, file_size = file->size; }
 
 /* What was read can be written and read again. */
-static void load_model(void) {
+static void load_and_save(void) {
     Model model, again;
     Error error = {0};
     Text file = {0};
-    if (!model_load(&model, "input", &error)) {
+    if (!model_load(&model, "input", NORMALIZATION_FROM_FILE, &error)) {
         must_be_one_line(&error);
         return;
     }
     checkpoint_text(&file, &model, NULL, 0);
     MUST(!file.failed);
     use_file(&file);
-    MUST(model_load(&again, "input", &error));
+    MUST(model_load(&again, "input", model.config.normalization, &error));
     MUST(again.n_params == model.n_params && hash_model(&again) == hash_model(&model) && again.n_notes == model.n_notes);
     model_free(&model);
     model_free(&again);
@@ -226,7 +225,7 @@ int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
     if (file.size == 0 || file.failed) return text_free(&file), 0;
     if (target == STATE) load_state();
     else if (target == COMMANDS) look_at_model(choice);
-    else load_model();
+    else load_and_save();
     text_free(&file);
     return 0;
 }
