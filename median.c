@@ -2473,7 +2473,7 @@ typedef struct {
     const char *preset, *path, *init, *resume, *out, *log; /* path: --model */
     size_t size, threads, effort, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
     char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
-    int steps_given, help;
+    int steps_given, width_given, help; /* width: --d-model */
     const char *setting_given; /* one that is no matter of how, but of what is trained */
     size_t n_numbers;
     const char *numbers[MAX_NUMBERS];
@@ -3079,24 +3079,38 @@ static void center(float *x, size_t n, size_t step) {
     for (size_t j = 0; j < n; j++) x[j * step] = f32((double)x[j * step] - sum / (double)n);
 }
 
-/* What ln_final makes of vectors x (rows, d_model), which may be out, when its scale is taken as given: centred, times
- * scale, times w, plus b, which may be NULL. Returns out. */
-static const float *scale_given(const Model *m, float *out, const float *x, size_t rows, float scale, const float *b) {
+/* What ln_final makes of vectors x (rows, d_model), which may be out, when its scale is taken as
+ * given: centred, times scale, times w. Its b is left out. Without normalization, x. Returns out. */
+static const float *scale_given(const Model *m, float *out, const float *x, size_t rows,
+                                float scale) {
     const size_t d = m->config.d_model;
     const float *w = m->weights.ln_final_w;
     memmove(out, x, rows * d * sizeof *out);
     for (size_t i = 0; m->config.normalization && i < rows * d; i++) {
         if (i % d == 0) center(out + i, d, 1);
         out[i] = f32((double)out[i] * scale);
-        if (w) out[i] = f32((double)out[i] * w[i % d] + (b ? (double)b[i % d] : 0.0));
+        if (w) out[i] = f32((double)out[i] * w[i % d]);
     }
     return out;
 }
 
-/* What vectors x (rows, d_model), which are changed, would add to the logits (rows, max_num) at a scale of 1. */
-static void direct_logits(const Model *m, float *logits, float *x, size_t rows) {
-    scale_given(m, x, x, rows, 1.0f, NULL);
-    linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, m->config.d_model, m->config.max_num);
+/* What vectors x (rows, d_model), which are changed, add to the logits (rows, max_num) if
+ * ln_final's scale is this. */
+static void direct_logits(const Model *m, float *logits, float *x, size_t rows, float scale) {
+    const size_t d = m->config.d_model;
+    scale_given(m, x, x, rows, scale);
+    linear_forward(logits, NULL, x, m->weights.W_U, NULL, rows, d, m->config.max_num);
+}
+
+float mean_scale(const Model *m, Run *run, const uint32_t *lists, size_t n) {
+    double sum = 0;
+    if (!m->config.normalization) return 1;
+    for (size_t at = 0; at < n; at += run->n_lists) {
+        const size_t some = smaller(run->capacity, n - at);
+        model_forward(m, run, lists + at * m->config.seq_len, some, NULL);
+        for (size_t i = 0; i < some; i++) sum += (double)run->final_inv_std[i];
+    }
+    return f32(sum / (double)n);
 }
 
 /* x (n, d) = W_E plus, unless it is NULL, one row of W_pos. */
@@ -3129,7 +3143,7 @@ static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float 
         project_numbers(m, of, key_pos, w->W_V, w->b_V, k, x);
         linear_forward(x, NULL, k, w->W_O + of->head * d * dh, NULL, V, dh, d);
         if (of->raw) linear_forward(table, NULL, x, m->weights.W_U, NULL, V, d, V);
-        else direct_logits(m, table, x, V);
+        else direct_logits(m, table, x, V, of->scale);
         return;
     }
     project_numbers(m, of, of->query_pos, w->W_Q, w->b_Q, q, x);
@@ -3176,7 +3190,12 @@ static int command_circuits(Session *s, Report *r) {
     const size_t V = s->V, H = s->model.config.n_heads, positions[] = {s->query_pos, s->key_pos};
     const size_t ov = s->n_numbers == 1 ? choice_index("qk|ov", s->numbers[0]) : 2;
     const char *heads = s->heads;
-    Circuit which = {ov ? CIRCUIT_OV : CIRCUIT_QK, s->raw != 0, 0, 0, s->query_pos, s->key_pos};
+    Circuit which = {
+        .kind = ov ? CIRCUIT_OV : CIRCUIT_QK,
+        .raw = s->raw != 0,
+        .query_pos = s->query_pos,
+        .key_pos = s->key_pos,
+    };
     if (ov > 1) return usage(s->error, "which circuits? median circuits qk, or median circuits ov");
     for (size_t i = 0; i < 2; i++)
         if (positions[i] != NO_POSITION && positions[i] >= s->T)
@@ -3187,6 +3206,7 @@ static int command_circuits(Session *s, Report *r) {
     float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", s->error);
     const Map map = {.values = table, .rows = V, .cols = V, .row_title = ov ? "number" : "query",
                      .col_title = ov ? "logit of" : "key"};
+    if (ov && !s->raw) which.scale = mean_scale(&s->model, &s->run, s->lists, s->n);
     const size_t first = which.layer * H + which.head, n = *s->heads || s->csv ? 1 : s->model.config.n_layers * H;
     for (size_t i = first; table && i < first + n; i++) {
         which.layer = i / H, which.head = i % H;
@@ -3335,8 +3355,8 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
     const float s = a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f, *token = w->W_E, *place = w->W_pos;
     a->n_terms = 0;
     token += run->inputs->token[run->layers[0].row[T - 1]] * d, place += (T - 1) * d;
-    add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, token, 1, s, NULL));
-    add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, s, NULL));
+    add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, token, 1, s));
+    add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, s));
     for (size_t l = 0; l < L; l++) {
         const LayerRun *layer = &run->layers[l];
         const size_t query = layer->n_queries - 1;
@@ -3346,10 +3366,10 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
                 const float *v = layer->rows->v + (h * layer->rows->n_rows + layer->row[t]) * dh;
                 linear_forward(x, NULL, v, w->layers[l].W_O + h * dh * d, NULL, 1, dh, d);
                 for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * pattern[query * T + t]);
-                add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, s, NULL));
+                add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, s));
             }
-        add_term(a, m, "b_O", l, 0, T - 1, scale_given(m, x, w->layers[l].b_O, 1, s, NULL));
-        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, layer->mlp_out + query * d, 1, s, NULL));
+        add_term(a, m, "b_O", l, 0, T - 1, scale_given(m, x, w->layers[l].b_O, 1, s));
+        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, layer->mlp_out + query * d, 1, s));
     }
     add_term(a, m, "ln_final.b", L, 0, T - 1, w->ln_final_b);
     add_term(a, m, "b_U", L, 0, T - 1, NULL);
@@ -3551,46 +3571,785 @@ static int command_patch(Session *s, Report *r) {
 
 /* ---- 14. The explanation --------------------------------------------------------------------- */
 
-/* The claim: the median of a list is the m that minimises sum_i |x_i - m|, and the network computes just that.
- * Attention at the last position is nearly uniform, so the head adds up one OV vector per number, and that vector is
- * -c |x - m| up to terms that softmax doesn't see. Each step is measured here, on whatever model is given, and the
- * verdict depends on what comes out. */
+/* The median of a list is the m with the smallest sum_i |x_i - m|. The claim is that the network
+ * computes that sum, one number after the other:
+ *
+ *   logit(m) = scale * (sum_t table_t(x_t, m) + bias(m)) + fixed(m)      table_t(x, m) = -a |x - m|
+ *
+ * the latter up to terms that are the same for all m, which softmax does not see. table_t is the
+ * mean attention to position t times the effective OV circuit there, all heads together; that of
+ * the last position also holds what its number adds through the residual stream. scale is
+ * ln_final's. In other words: at the step from m to m+1 each number votes up if it is greater than
+ * m, else down.
+ *
+ * Each section measures one thing and prints it. Most end in a claim: a figure that must exceed a
+ * limit. Beside it stands what others reach, with 50 numbers and lists of 7: "trained" are the
+ * default recipe's networks, at worst; "other ranks", "mean", "mid-range" are those of
+ * test_median.c, which are built by hand; "original" is the original project's network. */
 
-/* For each m, the logits' rise from m to m+1 over the lists of rung 2, by least squares: a(m) S(m) + c(m). */
+enum { MAX_CLAIMS = 16, SCRUBS = 3 };
+
 typedef struct {
-    Moments s;            /* S */
-    double rise, product; /* sums of the rise, and of rise times S */
-    float a, c;
-} Climb;
+    const char *text;
+    double value, above;
+} Claim;
 
-/* What the work on an explanation needs. */
+/* What a model on the ladder does, counted over lists. */
+typedef struct {
+    size_t right, alike, repeated; /* of all; like the network; like it where it is wrong */
+    double squares, off;           /* of the network's logits, and by how much others differ */
+} Rung;
+
+/* What the sections share. */
 typedef struct {
     const Model *model;
-    Explanation *e;
+    Report *report;
     Run run;
-    float *table, *columns, *scratch; /* (max_num, max_num) twice, circuit_scratch() */
-    float *pattern;                   /* (heads, seq_len, seq_len): mean attention of each position to each */
-    Climb *climbs;                    /* (max_num) */
-    uint32_t *network;                /* (batch): its answers */
+    size_t V, T, heads;      /* heads of all layers */
+    size_t n;                /* lists of each kind */
+    const uint32_t *sample;  /* (n, T): uniform lists, from which means are taken */
+    Mt19937 mt;              /* for other lists */
+    AttentionStats attention;
+    float scale;             /* ln_final's, the mean */
+    float unit, direct;      /* mean a; the last number's without heads */
+    float *tables, *scrubbed; /* (T, V, V); (SCRUBS, T, V, V); in logits, at the mean scale */
+    float *ov, *ideal, *work; /* (V, V): mean of the heads' tables; -|x - m|, centred; anything */
+    float *bias, *fixed;     /* (V) */
+    float *scratch;          /* circuit_scratch(), at least (V, V) */
+    float *a, *c;            /* (V): rise(m) = a(m) S(m) + c(m) */
+    Moments *rises;          /* (2, V) */
+    float *network, *ratio;  /* (batch, V): its logits at the mean scale, centred; (batch) */
+    uint32_t *lists, *medians, *answers; /* (batch, T), (batch), (batch): the network's */
+    uint32_t *order;         /* (2 V) */
+    Claim claims[MAX_CLAIMS];
+    size_t n_claims;
 } Explainer;
 
 static void lay_out_explainer(Layout *m, void *owner) {
     Explainer *x = (Explainer *)owner;
-    Explanation *e = x->e;
-    const Config *c = &x->model->config;
-    const size_t V = c->max_num, T = c->seq_len;
-    e->ov = lay_floats(m, V, V, 1), e->ideal = lay_floats(m, V, V, 1), e->votes = lay_floats(m, V, V, 1);
-    e->values = lay_floats(m, V, 1, 1), e->ideal_values = lay_floats(m, V, 1, 1);
-    e->step = lay_floats(m, V, 1, 1), e->fit = lay_floats(m, V, 1, 1);
-    e->by_median = (Tally *)lay_out(m, (double)V, sizeof(Tally));
-    e->by_gap = (Tally *)lay_out(m, (double)V, sizeof(Tally));
-    e->by_copies = (Tally *)lay_out(m, (double)(T + 1), sizeof(Tally));
-    x->table = lay_floats(m, V, V, 1), x->columns = lay_floats(m, V, V, 1);
-    x->scratch = lay_floats(m, circuit_scratch(c), 1, 1), x->pattern = lay_floats(m, e->attention.heads, T, T);
-    x->climbs = (Climb *)lay_out(m, (double)V, sizeof(Climb)), x->network = lay_words(m, x->run.capacity, 1);
+    const size_t V = x->V, T = x->T, batch = x->run.capacity;
+    x->tables = lay_floats(m, T, V, V);
+    x->scrubbed = lay_floats(m, SCRUBS * T, V, V);
+    x->ov = lay_floats(m, V, V, 1);
+    x->ideal = lay_floats(m, V, V, 1);
+    x->work = lay_floats(m, V, V, 1);
+    x->scratch = lay_floats(m, circuit_scratch(&x->model->config), 1, 1);
+    x->bias = lay_floats(m, V, 1, 1);
+    x->fixed = lay_floats(m, V, 1, 1);
+    x->a = lay_floats(m, V, 1, 1);
+    x->c = lay_floats(m, V, 1, 1);
+    x->rises = (Moments *)lay_out(m, (double)V, 2 * sizeof *x->rises);
+    x->network = lay_floats(m, batch, V, 1);
+    x->ratio = lay_floats(m, batch, 1, 1);
+    x->lists = lay_words(m, batch, T);
+    x->medians = lay_words(m, batch, 1);
+    x->answers = lay_words(m, batch, 1);
+    x->order = lay_words(m, 2, V);
 }
 
-static void count(Tally *tally, size_t right) { tally->lists++, tally->right += right; }
+/* A value that is not a number exceeds nothing. */
+static void claim(Explainer *x, const char *text, double value, double above) {
+    x->claims[x->n_claims++] = (Claim){.text = text, .value = value, .above = above};
+}
+
+static double share(size_t part, size_t whole) {
+    return whole ? (double)part / (double)whole : 0.0;
+}
+
+/* The network on the next of `left` other lists, uniform or balanced; each one's ln_final scale
+ * over the mean goes to ratio. Returns how many lists. */
+static size_t run_network(Explainer *x, size_t left, int balanced) {
+    const size_t n = smaller(left, x->run.capacity);
+    const Mixture mix = {.max_num = x->V, .seq_len = x->T, .balanced = balanced ? 1.0f : 0.0f};
+    make_training_lists(&x->mt, x->lists, x->medians, n, &mix);
+    model_forward(x->model, &x->run, x->lists, n, NULL);
+    for (size_t i = 0; i < n; i++)
+        x->ratio[i] = x->model->config.normalization
+                          ? f32((double)x->run.final_inv_std[i] / (double)x->scale)
+                          : 1.0f;
+    return n;
+}
+
+/* -- where it looks -- */
+
+static void show_looks(Explainer *x) {
+    Report *r = x->report;
+    const Moments *entropy = &x->attention.entropy;
+    prose(r, "\n1. Where does the last position look?\n\n");
+    for (size_t at = 0; at < x->n; at += x->run.n_lists) {
+        const uint32_t *lists = x->sample + at * x->T;
+        model_forward(x->model, &x->run, lists, smaller(x->run.capacity, x->n - at), NULL);
+        observe_attention(&x->attention, &x->run, lists);
+    }
+    prose(r, "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n", x->n,
+          1.0 / (double)x->T);
+    show_attention(r, &x->attention, &x->model->config);
+    say(r, "\n");
+    table_begin(r, "entropy", "mean,deviation");
+    table_row(r, "%.4f %.4f", mean_of(entropy), deviation_of(entropy));
+    table_end(r);
+    prose(r, "(Its entropy, as a part of the greatest possible: 1 is even attention.)");
+}
+
+/* -- what each number says -- */
+
+static void center_both(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) center(x + i * n, n, 1);
+    for (size_t j = 0; j < n; j++) center(x + j, n, n);
+}
+
+/* Of two centred arrays; 0 if one is all 0. */
+static double correlation(const float *x, const float *y, size_t n) {
+    const double own = dot(x, 1, x, 1, n), other = dot(y, 1, y, 1, n);
+    return own > 0 && other > 0 ? dot(x, 1, y, 1, n) / (sqrt(own) * sqrt(other)) : 0.0;
+}
+
+/* a in table = -a |x - m|, by least squares, both centred: the table is, on the way. */
+static float weight_of(const Explainer *x, float *table) {
+    const size_t n = x->V * x->V;
+    center_both(table, x->V);
+    return f32(dot(table, 1, x->ideal, 1, n) / dot(x->ideal, 1, x->ideal, 1, n));
+}
+
+/* tables, bias and fixed; and ov, the part of the heads. Heads of later layers see of a number what
+ * the residual stream brings them unchanged. */
+static void make_tables(Explainer *x) {
+    const Weights *w = &x->model->weights;
+    const size_t V = x->V, T = x->T, H = x->model->config.n_heads, d = x->model->config.d_model;
+    for (size_t i = 0; i < T * x->heads; i++) {
+        const size_t t = i / x->heads, head = i % x->heads;
+        const Circuit which = {
+            .kind = CIRCUIT_OV,
+            .layer = head / H,
+            .head = head % H,
+            .key_pos = t,
+            .scale = x->scale,
+        };
+        const float weight = f32(mean_of(&x->attention.query[(head * T + T - 1) * T + t]));
+        circuit_table(x->model, &which, x->work, x->scratch);
+        for (size_t j = 0; j < V * V; j++) x->work[j] = f32((double)x->work[j] * weight);
+        add_to(x->tables + t * V * V, x->work, V * V);
+        for (size_t j = 0; j < V * V; j++) x->work[j] = f32((double)x->work[j] / (double)T);
+        add_to(x->ov, x->work, V * V);
+    }
+    float *vectors = x->scratch;
+    memset(vectors, 0, d * sizeof *vectors);
+    for (size_t l = 0; l < x->model->config.n_layers; l++) {
+        add_to(vectors, w->layers[l].b_O, d);
+        if (w->layers[l].b_out) add_to(vectors, w->layers[l].b_out, d);
+    }
+    direct_logits(x->model, x->bias, vectors, 1, x->scale);
+    memcpy(x->fixed, w->b_U, V * sizeof *x->fixed);
+    if (w->ln_final_b) linear_forward(x->fixed, x->fixed, w->ln_final_b, w->W_U, NULL, 1, d, V);
+    add_position(vectors, w->W_E, w->W_pos + (T - 1) * d, V, d);
+    direct_logits(x->model, x->work, vectors, V, x->scale);
+    add_to(x->tables + (T - 1) * V * V, x->work, V * V);
+    x->direct = weight_of(x, x->work);
+}
+
+/* -|x - m|^p, centred. */
+static void power_table(float *table, size_t V, float p) {
+    for (size_t i = 0; i < V * V; i++) {
+        const float distance = f32(fabs((double)(i / V) - (double)(i % V)));
+        table[i] = distance > 0 ? -exp_f32(f32((double)p * log_f32(distance))) : 0.0f;
+    }
+    center_both(table, V);
+}
+
+/* Correlation alone tells -|x - m| badly from -(x - m)^2, the circuit of the mean: they correlate
+ * by 0.95 with each other. So two powers compete for what the other leaves unexplained. */
+static void show_powers(Explainer *x, const float *centered) {
+    Report *r = x->report;
+    double best = 0, best_power = 0, fits[13], left[13]; /* of p = 1/4, 2/4, ... */
+    say(r, "\n");
+    table_begin(r, "powers", "power,correlation");
+    for (int p = 1; p < 13; p++) {
+        power_table(x->work, x->V, (float)p / 4);
+        fits[p] = correlation(centered, x->work, x->V * x->V);
+        left[p] = 1.0 - f32(fits[p]) * (double)f32(fits[p]);
+        table_row(r, "%.2f %.4f|", p / 4.0, fits[p]);
+        if (fits[p] > best) best_power = p / 4.0;
+        best = max_double(best, fits[p]);
+    }
+    table_end(r);
+    prose(r, "\nCorrelation with -|x - m|^p, both centred. Of these p, %.2f is best.\n\n",
+          best_power);
+    /* trained 0.993, original 0.950, mean 0.949, mid-range 0.37, untrained 0.00 */
+    claim(x, "A number says -|x - m| to every m: correlation", fits[4], 0.9);
+    /* trained 0.84, original 0.40, mean -1, mid-range -0.1, untrained 0; 2 numbers cannot tell */
+    if (x->V > 2)
+        claim(x, "And not -(x - m)^2: what this leaves less what that leaves / their sum",
+              (left[8] - left[4]) / (left[8] + left[4]), 1.0 / 3);
+}
+
+/* cos(pi j (i + 1/2) / n). */
+static float cosine_mode(size_t j, size_t i, size_t n) {
+    const double turns = ((double)i + 0.5) * (double)j / (double)n;
+    const double phase = turns - 2.0 * floor(turns / 2.0);
+    return cos_pi(f32(phase > 1.0 ? 2.0 - phase : phase));
+}
+
+/* Singular values of a table (V, V); its left singular vectors, one after the other: columns. */
+static void decompose(float *values, float *columns, const float *table, size_t V) {
+    for (size_t i = 0; i < V * V; i++) columns[i % V * V + i / V] = table[i];
+    singular_values(values, columns, V, V);
+}
+
+static void show_modes(Explainer *x, const float *centered) {
+    Report *r = x->report;
+    const size_t V = x->V;
+    float *values = x->a, *ideal = x->c, *mode = x->scratch; /* a and c are measured later */
+    decompose(ideal, x->work, x->ideal, V);
+    decompose(values, x->work, centered, V);
+    prose(r, "Singular values, as parts of the first, and how far the singular vectors are cosine "
+             "modes, cos(pi mode (x + 1/2) / %zu):\n\n", V);
+    table_begin(r, "modes", "mode,singular_value,ideal,overlap");
+    for (size_t k = 0; k < smaller(8, V - 1); k++) {
+        const double first = values[0] > 0 ? (double)values[0] : 1.0;
+        for (size_t i = 0; i < V; i++) mode[i] = cosine_mode(k + 1, i, V);
+        table_row(r, "%zu %.4f %.4f %.3f|", k + 1, (double)values[k] / first,
+                  (double)ideal[k] / (double)ideal[0], fabs(correlation(x->work + k * V, mode, V)));
+    }
+    table_end(r);
+}
+
+static void show_ov(Explainer *x) {
+    Report *r = x->report;
+    const size_t V = x->V;
+    float *centered = x->scrubbed; /* which is made later */
+    double limit = 0;
+    x->scale = mean_scale(x->model, &x->run, x->sample, x->n);
+    power_table(x->ideal, V, 1.0f);
+    make_tables(x);
+    memcpy(centered, x->ov, V * V * sizeof *centered);
+    x->unit = weight_of(x, centered);
+    for (size_t i = 0; i < V * V; i++) {
+        x->work[i] = f32((double)x->ideal[i] * fabs((double)x->unit));
+        limit = max_double(limit, fabs((double)centered[i]));
+    }
+    Map map = {
+        .values = centered,
+        .rows = V,
+        .cols = V,
+        .limit = limit,
+        .row_title = "number",
+        .col_title = "its effect on the logit of",
+    };
+    prose(r, "\n2. What does a number say?\n\n");
+    prose(r, "Mean attention x effective OV circuit: what a number (row) adds to each logit "
+             "(column); rows and columns are centred.\n\n");
+    draw_map(r, &map);
+    map.values = x->work;
+    prose(r, "\nAnd -|x - m| at the same scale, which is what the network should say if it looks "
+             "for the m with the smallest sum of |x - m|:\n\n");
+    draw_map(r, &map);
+    show_powers(x, centered);
+    show_modes(x, centered);
+}
+
+/* -- does every number count alike? -- */
+
+/* Of T weights, which are sorted: the lightest majority's less the others'. */
+static double majority_lead(float *weights, size_t T) {
+    double lead = 0;
+    for (size_t i = 1; i < T; i++)
+        for (size_t j = i; j > 0 && weights[j] < weights[j - 1]; j--) {
+            const float swap = weights[j];
+            weights[j] = weights[j - 1];
+            weights[j - 1] = swap;
+        }
+    for (size_t t = 0; t < T; t++) lead += (double)(t <= T / 2 ? weights[t] : -weights[t]);
+    return lead;
+}
+
+static void show_weights(Explainer *x) {
+    Report *r = x->report;
+    const size_t T = x->T, n = x->V * x->V;
+    float weights[MAX_SEQ_LEN];
+    double mean = 0;
+    prose(r, "\n3. Does every number count alike?\n\n");
+    for (size_t t = 0; t < T; t++) {
+        memcpy(x->work, x->tables + t * n, n * sizeof *x->work);
+        weights[t] = weight_of(x, x->work);
+        mean += (double)weights[t] / (double)T;
+    }
+    table_begin(r, "weights", "position,weight,relative");
+    for (size_t t = 0; t < T; t++)
+        table_row(r, "%zu %.4f %.4f", t, (double)weights[t],
+                  mean > 0 ? (double)weights[t] / mean : 0.0);
+    table_end(r);
+    prose(r, "\nWeight: a in -a |x - m|, in logits. Of the last number's, %.4f comes through the "
+             "residual stream, without any head.", (double)x->direct);
+    const double lead = majority_lead(weights, T);
+    /* trained 0.88, original 0.88; 1 if all count alike; below 0 if three outweigh four */
+    claim(x, "No minority outweighs a majority: lead of the lightest majority / mean weight",
+          mean > 0 ? lead / mean : 0.0, 0);
+}
+
+/* -- votes -- */
+
+/* A number's vote at the step from m to m+1; row is its row in a table. */
+static float vote_of(const float *row, size_t m) {
+    return f32((double)row[m + 1] - (double)row[m]);
+}
+
+/* Mean votes of the numbers up to m, side[0], and of those above, side[1]. */
+static void mean_votes(const float *table, size_t V, size_t m, float side[2]) {
+    double sum[2] = {0, 0};
+    for (size_t i = 0; i < V; i++) sum[i > m] += (double)vote_of(table + i * V, m);
+    side[0] = f32(sum[0] / (double)(m + 1));
+    side[1] = f32(sum[1] / (double)(V - m - 1));
+}
+
+/* If k+1 of the 2k+1 numbers lie above m, the logits must rise from m to m+1; if k, fall. By how
+ * many votes do they at least, whatever the numbers are? A network where this is above 0 for
+ * every m is right for every list. A vote is half the difference of the sides' means in the first
+ * of the n tables. */
+static double step_slack(const float *tables, size_t n, const float *bias, size_t V, size_t T,
+                         size_t m) {
+    double low[2] = {HUGE_VAL, HUGE_VAL}, high[2] = {-HUGE_VAL, -HUGE_VAL};
+    const double k = (double)(T / 2), all = (double)vote_of(bias, m);
+    for (size_t i = 0; i < n * V; i++) {
+        const double vote = (double)vote_of(tables + i * V, m);
+        const size_t above = i % V > m;
+        low[above] = vote < low[above] ? vote : low[above];
+        high[above] = max_double(high[above], vote);
+    }
+    float side[2];
+    mean_votes(tables, V, m, side);
+    const double unit = fabs((double)side[1] - (double)side[0]) / 2;
+    const double rise = f32(low[1]) * (k + 1) + f32(low[0]) * k + all;
+    const double fall = -(f32(high[1]) * k + f32(high[0]) * (k + 1) + all);
+    const double least = rise < fall ? rise : fall;
+    return unit > 0 ? least / unit : 0.0;
+}
+
+/* S(m) = sum_i sign(x_i - m - 1/2): how many more numbers of the list lie above the step from m to
+ * m+1 than below. */
+static float balance(const uint32_t *list, size_t seq_len, size_t m) {
+    float sum = 0;
+    for (size_t t = 0; t < seq_len; t++) sum += list[t] > m ? 1.0f : -1.0f;
+    return sum;
+}
+
+/* a(m) and c(m) by least squares over the lists where the decision is close, S(m) = 1 or -1. The
+ * logits are the network's own, however it comes by them. */
+static void fit_rises(Explainer *x) {
+    const size_t V = x->V;
+    for (size_t left = x->n, n; left > 0; left -= n) {
+        n = run_network(x, left, 1);
+        for (size_t i = 0; i < n * V; i++) {
+            const size_t list = i / V, m = i % V;
+            const float s = balance(x->lists + list * x->T, x->T, m);
+            if (m + 1 == V || (s != 1 && s != -1)) continue;
+            const double rise = (double)vote_of(x->run.logits + list * V, m);
+            observe(&x->rises[2 * m + (s > 0)], f32(rise / (double)x->ratio[list]));
+        }
+    }
+    for (size_t m = 0; m + 1 < V; m++) {
+        const double down = mean_of(&x->rises[2 * m]), up = mean_of(&x->rises[2 * m + 1]);
+        x->a[m] = f32((up - down) / 2);
+        x->c[m] = f32((up + down) / 2);
+    }
+}
+
+/* R^2 of the votes' fit by two numbers, the means of both sides; scratch (2, V). */
+static double side_fit(const float *table, size_t V, size_t m, float *scratch) {
+    float *votes = scratch, *side = scratch + V;
+    for (size_t i = 0; i < V; i++) {
+        votes[i] = vote_of(table + i * V, m);
+        side[i] = i > m ? 1.0f : 0.0f;
+    }
+    center(votes, V, 1);
+    center(side, V, 1);
+    const double r = correlation(votes, side, V);
+    return r * r;
+}
+
+static void show_votes(Explainer *x) {
+    Report *r = x->report;
+    const size_t V = x->V, every = r->kind == REPORT_TEXT && V > 24 ? V / 12 : 1;
+    double fits = 0, least = HUGE_VAL, most = -HUGE_VAL;
+    size_t balanced = 0, certain = 0;
+    prose(r, "\n4. Votes\n\n");
+    prose(r, "logit(m+1) - logit(m) as a function of a number: its vote for going up from m, or "
+             "not.");
+    for (size_t i = 1; i <= 3; i++) {
+        const size_t m = smaller(V - 2, i * V / 4);
+        for (size_t j = 0; j < V; j++) x->work[j] = vote_of(x->ov + j * V, m);
+        prose(r, "\nm = %zu:\n\n", m);
+        draw_curve(r, x->work, V, "number");
+    }
+    prose(r, "\nOver a list, the logits rise by a(m) S(m) + c(m), where S(m), an odd number, says "
+             "how many more numbers lie above the step than below. They climb up to the median and "
+             "then fall if -1 < c/a < 1. (For its neighbours in rank, c/a is 2 or -2.) R2: how far "
+             "votes on a side are alike. Slack: how many votes a majority of one has for certain, "
+             "whatever the numbers are.\n\n");
+    fit_rises(x);
+    table_begin(r, "votes", "m,step,offset,R2,slack");
+    for (size_t m = 0; m + 1 < V; m++) {
+        const double a = (double)x->a[m], offset = a > 0 || a < 0 ? (double)x->c[m] / a : 0.0;
+        const double fit = side_fit(x->ov, V, m, x->work);
+        const double slack = step_slack(x->tables, x->T, x->bias, V, x->T, m);
+        if (m % every == 0) table_row(r, "%zu %.4f %.3f %.3f %.3f", m, a, offset, fit, slack);
+        fits += fit / (double)(V - 1);
+        least = offset < least ? offset : least;
+        most = max_double(most, offset);
+        balanced += a > 0 && fabs(offset) < 1;
+        certain += slack > 0;
+    }
+    table_end(r);
+    prose(r, "\nc/a from %.3f to %.3f; mean R2 %.3f. Slack above 0 at every step would be a proof; "
+             "it is for %zu of %zu.", least, most, fits, certain, V - 1);
+    /* trained 1, original 0.69, other ranks 0, mean 0.3, mid-range 0.1, untrained 0 */
+    claim(x, "Votes balance at the median: steps with a > 0 and -1 < c/a < 1 / all steps",
+          share(balanced, V - 1), 1 - 0.5 / (double)(V - 1));
+}
+
+/* -- the ladder -- */
+
+enum { NETWORK, FROZEN, SUMS, MEAN_SCALE, SIDES, EXCHANGED, NEGATED, FITTED, MEDIAN, RUNGS };
+
+static void freeze_attention(void *context, HookSite site, size_t layer, size_t head, float *values,
+                             size_t rows, size_t width) {
+    const Explainer *x = (const Explainer *)context;
+    const size_t n = x->run.n_lists, row = layer * x->run.config.n_heads + head;
+    const Moments *mean = x->attention.query + ((row + 1) * width - rows / n) * width;
+    for (size_t i = 0; site == HOOK_PATTERN && i < rows * width; i++)
+        values[i] = f32(mean_of(&mean[i / width / n * width + i % width]));
+}
+
+/* Causal scrubbing: are a vote's deviations from its side's mean noise, or does the answer depend
+ * on them? All tables with these deviations left out, exchanged among a side's numbers, negated.
+ * */
+static void scrub_tables(Explainer *x) {
+    const size_t V = x->V, T = x->T;
+    uint32_t *from = x->order, *words = x->order + V;
+    for (size_t m = 0; m + 1 < V; m++) {
+        for (size_t i = 0; i < V; i++) from[i] = (uint32_t)i;
+        mt_fill(&x->mt, words, V);
+        shuffle(from, m + 1, words);
+        shuffle(from + m + 1, V - m - 1, words + m + 1);
+        float side[2];
+        for (size_t i = 0; i < T * V; i++) { /* rows of all tables */
+            const float *table = x->tables + i / V * V * V;
+            if (i % V == 0) mean_votes(table, V, m, side);
+            const double mean = (double)side[i % V > m];
+            const double own = (double)vote_of(table + i % V * V, m);
+            const double other = (double)vote_of(table + from[i % V] * V, m);
+            const double votes[SCRUBS] = {mean, other, 2 * mean - own};
+            for (size_t k = 0; k < SCRUBS; k++) {
+                float *row = x->scrubbed + (k * T * V + i) * V;
+                if (m == 0) row[0] = x->tables[i * V];
+                row[m + 1] = f32((double)row[m] + votes[k]);
+            }
+        }
+    }
+}
+
+/* Logits of n lists as sums of tables, each list at its own ln_final scale, or all at the mean. */
+static void sum_tables(Explainer *x, const float *tables, size_t n, int own_scale) {
+    const size_t V = x->V, T = x->T;
+    for (size_t i = 0; i < n * V; i++) {
+        const uint32_t *list = x->lists + i / V * T;
+        const float ratio = own_scale ? x->ratio[i / V] : 1.0f;
+        double sum = (double)x->bias[i % V];
+        for (size_t t = 0; t < T; t++) sum += (double)tables[(t * V + list[t]) * V + i % V];
+        x->run.logits[i] = f32((double)f32(sum) * ratio + (double)x->fixed[i % V]);
+    }
+}
+
+/* Logits of n lists from S(m) alone, or from |x - m|. */
+static void formula_logits(Explainer *x, size_t n, size_t rung) {
+    const size_t V = x->V, T = x->T;
+    float logit = 0;
+    for (size_t i = 0; i < n * V; i++) {
+        const uint32_t *list = x->lists + i / V * T;
+        const size_t m = i % V, below = m ? m - 1 : 0;
+        const float rise = f32((double)x->a[below] * balance(list, T, below) + (double)x->c[below]);
+        double sum = 0;
+        for (size_t t = 0; t < T; t++) sum += fabs((double)list[t] - (double)m);
+        if (rung == MEDIAN) logit = f32(-(double)x->unit * sum);
+        else logit = m ? f32((double)logit + (double)rise) : 0.0f;
+        x->run.logits[i] = f32((double)logit * x->ratio[i / V]);
+    }
+}
+
+/* Compares the logits in x->run with those of the network, the first rung. */
+static void note_rung(Explainer *x, size_t index, Rung *rung) {
+    const size_t V = x->V;
+    for (size_t i = 0; i < x->run.n_lists; i++) {
+        float *logits = x->run.logits + i * V, *network = x->network + i * V;
+        const uint32_t guess = (uint32_t)argmax(logits, V), median = x->medians[i];
+        for (size_t m = 0; m < V; m++) logits[m] = f32((double)logits[m] / (double)x->ratio[i]);
+        center(logits, V, 1);
+        if (index == NETWORK) {
+            x->answers[i] = guess;
+            memcpy(network, logits, V * sizeof *network);
+        }
+        for (size_t m = 0; m < V; m++) logits[m] = f32((double)logits[m] - (double)network[m]);
+        rung->squares += dot(network, 1, network, 1, V);
+        rung->off += dot(logits, 1, logits, 1, V);
+        rung->right += guess == median;
+        rung->alike += guess == x->answers[i];
+        rung->repeated += guess == x->answers[i] && guess != median;
+    }
+}
+
+static void climb_ladder(Explainer *x, int balanced, Rung *rungs) {
+    const Hook hook = {.call = freeze_attention, .context = x};
+    const size_t size = x->T * x->V * x->V;
+    for (size_t left = x->n, n; left > 0; left -= n) {
+        n = run_network(x, left, balanced);
+        note_rung(x, NETWORK, &rungs[NETWORK]);
+        model_forward(x->model, &x->run, x->lists, n, &hook);
+        note_rung(x, FROZEN, &rungs[FROZEN]);
+        for (size_t i = SUMS; i < RUNGS; i++) {
+            if (i >= FITTED) formula_logits(x, n, i);
+            else if (i >= SIDES) sum_tables(x, x->scrubbed + (i - SIDES) * size, n, 1);
+            else sum_tables(x, x->tables, n, i == SUMS);
+            note_rung(x, i, &rungs[i]);
+        }
+    }
+}
+
+/* What the claims are made of: the worse of both kinds of lists. */
+typedef struct {
+    double right, alike[RUNGS], R2[RUNGS];
+} Ladder;
+
+static void show_rungs(Explainer *x, int balanced, Ladder *worst) {
+    static const char *const names[RUNGS] = {
+        "the network",
+        "attention its mean",
+        "sum of tables",
+        "ln_final's scale its mean",
+        "(2) votes their side's mean",
+        "(2) deviations exchanged",
+        "(2) deviations negated",
+        "a(m) S(m) + c(m)",
+        "median: -a sum |x - m|",
+    };
+    Report *r = x->report;
+    Rung rungs[RUNGS] = {{0}};
+    climb_ladder(x, balanced, rungs);
+    const size_t mistakes = x->n - rungs[NETWORK].right;
+    for (size_t i = 0; i < RUNGS; i++) {
+        const Rung *rung = &rungs[i];
+        const double right = share(rung->right, x->n), alike = share(rung->alike, x->n);
+        const double R2 = rung->squares > 0 ? 1 - rung->off / rung->squares : 0.0;
+        char repeated[24] = "-";
+        if (mistakes) print_to(repeated, sizeof repeated, "%zu", rung->repeated);
+        table_row(r, "%s %zu %s %.3f%% %.3f%% %.4f %s", balanced ? "balanced" : "uniform", i,
+                  names[i], right, alike, R2, repeated);
+        if (i == NETWORK && right < worst->right) worst->right = right;
+        if (alike < worst->alike[i]) worst->alike[i] = alike;
+        if (R2 < worst->R2[i]) worst->R2[i] = R2;
+    }
+}
+
+static void show_ladder(Explainer *x) {
+    Report *r = x->report;
+    Ladder worst = {.right = 1};
+    prose(r, "\n5. The ladder\n\n"
+             "Ever simpler models, on %zu uniform lists and on as many balanced ones, where each "
+             "median is equally frequent. Nothing was fitted to these. R2: how far their logits "
+             "are the network's, each list's divided by its ln_final scale; the last one is the "
+             "claim in one number. Repeated: how many of the network's mistakes.\n\n", x->n);
+    for (size_t i = 0; i < RUNGS; i++) worst.alike[i] = worst.R2[i] = 1;
+    scrub_tables(x);
+    table_begin(r, "ladder", "lists,rung,model,right,like_network,R2,repeated");
+    show_rungs(x, 0, &worst);
+    show_rungs(x, 1, &worst);
+    table_end(r);
+    /* trained 0.998, original 0.85 (on balanced lists), untrained 0.02 */
+    claim(x, "It finds medians: right answers", worst.right, 0.9);
+    /* trained 0.998, original 0.986, untrained 0.84, an MLP that does the work 0 */
+    claim(x, "Its logits are sums over the numbers: R2 of rung 2", worst.R2[SUMS], 0.9);
+    /* trained 0.89, original 0.92, untrained 0.58, heads whose attention varies 0.14 */
+    claim(x, "A sum at one scale answers as it does: rung 3", worst.alike[MEAN_SCALE], 0.8);
+    /* trained 0.94, original 0.32, mean and mid-range 0.45, untrained 0.20 */
+    claim(x, "Also where all numbers on a side vote alike: rung 4", worst.alike[SIDES], 0.8);
+    /* trained 0.998, original 0.87, mean and mid-range 0.45, untrained 0.21 */
+    claim(x, "Also by a(m) S(m) + c(m): rung 7", worst.alike[FITTED], 0.9);
+    /* trained 0.983, original 0.72, mean 0.90, other ranks 0.64, mid-range 0.27, untrained 0 */
+    claim(x, "Its logits are -a sum |x - m|: R2 of rung 8", worst.R2[MEDIAN], 0.95);
+}
+
+/* -- verdict -- */
+
+static void show_verdict(const Explainer *x) {
+    Report *r = x->report;
+    size_t holding = 0;
+    prose(r, "\n6. Verdict\n\n");
+    table_begin(r, "verdict", "holds,claim,value,above");
+    for (const Claim *c = x->claims; c < x->claims + x->n_claims; c++) {
+        const int holds = c->value > c->above;
+        table_row(r, "%s %s %.4f %.4f", holds ? "yes" : "NO", c->text, c->value, c->above);
+        holding += (size_t)holds;
+    }
+    table_end(r);
+    if (holding == x->n_claims)
+        prose(r, "\nThe mechanism is there: the network adds up one vote per number and climbs "
+                 "from m to m+1 as long as more numbers lie above than below. It minimises sum |x - m|, "
+                 "as the median does.");
+    else prose(r, "\nThe mechanism is not there, or not all of it: see the lines with NO.");
+    prose(r, "(Measured on a sample. For all lists there are: `median certify`.)");
+}
+
+static int command_explain(Session *s, Report *r) {
+    const Config *c = &s->model.config;
+    Explainer x = {
+        .model = &s->model,
+        .report = r,
+        .V = s->V,
+        .T = s->T,
+        .heads = c->n_layers * c->n_heads,
+        .n = s->n,
+        .sample = s->lists,
+    };
+    void *memory = NULL;
+    mt_seed(&x.mt, (uint32_t)s->seed + 1);
+    if (run_create(&x.run, c, smaller(s->n, 1024), RUN_FORWARD, s->error) &&
+        attention_create(&x.attention, c, s->error))
+        memory = make_layout(lay_out_explainer, &x, "the explanation", s->error);
+    if (memory && s->csv) {
+        r->kind = REPORT_LONG;
+        text_add(&r->text, "table,row,column,value\n");
+    }
+    if (memory) {
+        prose(r, "The median is the m with the smallest sum of |x - m| over the list. The claim is "
+                 "that the network computes this sum: attention collects a vector from each number "
+                 "x, and the vector says -|x - m| to the logit of every m.");
+        show_looks(&x);
+        show_ov(&x);
+        show_weights(&x);
+        show_votes(&x);
+        show_ladder(&x);
+        show_verdict(&x);
+    }
+    free(x.attention.query);
+    free(memory);
+    run_free(&x.run);
+    return memory != NULL;
+}
+
+/* -- the explanation, turned into weights -- */
+
+/* Votes. What rounding takes away is less: 1e-4 with 1000 numbers. */
+#define LEAST_SLACK 1e-3
+
+/* With q_j, j = 0 .. d-2, orthonormal vectors (d), all at right angles to (1, ..., 1), so that
+ * there is no mean to subtract:
+ *
+ *   W_E[x] = sum_j from[x][j] q_j               of length 1: ln1 multiplies all by the same
+ *   W_pos = W_Q = W_K = 0                       attention is even
+ *   W_V = 1, W_O = K sum_(j > 0) q_j q_j^T      K so large that the last number's own embedding is
+ *   b_O = K (what ln1 multiplies by) q_0          lost in rounding
+ *   W_U = T sum_j q_j to[j]
+ *
+ * ln_final divides by something positive that depends on the list; one vote more is worth about
+ * sqrt(d) logits. */
+int network_of_sums(Model *model, size_t max_num, size_t seq_len, size_t n, float *from,
+                    const float *to, Error *error) {
+    const size_t V = max_num, d = n + 1;
+    const Config config = {
+        .max_num = V,
+        .seq_len = seq_len,
+        .d_model = d,
+        .d_head = d,
+        .n_heads = 1,
+        .n_layers = 1,
+        .normalization = NORMALIZATION_LN,
+    };
+    const float K = f32(1048576.0 * (double)seq_len), ln1 = f32(1 / sqrt(1 / (double)d + 1e-5));
+    const double floats = 2 * (double)n * (double)d;
+    float *q = (float *)allocate(floats * sizeof *q, "the construction", error);
+    if (!q || !model_create(model, &config, error)) return free(q), 0;
+    float *columns = q + n * d; /* the same, transposed */
+    const Weights *w = &model->weights;
+    const LayerWeights *layer = w->layers;
+    for (size_t i = 0; i < n * d; i++) {
+        q[i] = f32(sqrt(2 / (double)d) * (double)cosine_mode(i / d + 1, i % d, d));
+        columns[i % d * n + i / d] = q[i];
+    }
+    for (size_t x = 0; x < V; x++) {
+        const float *row = from + x * n + 1;
+        from[x * n] = f32(sqrt(max_double(0, 1 - dot(row, 1, row, 1, n - 1))));
+    }
+    linear_forward(w->W_E, NULL, from, q, NULL, V, n, d);
+    linear_forward(w->W_U, NULL, columns, to, NULL, d, n, V);
+    for (size_t j = 0; j < d; j++) {
+        layer->ln1_w[j] = 1;
+        w->ln_final_w[j] = 1;
+        layer->W_V[j * d + j] = 1;
+        layer->b_O[j] = f32((double)f32((double)K * ln1) * q[j]);
+        columns[j * n] = 0;
+    }
+    linear_forward(layer->W_O, NULL, columns, q, NULL, d, n, d);
+    for (size_t i = 0; i < d * d; i++) layer->W_O[i] = f32((double)layer->W_O[i] * K);
+    for (size_t i = 0; i < d * V; i++) w->W_U[i] = f32((double)w->W_U[i] * (double)seq_len);
+    free(q);
+    return 1;
+}
+
+/* With C_j(x) = cos(pi j (x + 1/2) / V), the sum of C_j(x) C_j(m) / (V sin^2(pi j / 2V)) over all
+ * j = 1 .. V-1 is -|x - m|, up to terms in x alone and a parabola in m, which to[0] takes away.
+ * With fewer j, slack is lost. */
+int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, double *slack,
+              Error *error) {
+    const size_t V = max_num, n = d_model - 1;
+    const double floats = (double)V * (2 * (double)n + (double)V + 1) + (double)n;
+    float *from = (float *)allocate(floats * sizeof *from, "the construction", error);
+    if (!from) return 0;
+    float *to = from + V * n, *bias = to + n * V, *weights = bias + V, *table = weights + n;
+    double sum = 0;
+    for (size_t j = 1; j < smaller(n, V); j++) {
+        const float sine = cos_pi(f32(0.5 - (double)j / (2 * (double)V)));
+        weights[j] = f32(1 / ((double)V * ((double)sine * sine)));
+        sum += (double)weights[j];
+    }
+    for (size_t x = 0; x < V; x++) {
+        to[x] = f32((double)x - (double)x * ((double)x + 1) / (double)V);
+        bias[x] = f32((double)to[x] * (double)seq_len);
+        for (size_t j = 1; j < n; j++) {
+            const double mode = (double)cosine_mode(j, x, V);
+            from[x * n + j] = f32(sqrt((double)weights[j] / sum) * mode);
+            to[j * V + x] = f32(sqrt((double)weights[j] * sum) * mode);
+        }
+    }
+    linear_forward(table, NULL, from, to, NULL, V, n, V);
+    *slack = HUGE_VAL;
+    for (size_t m = 0; m + 1 < V; m++) {
+        const double step = step_slack(table, 1, bias, V, seq_len, m);
+        *slack = step < *slack ? step : *slack;
+    }
+    memset(model, 0, sizeof *model);
+    int done = *slack <= LEAST_SLACK;
+    if (!done) done = network_of_sums(model, V, seq_len, n, from, to, error);
+    free(from);
+    return done;
+}
+
+static int command_construct(Session *s, Report *r) {
+    const Config *c = &s->settings.config;
+    const size_t enough = c->max_num + 1, d_model = s->width_given ? c->d_model : enough;
+    double slack;
+    if (d_model < 3) return usage(s->error, "--d-model is %zu, must be at least 3 here", d_model);
+    if (!construct(&s->model, c->max_num, c->seq_len, d_model, &slack, s->error)) return 0;
+    if (slack <= LEAST_SLACK)
+        return usage(s->error, "--d-model %zu leaves a slack of %.4f votes, must be above %.3f; "
+                               "try %zu",
+                     d_model, slack, LEAST_SLACK, enough);
+    if (!model_save(&s->model, s->out, s->error)) return 0;
+    prose(r, "Lists of %zu numbers below %zu: at every step a majority of one has at least %.4f "
+             "votes for certain, so the answer is right for every list.",
+          c->seq_len, c->max_num, slack);
+    prose(r, "wrote %s, parameters %016" PRIx64, s->out, hash_model(&s->model));
+    return 1;
+}
+
+/* ---- 15. The certificate --------------------------------------------------------------------- */
 
 /* Puts a list among the n that are kept, those with the least keys, in order. */
 static void sight(Sighting *kept, size_t n, const Sighting *s) {
@@ -3599,422 +4358,6 @@ static void sight(Sighting *kept, size_t n, const Sighting *s) {
         if (at < n) kept[at] = kept[at - 1];
     if (at < n && s->count) kept[at] = *s;
 }
-
-static void center_both(float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) center(x + i * n, n, 1);
-    for (size_t j = 0; j < n; j++) center(x + j, n, n);
-}
-
-/* The slope of the best fit table = slope * ideal, both centred. `table` is centred on the way. */
-static double slope_to_ideal(const Explanation *e, float *table, size_t V) {
-    center_both(table, V);
-    return dot(table, 1, e->ideal, 1, V * V) / dot(e->ideal, 1, e->ideal, 1, V * V);
-}
-
-/* For each m the votes of all numbers for stepping from m to m+1, and their fit by a step: for a two-valued regressor
- * a(m) is half the difference of the two means. */
-static void fit_votes(Explanation *e, size_t V) {
-    for (size_t m = 0; m + 1 < V; m++) {
-        float *votes = e->votes + m * V;
-        double below = 0, above = 0, squares = 0, residual = 0;
-        for (size_t x = 0; x < V; x++) {
-            votes[x] = f32((double)e->ov[x * V + m + 1] - (double)e->ov[x * V + m]);
-            if (x > m) above += (double)votes[x];
-            else below += (double)votes[x];
-        }
-        const double mean = (below + above) / (double)V;
-        below /= (double)(m + 1), above /= (double)(V - m - 1);
-        for (size_t x = 0; x < V; x++) {
-            const float off = f32((double)votes[x] - (x > m ? above : below)), all = f32((double)votes[x] - mean);
-            residual += (double)off * off, squares += (double)all * all;
-        }
-        e->step[m] = f32((above - below) / 2.0);
-        e->fit[m] = squares > 0 ? f32(1.0 - residual / squares) : 0.0f;
-        e->mean_fit += (double)e->fit[m] / (double)(V - 1);
-        e->steps_up += e->step[m] > 0;
-    }
-}
-
-/* |cosine| between the k-th left singular vector and cos(pi (x + 1/2) k / V), which goes to mode (V). */
-static float mode_overlap(const float *vector, float *mode, size_t k, size_t V) {
-    for (size_t x = 0; x < V; x++) {
-        const double turns = ((double)x + 0.5) * (double)k / (double)V, phase = turns - 2.0 * floor(turns / 2.0);
-        mode[x] = cos_pi(f32(phase > 1.0 ? 2.0 - phase : phase));
-    }
-    const double own = dot(vector, 1, vector, 1, V), length = dot(mode, 1, mode, 1, V);
-    return own > 0 ? f32(fabs(dot(vector, 1, mode, 1, V)) / sqrt(own) / sqrt(length)) : 0.0f;
-}
-
-/* Singular values of a table (V, V); its left singular vectors, times their values, one after the other: columns. */
-static void decompose(float *values, float *columns, const float *table, size_t V) {
-    for (size_t i = 0; i < V; i++)
-        for (size_t j = 0; j < V; j++) columns[j * V + i] = table[i * V + j];
-    singular_values(values, columns, V, V);
-}
-
-/* The circuits against the ideal. The mean attention of the last position, to itself or to the others, weighs them. */
-static void measure_circuits(Explainer *x) {
-    const Model *m = x->model;
-    Explanation *e = x->e;
-    const size_t V = m->config.max_num, T = m->config.seq_len, heads = m->config.n_heads, d = m->config.d_model;
-    float *table = x->table;
-    for (size_t i = 0; i < V; i++)
-        for (size_t j = 0; j < V; j++) e->ideal[i * V + j] = -(float)fabs((double)i - (double)j);
-    center_both(e->ideal, V);
-    for (size_t head = 0; head < e->attention.heads; head++) {
-        const Circuit which = {CIRCUIT_OV, 0, head / heads, head % heads, NO_POSITION, NO_POSITION};
-        const Moments *to = e->attention.query + (head * T + T - 1) * T;
-        double others = 0;
-        for (size_t t = 0; t + 1 < T; t++) others += mean_of(&to[t]);
-        const float weight = f32(others / (double)(T - 1));
-        circuit_table(m, &which, table, x->scratch);
-        for (size_t i = 0; i < V * V; i++) e->ov[i] = f32((double)e->ov[i] + (double)weight * table[i]);
-        e->last_weight += mean_of(&to[T - 1]) * slope_to_ideal(e, table, V);
-    }
-    fit_votes(e, V);
-    memcpy(table, e->ov, V * V * sizeof *table);
-    e->other_weight = slope_to_ideal(e, table, V);
-    const double own = dot(table, 1, table, 1, V * V), ideal = dot(e->ideal, 1, e->ideal, 1, V * V);
-    e->correlation = own > 0 ? dot(table, 1, e->ideal, 1, V * V) / (sqrt(own) * sqrt(ideal)) : 0;
-    decompose(e->ideal_values, x->columns, e->ideal, V);
-    decompose(e->values, x->columns, table, V);
-    for (size_t k = 0; k < smaller(8, V); k++) e->overlap[k] = mode_overlap(x->columns + k * V, x->scratch, k + 1, V);
-    /* what the last number adds without any head */
-    add_position(x->scratch, m->weights.W_E, m->weights.W_pos + (T - 1) * d, V, d);
-    direct_logits(m, table, x->scratch, V);
-    e->direct_weight = slope_to_ideal(e, table, V);
-    e->last_weight += e->direct_weight;
-    e->weight_ratio = e->other_weight > 0 ? e->last_weight / e->other_weight : 0.0;
-}
-
-/* -- the ladder -- */
-
-static void freeze_attention(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows,
-                             size_t width) {
-    const Explainer *x = (const Explainer *)context;
-    const size_t n = x->run.n_lists, first = (layer * x->run.config.n_heads + head + 1) * width - rows / n;
-    for (size_t i = 0; site == HOOK_PATTERN && i < rows * width; i++)
-        values[i] = x->pattern[(first + i / width / n) * width + i % width];
-}
-
-/* The forward pass of rung 1. */
-static void freeze(Explainer *x, const uint32_t *lists, size_t n) {
-    const Hook hook = {freeze_attention, x};
-    model_forward(x->model, &x->run, lists, n, &hook);
-}
-
-/* Then the logits of rung 2, where ln_final multiplies by the same scale for every list: plain sums of what the
- * residual stream holds. */
-static void freeze_scale(Explainer *x) {
-    const Config *c = &x->run.config;
-    const Weights *w = &x->model->weights;
-    Run *run = &x->run;
-    scale_given(x->model, run->final_h, run->final, run->n_lists, f32(x->e->scale), w->ln_final_b);
-    linear_forward(run->logits, NULL, run->final_h, w->W_U, w->b_U, run->n_lists, c->d_model, c->max_num);
-}
-
-/* S(m) = sum_i sign(x_i - m - 1/2): how many more numbers of the list lie above the step from m to m+1 than below. */
-static float balance(const uint32_t *list, size_t seq_len, size_t m) {
-    float sum = 0;
-    for (size_t t = 0; t < seq_len; t++) sum += list[t] > m ? 1.0f : -1.0f;
-    return sum;
-}
-
-/* A batch of the first pass: attention, ln_final's scale, where the network fails, the lists of greatest loss. */
-static void observe_batch(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
-    const size_t T = x->run.config.seq_len, V = x->run.config.max_num;
-    Explanation *e = x->e;
-    size_t order[MAX_SEQ_LEN];
-    model_forward(x->model, &x->run, lists, n, NULL);
-    model_loss(&x->run, medians);
-    observe_attention(&e->attention, &x->run, lists);
-    for (size_t i = 0; i < n; i++, lists += T) {
-        Sighting s = {1, -(double)x->run.loss[i], 0, medians[i], argmax(x->run.logits + i * V, V), {0}};
-        const size_t right = s.answer == s.median;
-        size_t copies = 0;
-        rank_order(lists, T, order);
-        for (size_t t = 0; t < T; t++) copies += lists[t] == medians[i];
-        count(&e->by_median[medians[i]], right);
-        count(&e->by_gap[lists[order[T / 2 + 1]] - lists[order[T / 2 - 1]]], right);
-        count(&e->by_copies[copies], right);
-        e->scale += x->run.config.normalization ? (double)x->run.final_inv_std[i] : 1.0;
-        memcpy(s.list, lists, T * sizeof *lists);
-        sight(e->worst, WORST_LISTS, &s);
-    }
-}
-
-static void observe_climbs(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
-    const size_t V = x->run.config.max_num, T = x->run.config.seq_len;
-    (void)medians;
-    freeze(x, lists, n);
-    freeze_scale(x);
-    for (size_t i = 0; i < n; i++)
-        for (size_t m = 0; m + 1 < V; m++) {
-            const float *logit = x->run.logits + i * V + m, s = balance(lists + i * T, T, m);
-            const float rise = f32((double)logit[1] - (double)logit[0]);
-            observe(&x->climbs[m].s, s);
-            x->climbs[m].rise += (double)rise, x->climbs[m].product += (double)s * rise;
-        }
-}
-
-static void observe_rung(Explainer *x, size_t rung, const uint32_t *medians) {
-    const size_t V = x->run.config.max_num, n = x->run.n_lists;
-    Rung *r = &x->e->ladder[rung];
-    r->loss += model_loss(&x->run, medians) * (double)n;
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t guess = (uint32_t)argmax(x->run.logits + i * V, V);
-        if (rung == 0) x->network[i] = guess;
-        r->right += guess == medians[i];
-        r->like_network += guess == x->network[i];
-        r->mistakes_shared += x->network[i] != medians[i] && guess == x->network[i];
-    }
-}
-
-static void climb_ladder(Explainer *x, const uint32_t *lists, const uint32_t *medians, size_t n) {
-    const size_t V = x->run.config.max_num, T = x->run.config.seq_len;
-    float *logits = x->run.logits;
-    model_forward(x->model, &x->run, lists, n, NULL);
-    observe_rung(x, 0, medians);
-    freeze(x, lists, n);
-    observe_rung(x, 1, medians);
-    freeze_scale(x);
-    observe_rung(x, 2, medians);
-    for (size_t i = 0; i < n; i++, logits += V) {
-        logits[0] = 0.0f;
-        for (size_t m = 0; m + 1 < V; m++) {
-            const double rise = (double)x->climbs[m].a * balance(lists + i * T, T, m) + (double)x->climbs[m].c;
-            logits[m + 1] = f32((double)logits[m] + (double)f32(rise));
-        }
-    }
-    observe_rung(x, 3, medians);
-    x->e->ladder[4].right += n;
-    for (size_t i = 0; i < n; i++) x->e->ladder[4].like_network += x->network[i] == medians[i];
-}
-
-static void solve_climbs(Climb *climbs, size_t V) {
-    for (Climb *up = climbs; up + 1 < climbs + V; up++) {
-        const double n = up->s.n, deviation = deviation_of(&up->s);
-        const float mean_s = f32(mean_of(&up->s)), mean_rise = f32(up->rise / n);
-        const double covariance = up->product / n - (double)mean_s * mean_rise;
-        up->a = deviation > 0 ? f32(covariance / deviation / deviation) : 0.0f;
-        up->c = f32((double)mean_rise - (double)up->a * mean_s);
-    }
-}
-
-static void all_batches(Explainer *x, const uint32_t *lists, const uint32_t *medians,
-                        void (*visit)(Explainer *, const uint32_t *, const uint32_t *, size_t)) {
-    for (size_t at = 0, n = x->run.capacity; at < x->e->lists; at += n)
-        visit(x, lists + at * x->run.config.seq_len, medians + at, smaller(n, x->e->lists - at));
-}
-
-/* First all that is observed on the lists, then the circuits, which are weighted by the attention that was observed,
- * then the ladder, which needs both. */
-int explain(const Model *m, const uint32_t *lists, const uint32_t *medians, size_t n, Explanation *e, Error *error) {
-    const size_t T = m->config.seq_len;
-    Explainer x;
-    memset(&x, 0, sizeof x), memset(e, 0, sizeof *e);
-    x.model = m, x.e = e, e->lists = n;
-    const int done = run_create(&x.run, &m->config, smaller(n, 1024), RUN_FORWARD, error) &&
-                     attention_create(&e->attention, &m->config, error) &&
-                     (e->memory = make_layout(lay_out_explainer, &x, "the explanation", error)) != NULL;
-    if (done) {
-        all_batches(&x, lists, medians, observe_batch);
-        e->scale /= (double)n;
-        for (size_t i = 0; i < e->attention.heads * T * T; i++) x.pattern[i] = f32(mean_of(&e->attention.query[i]));
-        measure_circuits(&x);
-        all_batches(&x, lists, medians, observe_climbs);
-        solve_climbs(x.climbs, m->config.max_num);
-        all_batches(&x, lists, medians, climb_ladder);
-        for (size_t i = 0; i < LADDER; i++) e->ladder[i].loss /= (double)n;
-    }
-    if (!done) explanation_free(e);
-    run_free(&x.run);
-    return done;
-}
-
-void explanation_free(Explanation *e) {
-    free(e->attention.query);
-    free(e->memory);
-    memset(e, 0, sizeof *e);
-}
-
-/* -- what is said of it -- */
-
-static double share(size_t part, size_t whole) { return whole ? (double)part / (double)whole : 0.0; }
-
-static void show_uniformity(Report *r, const Explanation *e, const Config *c) {
-    say(r, "1. Where does the last position look?\n\n"
-           "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n",
-        e->lists, 1.0 / (double)c->seq_len);
-    show_attention(r, &e->attention, c);
-    for (size_t head = 0; head < e->attention.heads; head++) {
-        double least = HUGE_VAL, most = -HUGE_VAL;
-        for (size_t v = 0; v < c->max_num; v++) {
-            const Moments *number = &e->attention.token[head * c->max_num + v];
-            if (number->n > 0 && mean_of(number) < least) least = mean_of(number);
-            if (number->n > 0 && mean_of(number) > most) most = mean_of(number);
-        }
-        say(r, "Layer %zu head %zu gives every number, wherever it stands, %.3f to %.3f on average.\n",
-            head / c->n_heads, head % c->n_heads, least, most);
-    }
-    say(r, "\nEntropy, of the greatest possible:\n\n");
-    table_begin(r, "entropy", "mean,deviation");
-    table_row(r, "%.4f %.4f", mean_of(&e->attention.entropy), deviation_of(&e->attention.entropy));
-    table_end(r);
-    say(r, "\n");
-}
-
-static void show_ov(Report *r, const Explanation *e, size_t V) {
-    const Map ov = {.values = e->ov, .rows = V, .cols = V, .row_title = "number", .col_title = "its effect on the logit of"};
-    const Map ideal = {.values = e->ideal, .rows = V, .cols = V, .row_title = "number", .col_title = "-|x - m|, centred"};
-    const float *values = e->values, *ideal_values = e->ideal_values;
-    say(r, "2. What does a number say?\n\n"
-           "The effective OV circuit: what attending to a number adds to each logit.\n\n");
-    draw_map(r, &ov);
-    say(r, "\nAnd what it should be, if the network looked for the m with the least sum of |x - m|:\n\n");
-    draw_map(r, &ideal);
-    say(r, "\nOf the two, both centred by row and column:\n\n");
-    table_begin(r, "circuit", "correlation");
-    table_row(r, "%.4f", e->correlation);
-    table_end(r);
-    prose(r, "\nSingular values; ideal: of -|x - m|; overlap with cos(pi (x+1/2) mode/max_num):\n");
-    table_begin(r, "modes", "mode,singular_value,ideal,overlap");
-    for (size_t k = 0; k < smaller(8, V); k++)
-        table_row(r, "%zu %.4f %.4f %.3f", k + 1, values[0] > 0 ? (double)values[k] / (double)values[0] : 0.0,
-                  (double)ideal_values[k] / (double)ideal_values[0], (double)e->overlap[k]);
-    table_end(r);
-}
-
-static void show_votes(Report *r, const Explanation *e, size_t V) {
-    const size_t every = r->kind == REPORT_TEXT && V > 24 ? V / 12 : 1;
-    say(r, "\n3. Votes\n\n"
-           "logit(m+1) - logit(m) as a function of the attended number: a vote for going up from m, or not.\n");
-    for (size_t i = 1; i <= 3; i++) {
-        const size_t m = smaller(V - 2, i * V / 4);
-        say(r, "\nm = %zu: fits a step of %+.3f between %zu and %zu with R^2 %.3f\n\n", m, (double)e->step[m], m, m + 1,
-            (double)e->fit[m]);
-        draw_curve(r, e->votes + m * V, V, "the attended number");
-    }
-    say(r, "\n");
-    table_begin(r, "votes", "m,step,fit");
-    r->bar_limit = 1;
-    for (size_t m = 0; m + 1 < V; m += every) {
-        table_row(r, "%zu %.3f %.3f|", m, (double)e->step[m], (double)e->fit[m]);
-    }
-    table_end(r);
-    say(r, "\nMean R^2 %.3f; the step goes up for %zu of %zu.\n", e->mean_fit, e->steps_up, V - 1);
-}
-
-static void show_direct_path(Report *r, const Explanation *e) {
-    say(r, "\n4. The last number\n\n");
-    prose(r, "The last number also reaches the logits through the residual stream, without any head. In units of "
-            "-|x - m| (slope of the best fit):\n");
-    table_begin(r, "weights", "another,last_by_attention,last_directly,last,ratio");
-    table_row(r, "%.4f %.4f %.4f %.4f %.4f", e->other_weight, e->last_weight - e->direct_weight, e->direct_weight, e->last_weight, e->weight_ratio);
-    table_end(r);
-    prose(r, "\nThe votes of the other numbers, an even number of them, add up to 0, 2, 4, ... of either sign. So the "
-            "last one counts like the others as long as its weight is more than 0 and less than 2 of theirs.");
-}
-
-static void show_ladder(Report *r, const Explanation *e) {
-    static const char *const names[LADDER] = {"the network", "attention frozen to its mean by position",
-                                              "and ln_final's scale frozen", "votes a(m) sign(x - m - 1/2) + c(m)",
-                                              "the median itself"};
-    const size_t n = e->lists, mistakes = n - e->ladder[0].right;
-    say(r, "\n5. The ladder\n\n"
-           "Ever simpler models, on the same %zu lists. The network makes %zu mistakes.\n\n", n, mistakes);
-    table_begin(r, "ladder", "rung,model,accuracy,agreement,mistakes_repeated,loss");
-    for (size_t i = 0; i < LADDER; i++) {
-        const Rung *rung = &e->ladder[i];
-        table_row(r, "%zu %s %.3f%% %.3f%% %.2f%% %.5f", i, names[i], share(rung->right, n),
-                  share(rung->like_network, n), share(rung->mistakes_shared, mistakes), rung->loss);
-    }
-    table_end(r);
-}
-
-/* Shares of right answers among the lists of each class, `width` classes together. */
-static void show_tallies(Report *r, const char *name, const char *title, const Tally *tallies, size_t n, size_t width) {
-    say(r, "%s", title);
-    table_begin(r, name, "from,lists,accuracy");
-    for (size_t first = 0; first < n; first += width) {
-        Tally sum = {0, 0};
-        for (size_t i = first; i < smaller(n, first + width); i++)
-            sum.lists += tallies[i].lists, sum.right += tallies[i].right;
-        if (sum.lists)
-            table_row(r, "%zu %zu %.3f%%", first, sum.lists, share(sum.right, sum.lists));
-    }
-    table_end(r);
-}
-
-static void show_failures(Session *s, Report *r, const Explanation *e) {
-    const size_t tenth = r->kind == REPORT_TEXT ? (s->V + 9) / 10 : 1;
-    show_tallies(r, "by_median", "\n6. Where it fails\n\nBy the median:\n", e->by_median, s->V, tenth);
-    show_tallies(r, "by_gap", "By the distance between the median's two neighbours in sorted order:\n", e->by_gap, s->V,
-                 tenth);
-    show_tallies(r, "by_copies", "By how often the median occurs in the list:\n", e->by_copies, s->T + 1, 1);
-    say(r, "The lists of greatest loss:\n");
-    table_begin(r, "worst", "loss,list");
-    for (size_t i = 0; i < WORST_LISTS && e->worst[i].count; i++)
-        table_row(r, "%.4f %s", -e->worst[i].key, list_text(s, e->worst[i].list));
-    table_end(r);
-}
-
-/* Every claim beside the number that it stands on, and the limits between which that must be. */
-static void show_verdict(Report *r, const Explanation *e) {
-    const double like_sum = share(e->ladder[2].like_network, e->lists);
-    const double like_votes = share(e->ladder[3].like_network, e->lists);
-    const struct {
-        const char *claim;
-        double value, low, high;
-    } claims[] = {
-        {"The network finds medians: share of right answers", share(e->ladder[0].right, e->lists), 0.9, 1},
-        {"A number says -|x - m| to every m: correlation", e->correlation, 0.9, 1},
-        {"So it votes up from every m below it and down from the others: R^2", e->mean_fit, 0.5, 1},
-        {"Attention is nearly even: entropy relative to the greatest", mean_of(&e->attention.entropy), 0.95, 1},
-        {"The last number doesn't outvote a majority: its weight to another's", e->weight_ratio, 0, 2},
-        {"A plain sum of votes answers as the network does: share", like_sum, 0.8, 1},
-        {"And so does the sum with equal votes a(m) sign(x - m - 1/2): share", like_votes, 0.8, 1}};
-    const size_t n = sizeof claims / sizeof *claims;
-    size_t holding = 0, first = 0; /* first: how many of the first claims hold, up to the first that doesn't */
-    say(r, "\n7. Verdict\n\n");
-    table_begin(r, "verdict", "holds,claim,value,above,to");
-    for (size_t i = 0; i < n; i++) {
-        const double x = claims[i].value, low = claims[i].low, high = claims[i].high;
-        const int holds = x > low && x <= high;
-        first += holds && first == i, holding += (size_t)holds;
-        table_row(r, "%s %s %.4f %.2f %.2f", holds ? "yes" : "NO", claims[i].claim, x, low, high);
-    }
-    table_end(r);
-    if (holding == n)
-        say(r, "\nThe mechanism is there: the network adds up one vote per number and climbs from m to m+1 as long as "
-               "more numbers\nlie above than below. It minimises sum |x - m|, which is what the median does.\n");
-    else if (first >= 2 && holding >= 5)
-        say(r, "\nMuch of the mechanism is there, but not all: "
-               "the lines with NO say what this network does otherwise.\n");
-    else say(r, "\nThe mechanism is not there: what this network computes is not explained by votes for -|x - m|.\n");
-    say(r, "(Measured on a sample of lists. How many of all there are come out right, `median certify` counts, "
-           "with proof.)\n");
-}
-
-static int command_explain(Session *s, Report *r) {
-    Explanation e;
-    if (!explain(&s->model, s->lists, s->medians, s->n, &e, s->error)) return 0;
-    if (s->csv) r->kind = REPORT_LONG, text_add(&r->text, "table,row,column,value\n");
-    say(r, "The median is the m with the least sum of |x - m| over the list. The claim is that the network computes "
-           "that sum: the\n"
-           "head collects one vector from each number x, and the vector says -|x - m| to the logit of every m.\n\n");
-    show_uniformity(r, &e, &s->model.config);
-    show_ov(r, &e, s->V);
-    show_votes(r, &e, s->V);
-    show_direct_path(r, &e);
-    show_ladder(r, &e);
-    show_failures(s, r, &e);
-    show_verdict(r, &e);
-    explanation_free(&e);
-    return 1;
-}
-
-/* ---- 15. The certificate --------------------------------------------------------------------- */
 
 /* For every one of the max_num^seq_len lists: does `predict` name its median? Proven, not sampled: by bounds of the
  * logits in real arithmetic, for a whole set of lists at once; by a bound of model_forward's rounding errors; and
@@ -4815,7 +5158,7 @@ static const Setting cli_settings[] = {
     {"model", SETTING_TEXT, CLI(path), 0, 0, NULL, "checkpoint, " MEDIAN_MODEL " by default"},
     {"init", SETTING_TEXT, CLI(init), 0, 0, NULL, "start from the weights of this checkpoint"},
     {"resume", SETTING_TEXT, CLI(resume), 0, 0, NULL, "go on with an interrupted training's state"},
-    {"out", SETTING_TEXT, CLI(out), 0, 0, NULL, "where the checkpoint goes, trained.safetensors by default"},
+    {"out", SETTING_TEXT, CLI(out), 0, 0, NULL, "where the checkpoint goes"},
     {"log", SETTING_TEXT, CLI(log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
     {"save-every", SETTING_COUNT, CLI(save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
     {"size", SETTING_COUNT, CLI(size), 1, 1e9, NULL, "how many lists (bench: steps)"},
@@ -4862,8 +5205,8 @@ static const Command commands[] = {
      "the list; without it, lists from stdin, one a line", "the median, as the model sees it"},
     {"attention", command_attention, 10000, 1000, 256, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "csv color",
      "a list whose patterns are drawn", "who looks where"},
-    {"circuits", command_circuits, 1, 1, ONE_LIST, "model raw query-pos key-pos head csv color width", "qk or ov",
-     "QK and OV circuits"},
+    {"circuits", command_circuits, 20000, 1000, 1024, SIZE_MAX, RUN_FORWARD,
+     ON_LISTS "raw query-pos key-pos head csv color width", "qk or ov", "QK and OV circuits"},
     {"weights", command_weights, 1, 1, ONE_LIST, "model csv color width", NULL,
      "every tensor: statistics, singular values, picture"},
     {"ablate", command_ablate, 200, 42, SIZE_MAX, SIZE_MAX, RUN_FORWARD, ON_LISTS "head layer part positions kind csv",
@@ -4872,8 +5215,10 @@ static const Command commands[] = {
      "what makes the logit of one list's median"},
     {"patch", command_patch, 1, 23, ONE_LIST, "model seed csv", "a clean list, then one that differs in one number",
      "which value carries the answer from one list to another"},
-    {"explain", command_explain, 100000, 1000, 1, SIZE_MAX, RUN_FORWARD, ON_LISTS "csv color width", NULL,
+    {"explain", command_explain, 20000, 1000, 1, SIZE_MAX, RUN_FORWARD, ON_LISTS "csv color width", NULL,
      "the explanation, tested"},
+    {"construct", command_construct, 1, 1, NO_MODEL, "max-num seq-len d-model out", NULL,
+     "writes a network whose weights follow from the explanation, without training"},
     {"certify", command_certify, 1, 1, ONE_LIST, "model threads effort csv", NULL,
      "the accuracy over all possible lists: counted, by proof"},
     {"check", command_check, 1, 1, NO_MODEL, "", NULL, "golden values: does this build compute the same bits?"},
@@ -4904,7 +5249,8 @@ static void options_default(Session *s, const Command *command, int original) {
     s->settings.config = config_default();
     s->settings.recipe = original ? recipe_original() : recipe_default();
     s->settings.recipe.seed = command->seed;
-    s->preset = "default", s->path = MEDIAN_MODEL, s->out = "trained.safetensors";
+    s->preset = "default", s->path = MEDIAN_MODEL;
+    s->out = command->run == command_construct ? "constructed.safetensors" : "trained.safetensors";
     s->size = command->size, s->threads = 1, s->save_every = 2000, s->effort = 262144;
     s->query_pos = s->key_pos = NO_POSITION;
 }
@@ -4980,6 +5326,7 @@ static int parse_option(Session *s, const Command *command, int argc, char **arg
     if (option->offset < sizeof(Settings) || option->offset == CLI(preset) || option->offset == CLI(init))
         s->setting_given = option->name;
     if (option->offset == RECIPE(steps)) s->steps_given = 1;
+    if (option->offset == CONFIG(d_model)) s->width_given = 1;
     if (option->offset == RECIPE(epochs) && !s->steps_given) s->settings.recipe.steps = 0;
     return setting_parse(option, s, value, s->error) || (s->error->usage = 1, 0);
 }

@@ -436,15 +436,20 @@ typedef struct {
 /* A head's QK circuit: the score of query number t (row) for key number s (column). Its OV
  * circuit: what attending to number s (row) adds to the logit of v (column). Raw: the products
  * of the weight matrices alone, with W_pos added where a position is given. Otherwise with LN1,
- * biases and 1/sqrt(d_head), OV centred and through ln_final's w; query_pos NO_POSITION then
- * means the last, key_pos NO_POSITION the mean over all. */
+ * biases and 1/sqrt(d_head), and OV in logits: centred, through ln_final's `scale` and w; query_pos
+ * NO_POSITION then means the last, key_pos NO_POSITION the mean over all. */
 typedef enum { CIRCUIT_QK, CIRCUIT_OV } CircuitKind;
 
 typedef struct {
     CircuitKind kind;
     int raw;
     size_t layer, head, query_pos, key_pos;
+    float scale; /* of ln_final, such as mean_scale() */
 } Circuit;
+
+/* ln_final's scale, 1 / the deviation of what it normalizes: the mean over n lists; 1 without
+ * normalization. */
+float mean_scale(const Model *model, Run *run, const uint32_t *lists, size_t n);
 
 /* table (max_num, max_num); scratch: circuit_scratch() floats. */
 void circuit_table(const Model *model, const Circuit *which, float *table, float *scratch);
@@ -499,15 +504,25 @@ typedef struct {
 void attribute(const Model *model, const Run *run, Attribution *a, float *scratch);
 size_t attribution_terms(const Config *config);
 
-/* ---- 12. The explanation --------------------------------------------------------------------- */
+/* ---- 12. The explanation, turned into weights ------------------------------------------------ */
 
-#define LADDER 5 /* network; attention frozen; ln_final's scale frozen too; votes fitted to it; the algorithm */
+/* A network of one layer and one head, of d_model n + 1, whose logits are, times something positive
+ * that depends on the list,
+ *
+ *   logit(m) = sum_i (to[0][m] + sum_(j > 0) from[x_i][j] to[j][m])
+ *
+ * from (max_num, n), in which entries 0 are set, and rows are no longer than 1 without them;
+ * to (n, max_num). n is at least 2. */
+int network_of_sums(Model *model, size_t max_num, size_t seq_len, size_t n, float *from,
+                    const float *to, Error *error);
 
-typedef struct {
-    size_t right, like_network,
-        mistakes_shared; /* of Explanation.lists, .lists and .ladder[0]'s mistakes */
-    double loss;
-} Rung;
+/* The network that names the median of every list, if d_model, at least 3, is large enough;
+ * max_num + 1 always is. *slack: how many votes a majority of one has for certain. If that is too
+ * little, 1 is returned all the same, but model->params is NULL. */
+int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, double *slack,
+              Error *error);
+
+/* ---- 13. The certificate --------------------------------------------------------------------- */
 
 /* A list that is kept, as one of those with the least keys. */
 typedef struct {
@@ -516,46 +531,6 @@ typedef struct {
     size_t median, answer;
     uint32_t list[MAX_SEQ_LEN];
 } Sighting;
-
-#define WORST_LISTS 5
-
-/* Lists of a class, and how many of them the network gets right. */
-typedef struct {
-    size_t lists, right;
-} Tally;
-
-/* What the explanation measures. Tables that are compared with -|x - m| are centred by row and
- * column first. */
-typedef struct {
-    size_t lists;
-    AttentionStats attention;
-    float *ov; /* (max_num, max_num): effective OV, heads weighted by their mean attention */
-    float *ideal;             /* (max_num, max_num): -|x - m| */
-    float *values, *ideal_values; /* (max_num): singular values of both */
-    float overlap[8];         /* of ov's leading left singular vectors with the cosine modes */
-    double correlation;
-    float *votes; /* (max_num - 1, max_num): logit(m+1) - logit(m) for each attended number */
-    float *step,
-        *fit; /* (max_num - 1): a(m) of the fit a(m) sign(x - m - 1/2) + b(m), and its R^2 */
-    double mean_fit;
-    size_t steps_up;          /* m with a(m) > 0 */
-    double other_weight,
-        last_weight;          /* slopes against -|x - m|: a number elsewhere; the last, in all */
-    double direct_weight;     /* of that, through the residual stream */
-    double weight_ratio;      /* the last number's in all, as a part of another's */
-    double scale;             /* mean inv_std of ln_final */
-    Rung ladder[LADDER];
-    Tally *by_median, *by_gap, *by_copies; /* (max_num), (max_num), (seq_len + 1) */
-    Sighting worst[WORST_LISTS]; /* of the greatest loss, which is -key */
-    void *memory;
-} Explanation;
-
-/* Measures everything on n lists. */
-int explain(const Model *model, const uint32_t *lists, const uint32_t *medians, size_t n,
-            Explanation *e, Error *error);
-void explanation_free(Explanation *e);
-
-/* ---- 13. The certificate --------------------------------------------------------------------- */
 
 typedef enum { CERTIFIED_RIGHT, CERTIFIED_WRONG, CERTIFIED_OPEN } Verdict;
 
