@@ -61,11 +61,11 @@ typedef struct {
     size_t seq_len; /* numbers in a list; odd, at least 3 */
     size_t d_model, d_head, n_heads, n_layers;
     size_t d_mlp;         /* hidden width of the MLP; 0: no MLP */
-    size_t normalization; /* which of these: */
+    size_t normalization; /* NORMALIZATION_..., below */
 } Config;
 
-/* LNPre is layer normalization without w and b: what TransformerLens leaves after it has folded
- * these into the next weights. */
+/* Of the residual stream, before attention, MLP and unembedding. LNPre has no w and b: this is what
+ * TransformerLens leaves after it has folded LN's into the next weights. */
 enum {
     NORMALIZATION_NONE,
     NORMALIZATION_LN,
@@ -297,18 +297,18 @@ typedef struct {
     Mixture mix;
     Model model, gradient, m, v, best;
     Inputs inputs;          /* of the batch */
-    float *row_gradients,
-        *scratch; /* of the inputs: the block of a RowGradients; (rows, d_model) */
+    float *row_gradients;   /* of the inputs: the block of a RowGradients */
+    float *scratch;         /* (rows of the inputs, d_model) */
     size_t n_workers;
     Worker *workers;        /* one a thread */
     Runs runs;              /* for validation */
     Mt19937 data, order_mt;
-    uint32_t *lists, *medians, *order, *order_words; /* (trainset_size) ... */
+    uint32_t *lists, *medians;     /* (trainset_size, seq_len), (trainset_size) */
+    uint32_t *order, *order_words; /* (trainset_size): as they are taken; words for the shuffle */
     uint32_t *batch, *batch_medians;
-    uint32_t *val_lists, *val_medians;
     float *batch_loss;
-    uint32_t *hard,
-        *hard_medians; /* (hard_room, seq_len), (hard_room): the hard lists, n_hard of them */
+    uint32_t *val_lists, *val_medians;
+    uint32_t *hard, *hard_medians; /* (hard_room, seq_len), (hard_room): n_hard hard lists */
     uint32_t *drawn;               /* which of them are the first n_drawn of the batch */
     size_t n_hard, hard_room, n_drawn;
     size_t step, total_steps, steps_per_epoch;
