@@ -2082,6 +2082,10 @@ static void report_flush(Report *r) {
     r->text.size = 0;
 }
 
+static void flush_if_long(Report *r) {
+    if (r->text.size > 60000) report_flush(r);
+}
+
 /* For people: the text as it is. */
 TENSOR_PRINTF(2, 3) static void say(Report *r, const char *format, ...) {
     va_list args;
@@ -2089,13 +2093,14 @@ TENSOR_PRINTF(2, 3) static void say(Report *r, const char *format, ...) {
     va_start(args, format);
     text_add_args(&r->text, format, args);
     va_end(args);
+    flush_if_long(r);
 }
 
 /* For all: ends a line, without spaces at its end. */
 static void end_line(Report *r) {
     while (r->text.size > 0 && r->text.data[r->text.size - 1] == ' ') r->text.size--;
     text_add(&r->text, "\n");
-    if (r->text.size > 60000) report_flush(r);
+    flush_if_long(r);
 }
 
 /* How many characters of text go on a line of `width`: whole words, at least one. */

@@ -1045,7 +1045,7 @@ static int64_t parse_exponent(const char **text) {
     return negative ? -value : value;
 }
 
-/* The whole part of d, or 10^18 if it is at least that. */
+/* The whole part of d, or 10^18 if it has more than 18 digits. */
 static uint64_t whole_part(const Decimal *d) {
     uint64_t n = 0;
     if (d->first + 18 <= UNITS) return UINT64_C(1000000000000000000);
@@ -1091,7 +1091,6 @@ double parse_double(const char *text, const char **end) {
         if (index >= DIGITS && *at > '0') d.more = 1;
         index++;
     }
-    while (d.first < UNITS && d.digit[d.first] == 0) d.first++;
     if (bits == 0) bits = nearest_bits(&d);
     if (*text == '-') bits |= SIGN_BIT;
     memcpy(&x, &bits, sizeof x);

@@ -11,6 +11,7 @@
 #include "median.h"
 
 #include <inttypes.h>
+#include <locale.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1378,6 +1379,7 @@ TENSOR_PRINTF(2, 3) static void check_format(const char *expected, const char *f
 }
 
 TEST(text_add) {
+    static const char *const locales[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "German_Germany.1252", "C"};
     const uint64_t most = UINT64_MAX;
     Text text = {0};
     check_format("7 -7 +7 +0|0", "%d %d %+d %+d|%u", 7, -7, 7, 0, 0u);
@@ -1390,6 +1392,13 @@ TEST(text_add) {
     check_format("100 % x%", "%d %% %c%%", 100, 'x');
     check_format("1.500000 1.5 2 2. 1.500e+00 1.50000", "%f %g %.0f %#.0f %.3e %#g", 1.5, 1.5, 1.5, 1.5, 1.5, 1.5);
     check_format("+1.50|  -1.5|-001.5|1.5   |inf", "%+.2f|%6.1f|%06.1f|%-6.1f|%f", 1.5, -1.5, -1.5, 1.5, HUGE_VAL);
+    FOR(i, LENGTH(locales)) { /* those with a decimal comma, where they are installed */
+        const char *end;
+        setlocale(LC_ALL, locales[i]);
+        check_format("1.500 1.5e+00 1.5", "%.3f %.1e %g", 1.5, 1.5, 1.5);
+        EQUAL(parse_double("50.32,7", &end), 50.32);
+        EQUAL(*end, ',');
+    }
     text_add(&text, "%d%5000d", 7, 1); /* longer than any buffer */
     EQUAL(text.size, 5001);
     CHECK(text.data[0] == '7' && text.data[1] == ' ' && text.data[5000] == '1', "got %.30s", text.data);
