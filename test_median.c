@@ -82,23 +82,25 @@ static void check_all(int line, const float *got, const double *expected, size_t
 #define EQUAL(got, expected) NEAR(got, expected, 0.0)
 #define ALL_NEAR(got, expected, n) check_all(__LINE__, got, expected, n)
 
-/* A fence is a stretch of bytes that belongs to no array. It is filled with ones: as floats NaN,
- * which spoil whatever is computed from them. release() sees whether it was written to, and the
- * address sanitizer sees every access. */
+/* A fence is a stretch of words that belongs to no array. As floats they are signalling NaN: these
+ * spoil whatever is computed from them, and become other NaN where something is added to them.
+ * release() sees whether a fence was written to; the address sanitizer sees every access. */
 enum { FENCE = 64 };
+static const uint32_t FENCE_WORD = 0xffbfffff;
 static struct {
-    unsigned char *place;
-    size_t size;
+    uint32_t *place;
+    size_t size; /* in bytes */
 } fences[2000];
 static void *blocks[200];
 static size_t n_fences, n_blocks;
 
 static void make_fence(void *place, size_t size) {
     if (!CHECK(n_fences < LENGTH(fences), "too many arrays")) return;
-    memset(place, 0xff, size);
-    ASAN_POISON_MEMORY_REGION(place, size);
     fences[n_fences].place = place;
-    fences[n_fences++].size = size;
+    fences[n_fences].size = size;
+    FOR(i, size / 4) fences[n_fences].place[i] = FENCE_WORD;
+    ASAN_POISON_MEMORY_REGION(place, size);
+    n_fences++;
 }
 
 /* n zeros between two fences, until release(). */
@@ -117,8 +119,8 @@ static void *take(size_t n, size_t size) {
 static void release(void) {
     FOR(i, n_fences) {
         ASAN_UNPOISON_MEMORY_REGION(fences[i].place, fences[i].size);
-        FOR(j, fences[i].size) {
-            CHECK(fences[i].place[j] == 0xff, "something is written beyond the end of an array");
+        FOR(j, fences[i].size / 4) {
+            CHECK(fences[i].place[j] == FENCE_WORD, "something is written beyond an array's end");
         }
     }
     n_fences = 0;
