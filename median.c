@@ -1575,7 +1575,11 @@ static char *unquote(char *value) {
 /* Parts {"name": value, ...} into at most `max` entries. The names differ. */
 static int split_object(Checkpoint *file, char *at, Entry *entries, size_t max, size_t *n) {
     if (*at != '{') return bad_header(file, at, "{");
-    char next = *skip_space(at + 1) == '}' ? *(at = skip_space(at + 1)) : ',';
+    char next = ',';
+    if (*skip_space(at + 1) == '}') {
+        next = '}';
+        at = skip_space(at + 1);
+    }
     for (*n = 0; next == ','; ++*n) {
         Entry *e = &entries[*n];
         at = skip_space(at + 1);
@@ -1772,8 +1776,8 @@ static int read_config(Checkpoint *file, Config *c) {
                   W_E->shape, W_pos->shape, W_Q->shape, reason.text);
 }
 
-/* The shapes do not tell normalization none from LNPre, whose weights are folded into those that
- * follow. The metadata does; without it, `wanted`; without both, LNPre is assumed and remarked on. */
+/* The shapes do not tell normalization none from LNPre, whose w and b are folded into the weights
+ * that follow. The metadata does; without it, `wanted`; without both we assume LNPre and say so. */
 static int read_normalization(Checkpoint *file, size_t wanted, size_t *found) {
     const char *note = find_note(file, "normalization");
     *found = note ? choice_index("none|LN|LNPre", note) : wanted;
@@ -1805,8 +1809,8 @@ static float decode(size_t type, uint64_t bits) {
     }
     if (type == BF16) word <<= 16; /* a float without its lower half */
     if (type == F16) {
-        /* Sign, 5 bits of exponent, 10 of fraction. A float's exponent is greater by 112, by 224 for
-         * infinity and NaN. Exponent 0: a multiple of 2^-24. */
+        /* Sign, 5 bits of exponent, 10 of fraction. A float's exponent is greater by 112, that of
+         * infinity and NaN by 224. Exponent 0: a multiple of 2^-24. */
         const uint32_t sign = word >> 15, rest = word & 0x7fff;
         if (rest < 0x400) return f32((sign ? -0x1p-24 : 0x1p-24) * rest);
         word = sign << 31 | (rest + ((rest < 0x7c00 ? 112u : 224u) << 10)) << 13;
@@ -1856,8 +1860,8 @@ static int read_tensor(Checkpoint *file, const Tensor *t) {
     return 1;
 }
 
-/* What has a parameter's name, but no place in our model, shows that the file has another one. Buffers
- * and a training's state are passed over, all else, too, but with a remark. */
+/* What has a parameter's name, but no place in our model, shows that the file has another one.
+ * Buffers and a training's state are passed over; all else, too, but with a remark. */
 static int judge_unused(Checkpoint *file) {
     for (const Entry *e = file->tensors; e < file->tensors + file->n_tensors; e++) {
         const char *dot = strrchr(e->name, '.'), *last = dot ? dot + 1 : e->name;
@@ -1915,8 +1919,8 @@ static Tensor state_tensor(const char *name, size_t n, float *data, uint32_t *wo
 }
 
 /* All that trainer_create does not make again from the recipe, as further tensors of a checkpoint:
- * such a file is also an ordinary checkpoint of the current weights. This list serves for writing and
- * for reading. */
+ * such a file is also an ordinary checkpoint of the current weights. This list serves for writing
+ * and for reading. */
 static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
     const Config *c = &t->model.config;
     const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
@@ -1984,7 +1988,7 @@ static int load(const char *path, size_t normalization, Model *model, Trainer *t
     int good = read_file(&file, f) && read_model(&file, model, normalization);
     Settings all = {.config = model->config, .recipe = recipe_default()};
     if (good && t && !find_tensor(&file, "state.m"))
-        good = refuse(&file, "not a training's state; --init starts a new training from its weights");
+        good = refuse(&file, "not a training's state; --init starts anew from its weights");
     good = good && read_settings(&file, &all, t != NULL);
     if (good && t)
         good = trainer_create(t, &all.recipe, NULL, model, &file.error) && read_state(&file, t);
@@ -2593,8 +2597,8 @@ static double seconds(void) {
 #endif
 }
 
-/* What a person sees of long work: on a terminal one line that changes, else a line now and then. All
- * but the stream is 0 at first. */
+/* What a person sees of long work: on a terminal one line that changes, else a line now and then.
+ * All but the stream and the steps is 0 at first. */
 typedef struct {
     FILE *stream; /* NULL: nothing is shown */
     int terminal;
@@ -2604,10 +2608,10 @@ typedef struct {
 
 /* To be called after every step. Shows something when it is time to. */
 TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const char *format, ...) {
-    static const char bars[] = "########", dots[] = "........";
     const double now = seconds();
-    const int n = (int)(8 * done), width = (int)terminal_width(p->stream) - 1;
-    Text line = {0};
+    const int n = (int)(8 * done);
+    char shown[1200], text[300];
+    Text line = {.data = text, .capacity = sizeof text, .fixed = 1};
     va_list args;
     if (p->start == 0) {
         p->terminal = is_terminal(p->stream);
@@ -2617,17 +2621,17 @@ TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const ch
     if (!p->stream || (done < 1 && now - p->shown < (p->terminal ? 0.1 : 5.0))) return;
     p->shown = now;
     const double rate = (done - p->first) / max_double(now - p->start, 1e-9);
-    if (p->terminal) text_add(&line, "[%.*s%.*s] ", n, bars, 8 - n, dots);
+    if (p->terminal) text_add(&line, "[%.*s%.*s] ", n, "########", 8 - n, "........");
     va_start(args, format);
     text_add_args(&line, format, args);
     va_end(args);
     if (p->steps > 0) text_add(&line, "  %.0f steps/s", rate * p->steps);
-    text_add(&line, "  %.0f s left", rate > 0 ? (1 - done) / rate : 0);
-    const char *text = line.failed ? "" : line.data;
-    if (p->terminal) print_file(p->stream, "\r%-*.*s%s", width, width, text, done < 1 ? "" : "\n");
-    else print_file(p->stream, "%s\n", text);
+    text_add(&line, "  %.0f s left", rate > 0 ? (1 - done) / rate : 0.0);
+    const int width = (int)terminal_width(p->stream) - 1;
+    if (p->terminal) print_to(shown, sizeof shown, "\r%-*.*s", width, width, text);
+    fputs(p->terminal ? shown : text, p->stream);
+    if (!p->terminal || done >= 1) fputs("\n", p->stream);
     fflush(p->stream);
-    text_free(&line);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -2649,45 +2653,40 @@ static void catch_interrupts(int on) {
 
 /* A word as a POSIX shell reads it, with a space before. */
 static void add_shell_word(Text *text, const char *word) {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./";
-    if (strspn(word, plain) == strlen(word)) {
-        text_add(text, " %s", word);
-        return;
-    }
-    text_add(text, " '");
+    const int plain = !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                         "0123456789_-./")];
+    text_add(text, plain ? " " : " '");
     for (; *word; word++) {
         if (*word == '\'') text_add(text, "'\\'");
         text_bytes(text, word, 1);
     }
-    text_add(text, "'");
+    if (!plain) text_add(text, "'");
 }
 
 /* Saves the state, if there is a file for it, and says how to go on. */
 static int stop_training(Trainer *t, const Session *s, const char *state) {
+    const char *const words[] = {s->program, "train", "--resume",            state,
+                                 "--out",    s->out,  s->log ? "--log" : "", s->log ? s->log : ""};
     Text line = {0};
     if (!state)
-        return fail(s->error, "interrupted after step %zu of %zu: nothing of it is kept; `median train` "
-                    "saves a state that can be resumed", t->step, t->total_steps);
+        return fail(s->error, "interrupted after step %zu of %zu, and nothing of it is kept; "
+                    "`median train` saves a state that can be resumed", t->step, t->total_steps);
     if (!trainer_save(t, state, s->error)) return 0;
-    add_shell_word(&line, s->program);
-    text_add(&line, " train --resume");
-    add_shell_word(&line, state);
-    text_add(&line, " --out");
-    add_shell_word(&line, s->out);
-    if (s->log) text_add(&line, " --log");
-    if (s->log) add_shell_word(&line, s->log);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (*words[i]) add_shell_word(&line, words[i]);
     if (s->threads > 1) text_add(&line, " --threads %zu", s->threads);
-    const int fits = !line.failed && line.size < 900;
-    fail(s->error, "interrupted after step %zu; it goes on with:%s", t->step,
-         fits ? line.data : " median train --resume, the state beside --out, and the same --out and --log");
+    if (line.failed || line.size > 900) /* more than an Error has room for */
+        fail(s->error, "interrupted after step %zu; --resume goes on with the state beside --out",
+             t->step);
+    else fail(s->error, "interrupted after step %zu; it goes on with:%s", t->step, line.data);
     text_free(&line);
     return 0;
 }
 
-/* What is done after each step. The state, if there is a file for it, is saved every save_every steps,
- * and before it the log. */
-static int after_step(Trainer *t, const Session *s, FILE *log, const char *state) {
-    if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss, t->accuracy))
+/* The log, and every save_every steps the state, if there are files for them. */
+static int record_step(Trainer *t, const Session *s, FILE *log, const char *state) {
+    if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss,
+                           t->accuracy))
         return cannot_write(s->log, s->error);
     if (!state || t->step % s->save_every != 0 || t->step == t->total_steps) return 1;
     if (log && fflush(log) != 0) return cannot_write(s->log, s->error);
@@ -2696,21 +2695,18 @@ static int after_step(Trainer *t, const Session *s, FILE *log, const char *state
 
 /* Steps to the end, or to an interrupt. */
 static int run_training(Trainer *t, const Session *s, FILE *log, const char *state) {
-    FILE *stream = s->streams.progress;
-    const double total = (double)t->total_steps, now = seconds();
-    Progress progress = {.stream = stream, .terminal = is_terminal(stream), .steps = total,
-                         .start = now, .shown = now, .first = (double)t->step / total};
+    const double total = (double)t->total_steps;
+    Progress progress = {.stream = s->streams.progress, .steps = total};
     int done = 1, finite = 1;
     interrupted = 0;
     catch_interrupts(1);
     while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
-        done = after_step(t, s, log, state);
-        show_progress(&progress, (double)t->step / total, "%s%zu/%zu  loss %.4f  accuracy %.2f %%",
-                      progress.terminal ? "" : "step ", t->step, t->total_steps, t->loss,
-                      100 * t->accuracy);
+        done = record_step(t, s, log, state);
+        show_progress(&progress, (double)t->step / total, "step %zu/%zu  loss %.4f  %.2f %% right",
+                      t->step, t->total_steps, t->loss, 100 * t->accuracy);
     }
     catch_interrupts(0);
-    if (t->step < t->total_steps && progress.terminal) print_file(stream, "\n");
+    if (t->step < t->total_steps && progress.terminal) fputs("\n", progress.stream);
     if (done && !(finite && is_finite(&t->model)))
         return fail(s->error, "the loss is no longer finite after step %zu; try a smaller --lr",
                     t->step);
@@ -2724,12 +2720,13 @@ static int start_training(Trainer *t, Session *s) {
         return usage(s->error, "--%s: a resumed training keeps its own settings", s->setting_given);
     if (s->resume) return trainer_resume(t, s->resume, s->error);
     if (recipe->trainset_size == 0 && recipe->steps == 0)
-        return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps, at least 1");
+        return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps");
     if (s->init && !load_model(s, s->init)) return 0;
     return trainer_create(t, recipe, &s->settings.config, s->init ? &s->model : NULL, s->error);
 }
 
-/* What is said of the weights is true of those that are saved; the latest validation may be of others. */
+/* What is said of the weights is true of those that are saved; the latest validation may be of
+ * others. */
 static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
     const size_t n = t->validated ? t->recipe.valset_size : 0;
     Model *result = trainer_result(t);
@@ -2792,9 +2789,10 @@ static FILE *open_log(const Session *s, const Trainer *t) {
 
 static int command_train(Session *s, Report *r) {
     char state[4096];
-    const int keeps_state = !is_special(s->out) && print_to(state, sizeof state, "%s.state", s->out);
     Trainer t;
     FILE *log = NULL;
+    int keeps_state = print_to(state, sizeof state, "%s.state", s->out);
+    if (is_special(s->out)) keeps_state = 0;
     if (!start_training(&t, s)) return 0;
     int done = check_output(s->out, s->error) && (!keeps_state || check_output(state, s->error)) &&
                (!s->log || (log = open_log(s, &t)) != NULL) &&

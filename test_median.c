@@ -1295,6 +1295,7 @@ static void make_state(int fresh) {
 
 /* A training ends with the same bits, saved, forgotten and resumed after every step or not; its losses count, too. */
 TEST(resume) {
+    static const uint64_t golden[] = {UINT64_C(0x2ac038d2a53bebe7), UINT64_C(0xde358100786cdd3f)};
     FOR(fresh, 2) FOR(interrupted, 2) {
         static uint64_t plain;
         uint64_t hash = bits;
