@@ -4354,294 +4354,588 @@ static int command_construct(Session *s, Report *r) {
 
 /* ---- 15. The certificate --------------------------------------------------------------------- */
 
+/* For every one of the max_num^seq_len lists: does `predict` name its median? Counted, and proven:
+ * by bounds that hold for whole sets of lists, and by running lists that the bounds leave open.
+ * (Compare Gross et al. 2024, arXiv 2406.11779.) Two halves may be read apart: how far the pass can
+ * be from real arithmetic (lemmas 1 to 6), and how a set is decided (lemmas 7 to 9, and the code).
+ *
+ * Hypotheses, each checked, or the proof is refused:
+ *   H1  One layer, no MLP.                                                              certify
+ *   H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.                          certify
+ *   H3  Fewer than 2^14 roundings follow each other.                                    bound_logits
+ *   H4  These floats and bounds are below LIMIT: x, v, scores, A, a, reach.    within_limit's callers
+ * So nothing overflows, nothing is NaN, and 1/s below is not flushed to 0.
+ *
+ * q, k, v and x (the residual stream before attention) of a pair, a number at a position, don't
+ * depend on the list. Nor do the scores of a last number with the pairs. The proof takes them from
+ * model_forward and attention_score as they are, to the bit. Only what follows is bounded.
+ *
+ * Lemma 1, rounding. f32 of a sum in double of n < 2^20 exact products, whose absolute values add
+ *   up to A, is off by at most UNIT (A + FLOOR). Half a bit of a float is 2^-24 A; n roundings of
+ *   the sum, n 2^-53 A; flushing takes 2^-126 < UNIT FLOOR. UNIT is 2^-24 and a 64th more: a fourth
+ *   of that is for the sums in double, here and in the proof's own bounds, the rest for errors of
+ *   errors, as (1 + UNIT)^(2^14) < 1.001. A matrix product over n terms is rounded roundings(n)
+ *   times.
+ * Lemma 2, softmax. Let x_i be a list's scores, a_i = max x - x_i, E_i = exp(-a_i), E their sum; so
+ *   E >= 1. Pattern p has sum |p_i - E_i / E| <= (T + 3) UNIT.
+ *   f32(-a_i) is off by UNIT (a_i + FLOOR), so exp_f32 of it by UNIT (a_i E_i + E_i + 2 FLOOR), and
+ *   a exp(-a) < 0.37, and 0 for the greatest. Their sum, and the sum of these errors, are off by
+ *   UNIT (0.37 (T - 1) + E + 2 T FLOOR): over E, twice less than UNIT (T / 2 + 1). p is rounded: UNIT.
+ * Lemma 3, z. With V_j = max over pairs of |v_j| + FLOOR, z_j is off by (T + 4) UNIT V_j.
+ * Lemma 4, the residual stream. R_k = x_k + b_O[k] + sum over heads and j of z_j W_O[j][k], x of
+ *   the last number. Its terms stay below A_k = max |x_k| + |b_O[k]| + sum of V_j |W_O[j][k]|
+ *   + FLOOR. It is off by (T + 4 + heads roundings(d_head)) UNIT A_k.
+ *   With LN or LNPre n = f32(R - mean R) is looked at, without them n = R. If the mean of A is
+ *   added to A, A_k bounds n_k, too; and there is one rounding more.
+ *   The proof has the same as real numbers, N_k = base_k + sum over heads of the average of o_k,
+ *   each pair of the list weighing w = exp(score). Of v W_O, o is the centred, rounded result:
+ *   roundings(d_head) + 1 roundings; base is that of x + b_O, with 1. In all
+ *       |n_k - N_k| <= pass UNIT A_k,   pass = T + 6 + (heads + 1) roundings(d_head).
+ * Lemma 5, logits. Let s = sqrt(mean n_k^2 + 1e-5), or 1 without normalization. inv_std and normal
+ *   are off by UNIT each, out by UNIT, a logit by roundings(d_model) UNIT. All of it is relative to
+ *   reach_v = |b_U[v]| + sum |b_k W_U[k][v]| + sqrt(d_model) |U_v|, as |n / s| <= sqrt(d_model);
+ *   U_kv = w_k W_U[k][v], with w and b of ln_final (1 and 0 in LNPre). So
+ *       |logit_v - (sum n_k U_kv / s + c_v)| <= f_v,   c_v = sum b_k W_U[k][v] + b_U[v],
+ *       f_v = (roundings(d_model) + 4) UNIT reach_v; the fourth is for a rounding of c_m - c_v.
+ *   Without normalization, reach_v = |b_U[v]| + a_v, and only the logit's roundings are there.
+ * Lemma 6, products. a_v = sum A_k |U_kv|. P = o U and B = base U are matrix products, and U is
+ *   rounded: with lemma 4, sum n_k U_kv is off by e_v = (pass + roundings(d_model) + 1) UNIT a_v
+ *   from the sum of B_v and of the heads' averages of P_v.
+ *
+ * Theorem. Let m be the median. If for every other v
+ *       B_m - B_v + (heads' averages of P_m - P_v) + s (c_m - c_v - f_m - f_v) - e_m - e_v > 0
+ *   then logit_m > logit_v, and the answer is m. If for some v this with all four errors added is
+ *   below 0, the answer is not m. (Lemmas 5 and 6, times s > 0.)
+ *
+ * A box is a set of lists: so many of their numbers in this range, so many in that, in any order.
+ * Its table has whole numbers, of which sums and products in double are exact: every total in lemma
+ * 8 is below 63 (2^22 + 4) (3 2^22 + 2^8) + 63 2^22 (2^21 + 2) < 2^53.
+ *
+ * Lemma 7, the table. A weight, over the greatest and in WEIGHT_UNITS, is off by less than 1.4 UNIT
+ *   of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or coordinate
+ *   o_k, in units, is y, |y| <= VALUE_UNITS, in [whole, whole + 1]. A range has the least and the
+ *   greatest w, and those of y - b, over its numbers and the positions before the last. Position
+ *   i's b_i are any whole numbers with sum 0: they take out what positions add on average.
+ * Lemma 8, averages. For any number h, the average of y is that of y + h, less h; and
+ *       sum w (y + h) = sum w (y - b + h) + sum (w_i - g) b_i   for any g, as the b_i add up to 0.
+ *   With w in [l, g'], each term is least at an end: w Y >= (l + g')/2 Y - (g' - l)/2 |Y|, which
+ *   rises with Y. The last sum is at most half of the greatest difference of weights, times the
+ *   sum of |b_i|. Twice all that is divided by twice the greatest sum of weights, or the least,
+ *   whichever is safe. Opposite signs give the upper bound.
+ * Lemma 9, s. The averages of o_k bound N_k, with lemma 4 n_k; the squares of the least and the
+ *   greatest |n_k| bound s. 4 UNIT has room for four roundings. */
+#define UNIT 0x1.04p-24
+#define FLOOR 0x1p-100
+#define LIMIT 0x1p100
+enum { WEIGHT_UNITS = 1 << 21, VALUE_UNITS = 1 << 21, SUM_DEPTH = 64, PROOF_BATCH = 64 };
+
 /* Puts a list among the n that are kept, those with the least keys, in order. */
 static void sight(Sighting *kept, size_t n, const Sighting *s) {
     size_t at = n;
+    if (s->count == 0) return;
     for (; at > 0 && (kept[at - 1].count == 0 || s->key < kept[at - 1].key); at--)
         if (at < n) kept[at] = kept[at - 1];
-    if (at < n && s->count) kept[at] = *s;
+    if (at < n) kept[at] = *s;
 }
 
-/* For every one of the max_num^seq_len lists: does `predict` name its median? Proven, not sampled: by bounds of the
- * logits in real arithmetic, for a whole set of lists at once; by a bound of model_forward's rounding errors; and
- * where these leave a single list open, by model_forward itself. (Compare Gross et al. 2024, arXiv 2406.11779.)
- *
- * The model: one layer, no MLP. Let q be the last number, and let a head give row r, a number at a position, the
- * weight w_r = exp(score(q, r)) and the vector v_r (LayerRun's vo). With base = embedding of q + b_O, the last
- * residual is
- *     R = base + sum over heads of (sum_i w_i v_i) / (sum_i w_i) = sum over heads of (sum_i w_i t_i) / (sum_i w_i),
- * t_r = v_r + base / n_heads, the sums over the list's rows. R less its mean is all that matters, so t_r is centred.
- * With s = sqrt(mean(R^2) + 1e-5), the margin of median m over number v is (R . u_v) / s + c_v, where
- *     u_v = ln_final.w (W_U[m] - W_U[v]),   c_v = ln_final.b (W_U[m] - W_U[v]) + b_U[m] - b_U[v].
- * Times s, all is linear but c_v s. (Without normalization nothing is centred, and w = 1, b = 0, s = 1.)
- *
- * Boxes. A box says how many numbers of a list lie in which range, at positions left open. The table has, for each
- * range, the least and greatest of w, w t . u_v and each coordinate of w t, over its numbers and all positions.
- * Counted and added up, they bound the sums; a quotient is bounded with the greatest or the least sum of weights,
- * whichever is safe; the coordinates of R bound s. If all margins are above 0, the box is right; if one is below 0,
- * wrong; else it is cut: a range into halves, or if all are single numbers, by what stands at the next position. What
- * distinguishes positions on the average is taken out before: a list has each of them once, so its sums don't change.
- *
- * Rounding, to first order in u = 2^-24. UNIT, a little more, has room for the 2^-53 of sums in double and for
- * products of errors; the 1e-30 in norms, for what is flushed to 0. D is the greatest difference of scores, S the
- * greatest score.
- *   - A score is off by S u; less the greatest, by D u more; exp adds u; normalizing doubles that, and adds u. The
- *     table's weights are off as much (S twice), and z is rounded: by e Z in all, e <= (6 S + 4 D + 11) u, Z = max
- *     |v_r|.
- *   - Adding z rounds by u size, size = |base| + sum over heads of Z. R is off by `shift`, the sum of all that.
- *   - Centred, it is off by no more, and u size; a norm by no more than its argument. As |R / s| <= Y = sqrt(d_model),
- *     R / s is off by 2 (shift + u size) / s, and by 4 u Y for roundings of its own. A margin is off by |u_v| times
- *     that, and
- *   - by 2 u reach for rounding out = ln_final's result, and the logits; reach = |b_U[m]| + |b_U[v]| + |out| (|W_U[m]|
- *     + |W_U[v]|), |out| <= Y |ln_final.w| + |ln_final.b|. (Twice that, as c_v is rounded too.)
- * The table's own roundings are below 20 u size |u_v| an entry. As no list is left open in the end, the counts don't
- * depend on how tight a bound is. */
-#define UNIT 0x1.02p-24
-
-typedef struct { float low, high; } Bounds;
-typedef struct { double low, high; } Sums;
-
-/* What a row of the table is about: one number at one position, or further on, numbers at any position. */
 typedef struct {
-    uint32_t first, end, halves; /* halves: row of the first, 0 if there is but one number; the second follows */
-} Range;
+    float low, high;
+} Bounds;
 
-typedef struct { uint32_t row, count; } Part;
-
-/* Lists with the same last number and median, given by parts; positions 0 .. placed-1 are taken. */
-typedef struct {
-    uint32_t n_parts, placed;
-    Part parts[CERTIFIED_SEQ_LEN + 1];
-} Box;
-
-/* The work on the lists with one last number. */
+/* What is known of the network before any list is looked at. */
 typedef struct {
     const Model *model;
     const CertifyOptions *options;
     Certificate *result;
-    size_t T, V, d, heads, last, median;
-    size_t pairs, rows, columns; /* of the table: T V rows of one number at one position; all; weight, V products, t */
-    double size, shift;
-    float *vo; /* (pairs, d) */
-    float *weights, *t, *u, *products; /* (heads, pairs), (heads, pairs, d), (d, V), (pairs, V) */
-    Bounds *table, *c;                 /* (heads, rows, columns); (V) */
-    float *error;                      /* (V): of a margin, times s */
-    Sums *sums, *R;                    /* (columns): of the latest box */
-    size_t rival;                      /* ... the number most in its way */
-    Range *ranges;                     /* (rows) */
-    Box *stack;
-    uint32_t *lists; /* (batch, T): to be run, each for so many that are decided alike */
-    uint64_t *alike;
-    size_t n_stack, stack_size, n_lists, batch;
     Run run;
+    size_t T, V, d, heads, pairs, columns;
+    const LayerRows *rows;             /* the pass's rows: pair t V + x is number x at position t */
+    uint32_t *lists;                   /* (V, T) */
+    float *scores;                     /* (pairs) */
+    float *o, *P;                      /* (heads, pairs, d), (heads, pairs, V) */
+    float *base, *B;                   /* (V, d), (V, V): by the last number */
+    float *U, *A;                      /* (d, V), (d) */
+    float *places;                     /* (heads, T - 1, V + d): what a position adds to P and o, on average */
+    double *A_sum;                     /* (d) */
+    float *error;                      /* (V + d): e_v for each number, then e_k for each coordinate */
+    double *constant;                  /* (V): c_v */
+    float *constant_error;             /* (V): f_v */
+    Bounds *weights;                   /* (heads, V, V + 1): by the last number; V: its own */
+} Proof;
+
+static void lay_out_proof(Layout *m, void *owner) {
+    Proof *p = (Proof *)owner;
+    p->lists = lay_words(m, p->V, p->T);
+    p->scores = lay_floats(m, p->pairs - p->V + 1, 1, 1);
+    p->o = lay_floats(m, p->heads, p->pairs, p->d);
+    p->P = lay_floats(m, p->heads, p->pairs, p->V);
+    p->base = lay_floats(m, p->V, p->d, 1);
+    p->B = lay_floats(m, p->V, p->V, 1);
+    p->U = lay_floats(m, p->d, p->V, 1);
+    p->A = lay_floats(m, p->d, 1, 1);
+    p->places = lay_floats(m, p->heads, p->T - 1, p->V + p->d);
+    p->A_sum = lay_doubles(m, p->d, 1);
+    p->constant = lay_doubles(m, p->V, 1);
+    p->error = lay_floats(m, p->V + p->d, 1, 1);
+    p->constant_error = lay_floats(m, p->V, 1, 1);
+    p->weights = (Bounds *)lay_floats(m, 2 * p->heads, p->V, p->V + 1);
+}
+
+static int within_limit(double x, const char *what, Error *error) {
+    if (fabs(x) < LIMIT) return 1;
+    return fail(error, "no proof: %s may reach %.3g; the bounds hold below %.3g", what, x, LIMIT);
+}
+
+/* Roundings in a matrix product over n terms: Lemma 1. */
+static double roundings(size_t n) { return floor((double)(n + SUM_DEPTH - 1) / SUM_DEPTH); }
+
+/* One head's weights, when this is the last number. */
+static int weigh(const Proof *p, size_t head, size_t last, Error *error) {
+    const size_t n = p->model->config.d_head, own = p->pairs - p->V + last;
+    const float scale = f32(1.0 / sqrt((double)n));
+    const float *q = p->rows->q + (head * p->pairs + own) * n, *k = p->rows->k + head * p->pairs * n;
+    Bounds *weights = p->weights + (head * p->V + last) * (p->V + 1);
+    const size_t before = p->pairs - p->V; /* pairs before the last position */
+    double most = -LIMIT;
+    for (size_t i = 0; i <= before; i++) {
+        p->scores[i] = attention_score(q, k + (i < before ? i : own) * n, n, scale);
+        if (!within_limit((double)p->scores[i], "an attention score", error)) return 0;
+        most = max_double(most, (double)p->scores[i]);
+    }
+    for (size_t x = 0; x <= p->V; x++) weights[x].low = (float)WEIGHT_UNITS;
+    for (size_t i = 0; i <= before; i++) {
+        Bounds *b = &weights[i < before ? i % p->V : p->V];
+        const float weight = exp_f32(f32((double)p->scores[i] - most));
+        const float whole = f32(floor((double)weight * WEIGHT_UNITS));
+        if (whole - 1 < b->low) b->low = whole > 0 ? whole - 1 : 0;
+        if (whole + 2 > b->high) b->high = whole + 2;
+    }
+    return 1;
+}
+
+/* One head's o, and its part of A. */
+static int add_head(const Proof *p, size_t head, Error *error) {
+    const Config *c = &p->model->config;
+    const size_t d = p->d, n = c->d_head;
+    const float *W_O = p->model->weights.layers[0].W_O + head * n * d;
+    const float *v = p->rows->v + head * p->pairs * n;
+    float *o = p->o + head * p->pairs * d;
+    double *A = p->A_sum;
+    for (size_t j = 0; j < n; j++) {
+        double most = 0;
+        for (size_t r = 0; r < p->pairs; r++) {
+            const double value = (double)v[r * n + j];
+            if (!within_limit(value, "a head's value", error)) return 0;
+            most = max_double(most, fabs(value));
+        }
+        const float bound = f32(most + FLOOR);
+        for (size_t k = 0; k < d; k++) A[k] += (double)bound * fabs((double)W_O[j * d + k]);
+    }
+    linear_forward(o, NULL, v, W_O, NULL, p->pairs, n, d);
+    for (size_t r = 0; c->normalization && r < p->pairs; r++) center(o + r * d, d, 1);
+    return 1;
+}
+
+/* base and A; then A includes its mean. */
+static int bound_residual(const Proof *p, Error *error) {
+    const Config *c = &p->model->config;
+    const size_t d = p->d;
+    const float *b_O = p->model->weights.layers[0].b_O, *x = p->rows->x + (p->pairs - p->V) * d;
+    double *A = p->A_sum, mean = 0;
+    for (size_t k = 0; k < d; k++) {
+        double most = 0;
+        for (size_t last = 0; last < p->V; last++) {
+            if (!within_limit((double)x[last * d + k], "an embedding", error)) return 0;
+            most = max_double(most, fabs((double)x[last * d + k]));
+        }
+        A[k] = most + fabs((double)b_O[k]) + FLOOR;
+    }
+    for (size_t head = 0; head < p->heads; head++)
+        if (!add_head(p, head, error)) return 0;
+    for (size_t k = 0; k < d; k++) {
+        if (!within_limit(A[k], "the residual stream", error)) return 0;
+        if (c->normalization) mean += A[k] / (double)d;
+    }
+    for (size_t k = 0; k < d; k++) p->A[k] = f32(A[k] + mean);
+    for (size_t last = 0; last < p->V; last++) {
+        float *base = p->base + last * d;
+        double sum = 0;
+        for (size_t k = 0; k < d; k++) sum += (double)x[last * d + k] + (double)b_O[k];
+        if (!c->normalization) sum = 0;
+        for (size_t k = 0; k < d; k++)
+            base[k] = f32((double)x[last * d + k] + (double)b_O[k] - sum / (double)d);
+    }
+    return 1;
+}
+
+/* U, and for each number e, c and f. */
+static int bound_logits(const Proof *p, Error *error) {
+    const Config *c = &p->model->config;
+    const Weights *w = &p->model->weights;
+    const size_t d = p->d, V = p->V;
+    const double pass = (double)p->T + 6 + (double)(p->heads + 1) * roundings(c->d_head);
+    const double product = roundings(d);
+    if (!(pass + product < 0x1p14))
+        return fail(error, "no proof: %.0f roundings in a row, bounded are up to 16384", pass + product);
+    for (size_t k = 0; k < d; k++) p->error[V + k] = f32((pass + 1) * UNIT * (double)p->A[k]);
+    for (size_t v = 0; v < V; v++) {
+        const double bias = (double)w->b_U[v];
+        double a = 0, squares = 0, constant = bias, reach = fabs(bias) + FLOOR;
+        for (size_t k = 0; k < d; k++) {
+            const float W = w->W_U[k * V + v], b = w->ln_final_b ? w->ln_final_b[k] : 0;
+            const float u = w->ln_final_w ? f32((double)w->ln_final_w[k] * W) : W;
+            p->U[k * V + v] = u;
+            a += (double)p->A[k] * f32(fabs((double)u) + FLOOR);
+            squares += (double)u * u;
+            constant += (double)b * W;
+            reach += (double)f32(fabs((double)b) + FLOOR) * fabs((double)W);
+        }
+        reach += c->normalization ? sqrt((double)d * squares) : a;
+        if (!within_limit(a, "the residual stream times W_U", error)) return 0;
+        if (!within_limit(reach, "a logit", error)) return 0;
+        p->error[v] = f32((pass + product + 1) * UNIT * a);
+        p->constant[v] = constant;
+        p->constant_error[v] = f32((product + 4) * UNIT * reach);
+    }
+    return 1;
+}
+
+/* The pass computes q, k and v of all pairs, and x, for these lists: 0 0 0 ..., 1 1 1 ..., ... */
+static void take_pairs(Proof *p) {
+    for (size_t i = 0; i < p->V * p->T; i++) p->lists[i] = (uint32_t)(i / p->T);
+    model_forward(p->model, &p->run, p->lists, p->V, NULL);
+    p->rows = p->run.layers[0].rows;
+}
+
+/* What a position adds to a head's P and o on average, over all numbers. It need not be exact. */
+static void average_places(const Proof *p, size_t head) {
+    const size_t V = p->V, d = p->d, n = p->T - 1;
+    const float *P = p->P + head * p->pairs * V, *o = p->o + head * p->pairs * d;
+    float *places = p->places + head * n * (V + d);
+    for (size_t j = 0; j < V + d; j++) {
+        double all = 0;
+        for (size_t i = 0; i < n; i++) {
+            double sum = 0;
+            for (size_t r = i * V; r < (i + 1) * V; r++)
+                sum += (double)(j < V ? P[r * V + j] : o[r * d + j - V]);
+            places[i * (V + d) + j] = f32(sum / (double)V);
+            all += (double)places[i * (V + d) + j];
+        }
+        for (size_t i = 0; i < n; i++)
+            places[i * (V + d) + j] = f32((double)places[i * (V + d) + j] - all / (double)n);
+    }
+}
+
+/* Everything in Proof. */
+static int prepare_proof(Proof *p, Error *error) {
+    take_pairs(p);
+    if (!bound_residual(p, error) || !bound_logits(p, error)) return 0;
+    for (size_t head = 0; head < p->heads; head++)
+        for (size_t last = 0; last < p->V; last++)
+            if (!weigh(p, head, last, error)) return 0;
+    linear_forward(p->P, NULL, p->o, p->U, NULL, p->heads * p->pairs, p->d, p->V);
+    linear_forward(p->B, NULL, p->base, p->U, NULL, p->V, p->d, p->V);
+    for (size_t head = 0; head < p->heads; head++) average_places(p, head);
+    return 1;
+}
+
+/* A row of a prover's table: the last number, or numbers first .. end-1 before the last position. */
+typedef struct {
+    uint32_t first, end, halves; /* halves: the first half's row, the second's follows; 0: one number */
+} Range;
+
+typedef struct {
+    uint32_t row, count;
+} Part;
+
+/* All lists that have so many numbers in each of these ranges, in any order. */
+typedef struct {
+    uint32_t n_parts;
+    Part parts[CERTIFIED_SEQ_LEN];
+} Box;
+
+/* The work on the lists with one median. */
+typedef struct {
+    const Proof *p;
+    size_t median, last, rows, stack_size, n_stack, n_lists, rival;
+    float *low, *high;            /* (heads, rows, columns): y, in units of the column */
+    float *unit;                  /* (columns) */
+    float *offset;                /* (heads, T, columns): b */
+    double *wobble;               /* (heads, columns): the sum of |b| over the positions */
+    Range *ranges;                /* (rows): first those of the last number, V of them */
+    Bounds *weights;              /* (heads, rows): w, with this last number */
+    double *start;                /* (columns): of base */
+    double *sum_low, *sum_high;   /* (columns): of one head */
+    double *least, *most, *shift; /* (columns): of the latest box */
+    float s[2];
+    Box *stack;
+    uint32_t *lists; /* (PROOF_BATCH, T): to be run */
+    Run run;
+    double spent, allowed;
     uint64_t boxes, lists_run;
+    double margin;
     Sighting closest[SIGHTINGS], worst[SIGHTINGS];
 } Prover;
 
 static void lay_out_prover(Layout *m, void *owner) {
-    Prover *p = (Prover *)owner;
-    p->vo = lay_floats(m, p->pairs, p->d, 1);
-    p->weights = lay_floats(m, p->heads, p->pairs, 1), p->t = lay_floats(m, p->heads, p->pairs, p->d);
-    p->u = lay_floats(m, p->d, p->V, 1), p->products = lay_floats(m, p->pairs, p->V > p->d ? p->V : p->d, 1);
-    p->table = (Bounds *)lay_floats(m, 2 * p->heads, p->rows, p->columns), p->c = (Bounds *)lay_floats(m, 2, p->V, 1);
-    p->error = lay_floats(m, p->V, 1, 1);
-    p->sums = (Sums *)lay_out(m, (double)p->columns, sizeof(Sums));
-    p->R = (Sums *)lay_out(m, (double)p->columns, sizeof(Sums));
-    p->ranges = (Range *)lay_out(m, (double)p->rows, sizeof(Range));
-    p->stack = (Box *)lay_out(m, (double)p->stack_size, sizeof(Box));
-    p->lists = lay_words(m, p->batch, p->T), p->alike = (uint64_t *)lay_out(m, (double)p->batch, sizeof(uint64_t));
+    Prover *w = (Prover *)owner;
+    const size_t K = w->p->columns;
+    double **columns[] = {&w->start, &w->sum_low, &w->sum_high, &w->least, &w->most, &w->shift};
+    w->low = lay_floats(m, w->p->heads, w->rows, K);
+    w->high = lay_floats(m, w->p->heads, w->rows, K);
+    w->unit = lay_floats(m, K, 1, 1);
+    w->offset = lay_floats(m, w->p->heads, w->p->T, K);
+    w->wobble = lay_doubles(m, w->p->heads, K);
+    w->ranges = (Range *)lay_out(m, (double)w->rows, sizeof(Range));
+    w->weights = (Bounds *)lay_floats(m, 2 * w->p->heads, w->rows, 1);
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
+        *columns[i] = lay_doubles(m, K, 1);
+    w->stack = (Box *)lay_out(m, (double)w->stack_size, sizeof(Box));
+    w->lists = lay_words(m, PROOF_BATCH, w->p->T);
 }
 
-/* n roundings of x, itself a float, so that sums of them don't depend on whether products are fused with additions. */
-static double roundings(double n, double x) { return (double)f32(n * UNIT * x); }
-
-/* Euclid's norm of n floats, each `step` after the one before: not too small. */
-static double norm(const float *x, size_t n, size_t step) {
-    return (double)f32(sqrt(dot(x, step, x, step, n)) * (1 + UNIT)) + (double)n * 1e-30;
-}
-
-/* One head's weights, over the greatest. Returns e, or infinity if that is not small or weights vanish. */
-static double weigh(const Prover *p, const float *query, const float *keys, float scale, float *weights) {
-    double least = INFINITY, greatest = -INFINITY, size = 0;
-    const size_t dh = p->model->config.d_head;
-    linear_forward(weights, NULL, keys, query, NULL, p->pairs, dh, 1);
-    for (size_t r = 0; r < p->pairs; r++) {
-        const double score = (double)(weights[r] = f32((double)weights[r] * scale));
-        least = score < least ? score : least, greatest = max_double(greatest, score);
-        size = max_double(size, norm(query, dh, 1) * norm(keys + r * dh, dh, 1) * scale);
+/* The rows: the last number; numbers below, equal to and above the median; halves, and theirs. */
+static void make_ranges(Prover *w) {
+    const uint32_t m = (uint32_t)w->median, V = (uint32_t)w->p->V;
+    const Range roots[3] = {{0, m, 0}, {m, m + 1, 0}, {m + 1, V, 0}};
+    for (uint32_t x = 0; x < V; x++) {
+        const Range one = {x, x + 1, 0};
+        w->ranges[x] = one;
     }
-    for (size_t r = 0; r < p->pairs; r++) weights[r] = exp_f32(f32((double)weights[r] - greatest));
-    const double D = greatest - least, S = max_double(greatest, -least), dot_error = (double)p->d * 0x1p-50 * size;
-    const double e = roundings(1, 6 * S + 4 * D + 11) + (double)f32(dot_error);
-    return D < 80 && e < 0x1p-8 ? e : INFINITY;
-}
-
-/* All that depends on the last number: weights, t, size, shift. */
-static void take_last(Prover *p) {
-    const Config *c = &p->model->config;
-    const LayerRun *layer = &p->run.layers[0];
-    const size_t d = p->d;
-    for (size_t i = 0; i < p->V * p->T; i++) p->lists[i] = (uint32_t)(i / p->T);
-    model_forward(p->model, &p->run, p->lists, p->V, NULL); /* leaves q, k and v of every pair */
-    float *base = p->products;
-    const LayerRows *rows = layer->rows;
-    const size_t own = rows->first_query + p->last, dh = c->d_head;
-    add_position(base, rows->x + own * d, p->model->weights.layers[0].b_O, 1, d);
-    p->size = norm(base, d, 1), p->shift = 0;
-    for (size_t head = 0; head < p->heads; head++) {
-        const float scale = attention_of(c, layer).scale, *q = rows->q + head * rows->n_rows * dh;
-        const float *k = rows->k + head * rows->n_rows * dh;
-        const double e = weigh(p, q + own * dh, k, scale, p->weights + head * p->pairs);
-        float *vo = p->vo;
-        linear_forward(vo, NULL, rows->v + head * rows->n_rows * dh,
-                       p->model->weights.layers[0].W_O + head * dh * d, NULL, p->pairs, dh, d);
-        double Z = 0;
-        for (size_t r = 0; r < p->pairs; r++) {
-            float *t = p->t + (head * p->pairs + r) * d;
-            for (size_t j = 0; j < d; j++) t[j] = f32((double)vo[r * d + j] + (double)base[j] / (double)p->heads);
-            if (c->normalization) center(t, d, 1);
-            Z = max_double(Z, norm(vo + r * d, d, 1));
-        }
-        p->size += Z, p->shift += e * Z;
-    }
-    p->shift += roundings((double)p->heads, p->size);
-}
-
-/* The table, column by column: weight, products with each u_v, coordinates of t. First the rows of pairs, positions
- * made alike on the average; then those of ranges, bounds of their numbers' rows, the last position left out. */
-static void fill_table(const Prover *p, size_t head) {
-    const size_t V = p->V, K = p->columns, places = p->T - 1;
-    const float *t = p->t + head * p->pairs * p->d, *weights = p->weights + head * p->pairs;
-    linear_forward(p->products, NULL, t, p->u, NULL, p->pairs, p->d, V);
-    for (size_t k = 0; k < K; k++) {
-        Bounds *column = p->table + head * p->rows * K + k;
-        const double size = k == 0 ? 1 : k <= V ? p->size * norm(p->u + k - 1, p->d, V) : p->size;
-        const double slack = roundings(20, size) + 1e-36;
-        double all = 0;
-        for (size_t r = 0; r < p->pairs; r++) {
-            const float factor = k == 0 ? 1 : k <= V ? p->products[r * V + k - 1] : t[r * p->d + k - 1 - V];
-            column[r * K].low = f32((double)weights[r] * factor);
-            if (r < places * V) all += (double)column[r * K].low;
-        }
-        for (size_t i = 0; i <= places; i++) {
-            double own = 0;
-            for (size_t r = i * V; r < (i + 1) * V; r++) own += (double)column[r * K].low;
-            const double change = i < places ? (double)f32((own - all / (double)places) / (double)V) : 0;
-            for (size_t r = i * V; r < (i + 1) * V; r++) {
-                const double value = (double)column[r * K].low - change;
-                column[r * K].low = f32(value - slack), column[r * K].high = f32(value + slack);
-            }
-        }
-        for (size_t row = p->pairs; row < p->rows; row++) {
-            const Range range = p->ranges[row];
-            Bounds b = column[range.first * K];
-            for (size_t i = 0; i < places; i++)
-                for (size_t r = i * V + range.first; r < i * V + range.end; r++) {
-                    b.low = column[r * K].low < b.low ? column[r * K].low : b.low;
-                    b.high = column[r * K].high > b.high ? column[r * K].high : b.high;
-                }
-            column[row * K] = b;
-        }
-    }
-}
-
-/* Rows of the numbers below, equal to and above the median, and of their halves, and theirs. */
-static void make_ranges(Prover *p) {
-    const uint32_t m = (uint32_t)p->median;
-    const Range roots[3] = {{0, m, 0}, {m, m + 1, 0}, {m + 1, (uint32_t)p->V, 0}};
-    memcpy(p->ranges + p->pairs, roots, sizeof roots);
-    p->rows = p->pairs + 3;
-    for (Range *r = p->ranges + p->pairs; r < p->ranges + p->rows; r++) {
+    memcpy(w->ranges + V, roots, sizeof roots);
+    w->rows = V + 3;
+    for (uint32_t row = V; row < w->rows; row++) {
+        Range *r = &w->ranges[row];
         if (r->end < r->first + 2) continue;
         const uint32_t middle = (r->first + r->end) / 2;
         const Range halves[2] = {{r->first, middle, 0}, {middle, r->end, 0}};
-        memcpy(p->ranges + p->rows, halves, sizeof halves);
-        r->halves = (uint32_t)p->rows;
-        p->rows += 2;
+        memcpy(w->ranges + w->rows, halves, sizeof halves);
+        r->halves = (uint32_t)w->rows;
+        w->rows += 2;
     }
 }
 
-/* All that depends on the median: u_v, c_v, errors, the table. */
-static void take_median(Prover *p) {
-    const Weights *w = &p->model->weights;
-    const size_t V = p->V, m = p->median, d = p->d;
-    const double Y = sqrt((double)d);
-    const double out = w->ln_final_w ? Y * norm(w->ln_final_w, d, 1) + norm(w->ln_final_b, d, 1) : p->size;
-    const float *constant = w->ln_final_b ? p->products : w->b_U; /* ln_final.b W_U + b_U */
-    if (w->ln_final_b) linear_forward(p->products, NULL, w->ln_final_b, w->W_U, w->b_U, 1, d, V);
-    for (size_t i = 0; i < d * V; i++) {
-        const float difference = f32((double)w->W_U[i - i % V + m] - w->W_U[i]);
-        p->u[i] = w->ln_final_w ? f32((double)w->ln_final_w[i / V] * difference) : difference;
-    }
-    for (size_t v = 0; v < V; v++) {
-        const double c = (double)constant[m] - constant[v], u = norm(p->u + v, d, V);
-        const double reach = fabs((double)w->b_U[m]) + fabs((double)w->b_U[v]) + 1e-30;
-        const double free = roundings(4, reach + out * (norm(w->W_U + m, d, V) + norm(w->W_U + v, d, V)) + Y * u);
-        p->c[v].low = f32(c - free - p->options->least), p->c[v].high = f32(c + free + p->options->least);
-        p->error[v] = f32(2 * (p->shift + roundings(1, p->size)) * u);
-    }
-    for (size_t head = 0; head < p->heads; head++) fill_table(p, head);
+/* What a row of numbers says in column j: of a number less the median's negative; or a coordinate. */
+static double column_value(const Prover *w, const float *by_number, const float *by_coordinate, size_t j) {
+    const size_t V = w->p->V;
+    return j < V ? (double)by_number[w->median] - (double)by_number[j] : (double)by_coordinate[j - V];
 }
 
-/* Bounds of R for all of a box's lists, and of s. */
-static void bound_box(const Prover *p, const Box *box, float s[2]) {
-    const size_t K = p->columns;
-    double squares[2] = {0, 0};
-    for (size_t k = 0; k < K; k++) p->R[k].low = p->R[k].high = 0;
+/* A unit for each column, so that no value is greater than VALUE_UNITS. */
+static void choose_units(Prover *w) {
+    const Proof *p = w->p;
+    for (size_t j = 0; j < p->columns; j++) w->unit[j] = (float)FLOOR;
+    for (size_t r = 0; r < p->heads * p->pairs; r++)
+        for (size_t j = 0; j < p->columns; j++) {
+            const double value = column_value(w, p->P + r * p->V, p->o + r * p->d, j);
+            const float unit = f32(fabs(value) / VALUE_UNITS);
+            w->unit[j] = unit > w->unit[j] ? unit : w->unit[j];
+        }
+}
+
+/* Whole numbers for the positions before the last that add up to 0. */
+static void choose_offsets(Prover *w, size_t head) {
+    const Proof *p = w->p;
+    const size_t n = p->T - 1, K = p->columns, width = p->V + p->d;
+    float *offset = w->offset + head * p->T * K;
+    double *wobble = w->wobble + head * K;
+    for (size_t j = 0; j < K; j++) {
+        double all = 0;
+        wobble[j] = 0;
+        for (size_t i = 0; i < n; i++) {
+            const float *places = p->places + (head * n + i) * width;
+            const double share = floor(column_value(w, places, places + p->V, j) / (double)w->unit[j]);
+            const double b = i + 1 < n ? share : -all;
+            offset[i * K + j] = f32(b);
+            wobble[j] += fabs(b);
+            all += b;
+        }
+        offset[n * K + j] = 0;
+    }
+}
+
+/* floor(x) for |x| < 2^31, which compilers can do with many numbers at a time. */
+static double whole_below(double x) {
+    const double whole = (double)(int32_t)x;
+    return whole > x ? whole - 1 : whole;
+}
+
+/* Makes a row of the table hold what a pair brings, too. */
+static void take_in(Prover *w, size_t head, size_t row, size_t pair) {
+    const Proof *p = w->p;
+    const size_t K = p->columns, r = head * p->pairs + pair;
+    const float *offset = w->offset + (head * p->T + pair / p->V) * K;
+    float *low = w->low + (head * w->rows + row) * K, *high = w->high + (head * w->rows + row) * K;
+    for (size_t j = 0; j < K; j++) {
+        const double value = column_value(w, p->P + r * p->V, p->o + r * p->d, j);
+        const float whole = f32(whole_below(value / (double)w->unit[j]) - (double)offset[j]);
+        low[j] = whole < low[j] ? whole : low[j];
+        high[j] = whole + 1 > high[j] ? whole + 1 : high[j];
+    }
+}
+
+static void fill_table(Prover *w) {
+    const Proof *p = w->p;
+    const size_t V = p->V, K = p->columns;
+    choose_units(w);
     for (size_t head = 0; head < p->heads; head++) {
-        Sums *sum = p->sums;
-        for (size_t k = 0; k < K; k++) sum[k].low = sum[k].high = 0;
-        for (const Part *part = box->parts; part < box->parts + box->n_parts; part++) {
-            const double count = (double)part->count;
-            const Bounds *row = p->table + (head * p->rows + part->row) * K;
-            for (size_t k = 0; k < K; k++) {
-                sum[k].low += count * (double)row[k].low;
-                sum[k].high += count * (double)row[k].high;
+        choose_offsets(w, head);
+        for (size_t row = w->rows; row-- > 0;) {
+            const Range *r = &w->ranges[row];
+            float *low = w->low + (head * w->rows + row) * K, *high = w->high + (head * w->rows + row) * K;
+            const size_t half = (r->halves - row) * K;
+            for (size_t j = 0; j < K && r->halves; j++) {
+                low[j] = low[j + half] < low[j + half + K] ? low[j + half] : low[j + half + K];
+                high[j] = high[j + half] > high[j + half + K] ? high[j + half] : high[j + half + K];
             }
-        }
-        const double least = max_double(sum[0].low, 0), greatest = sum[0].high;
-        for (size_t k = 1; k < K; k++) {
-            p->R[k].low += sum[k].low / (sum[k].low < 0 ? least : greatest);
-            p->R[k].high += sum[k].high / (sum[k].high < 0 ? greatest : least);
+            if (r->halves || r->end == r->first) continue;
+            for (size_t j = 0; j < K; j++) {
+                low[j] = INFINITY;
+                high[j] = -INFINITY;
+            }
+            if (row < V) take_in(w, head, row, p->pairs - V + row);
+            for (size_t i = 0; row >= V && i + 1 < p->T; i++) take_in(w, head, row, i * V + r->first);
         }
     }
-    s[0] = s[1] = 1;
+}
+
+/* All that depends on the last number. */
+static void take_last(Prover *w, size_t last) {
+    const Proof *p = w->p;
+    const size_t V = p->V;
+    w->last = last;
+    for (size_t j = 0; j < p->columns; j++) {
+        const float *B = p->B + last * V;
+        w->start[j] = j < V ? (double)B[w->median] - (double)B[j] : (double)p->base[last * p->d + j - V];
+    }
+    for (size_t head = 0; head < p->heads; head++) {
+        const Bounds *from = p->weights + (head * V + last) * (V + 1);
+        Bounds *to = w->weights + head * w->rows;
+        to[last] = from[V];
+        for (size_t row = w->rows; row-- > V;) {
+            const Range *r = &w->ranges[row];
+            to[row] = from[r->first < V ? r->first : 0];
+            if (!r->halves) continue;
+            const Bounds a = to[r->halves], b = to[r->halves + 1];
+            to[row].low = a.low < b.low ? a.low : b.low;
+            to[row].high = a.high > b.high ? a.high : b.high;
+        }
+    }
+}
+
+/* Adds a head's average over a box's lists, to the bounds of columns begin .. end-1: Lemma 6. */
+static void add_average(const Prover *w, const Box *box, size_t head, size_t begin, size_t end) {
+    const size_t K = w->p->columns;
+    const double *wobble = w->wobble + head * K;
+    double all_low = 0, all_high = 0, lightest = WEIGHT_UNITS, heaviest = 0;
+    for (size_t j = begin; j < end; j++) w->sum_low[j] = w->sum_high[j] = 0;
+    for (const Part *part = box->parts; part < box->parts + box->n_parts; part++) {
+        const size_t row = head * w->rows + part->row;
+        const double n = (double)part->count;
+        const double wide = n * ((double)w->weights[row].high - w->weights[row].low);
+        const double twice = n * ((double)w->weights[row].high + w->weights[row].low);
+        const float *y_low = w->low + row * K, *y_high = w->high + row * K;
+        all_low += n * 2 * w->weights[row].low;
+        all_high += n * 2 * w->weights[row].high;
+        if (part->row >= w->p->V) {
+            lightest = -max_double(-lightest, -(double)w->weights[row].low);
+            heaviest = max_double(heaviest, (double)w->weights[row].high);
+        }
+        for (size_t j = begin; j < end; j++) {
+            const double low = (double)y_low[j] + w->shift[j], high = (double)y_high[j] + w->shift[j];
+            w->sum_low[j] += twice * low - wide * fabs(low);
+            w->sum_high[j] += twice * high + wide * fabs(high);
+        }
+    }
+    for (size_t j = begin; j < end; j++) {
+        w->sum_low[j] -= (heaviest - lightest) * wobble[j];
+        w->sum_high[j] += (heaviest - lightest) * wobble[j];
+        w->least[j] += w->sum_low[j] / (w->sum_low[j] < 0 ? all_low : all_high) - w->shift[j];
+        w->most[j] += w->sum_high[j] / (w->sum_high[j] > 0 ? all_low : all_high) - w->shift[j];
+    }
+}
+
+/* Bounds of s for all of a box's lists: Lemma 7. */
+static void bound_scale(Prover *w, const Box *box) {
+    const Proof *p = w->p;
+    double squares[2] = {0, 0};
+    w->s[0] = w->s[1] = 1;
     if (!p->model->config.normalization) return;
-    for (size_t k = 1 + p->V; k < K; k++) {
-        const float near = f32(max_double(max_double(p->R[k].low, -p->R[k].high), 0));
-        const float far = f32(max_double(-p->R[k].low, p->R[k].high));
-        squares[0] += (double)near * near, squares[1] += (double)far * far;
+    for (size_t j = p->V; j < p->columns; j++) {
+        w->least[j] = w->most[j] = w->start[j] / (double)w->unit[j];
+        w->shift[j] = 0;
     }
-    for (int i = 0; i < 2; i++) s[i] = f32(sqrt(squares[i] / (double)p->d + 1e-5) * (i ? 1 + 4 * UNIT : 1 - 4 * UNIT));
+    for (size_t head = 0; head < p->heads; head++) add_average(w, box, head, p->V, p->columns);
+    for (size_t j = p->V; j < p->columns; j++) {
+        const double low = (double)f32(w->least[j] * (double)w->unit[j]);
+        const double high = (double)f32(w->most[j] * (double)w->unit[j]);
+        const float near = f32(max_double(max_double(low, -high) - (double)p->error[j], 0));
+        const float far = f32(max_double(-low, high) + (double)p->error[j]);
+        squares[0] += (double)near * near;
+        squares[1] += (double)far * far;
+    }
+    w->s[0] = f32(sqrt(squares[0] / (double)p->d + 1e-5) * (1 - 4 * UNIT));
+    w->s[1] = f32(sqrt(squares[1] / (double)p->d + 1e-5) * (1 + 4 * UNIT));
 }
 
-/* Are all of a box's lists answered right, or all wrong? Written so that what is not a number decides nothing. */
-static Verdict judge(Prover *p, const Box *box) {
-    int right = 1, wrong = 0;
+/* Bounds of the margins, in units of their columns: Theorem. */
+static void bound_margins(Prover *w, const Box *box) {
+    const Proof *p = w->p;
+    const size_t V = p->V, m = w->median;
+    const double limit = (double)VALUE_UNITS, heads = (double)p->heads;
+    for (size_t v = 0; v < V; v++) {
+        const double free = (double)p->constant_error[m] + p->constant_error[v] + p->options->least;
+        const float low = f32(p->constant[m] - p->constant[v] - free);
+        const float high = f32(p->constant[m] - p->constant[v] + free);
+        const double error = (double)p->error[m] + p->error[v];
+        w->least[v] = (w->start[v] - error + (double)low * w->s[low < 0]) / (double)w->unit[v];
+        w->most[v] = (w->start[v] + error + (double)high * w->s[high > 0]) / (double)w->unit[v];
+        const double shift = max_double(w->least[v] / heads, -limit);
+        w->shift[v] = whole_below(shift < limit ? shift : limit);
+    }
+    for (size_t head = 0; head < p->heads; head++) add_average(w, box, head, 0, V);
+}
+
+/* Are all of a box's lists answered right, or all wrong? What is not a number decides nothing. */
+static Verdict judge(Prover *w, const Box *box) {
+    const size_t V = w->p->V;
+    int right = 1;
     double smallest = INFINITY;
-    float s[2];
-    bound_box(p, box, s);
-    for (size_t v = 0; v < p->V; v++) {
-        if (v == p->median) continue;
-        const Bounds c = p->c[v];
-        const double low = p->R[1 + v].low - p->error[v] + (double)c.low * s[c.low < 0];
-        const double high = p->R[1 + v].high + p->error[v] + (double)c.high * s[c.high > 0];
-        right &= low > 0, wrong |= high < 0;
-        if (!(low > smallest)) smallest = low, p->rival = v;
+    for (size_t head = 0; head < w->p->heads; head++) {
+        float weight = 0;
+        for (size_t i = 0; i < box->n_parts; i++)
+            weight = weight + w->weights[head * w->rows + box->parts[i].row].low;
+        if (!(weight > 0)) return CERTIFIED_OPEN;
     }
-    return right ? CERTIFIED_RIGHT : wrong ? CERTIFIED_WRONG : CERTIFIED_OPEN;
+    bound_scale(w, box);
+    bound_margins(w, box);
+    for (size_t v = 0; v < V; v++) {
+        if (v == w->median) continue;
+        const double low = w->least[v] * w->unit[v];
+        right &= low > 0;
+        if (low < smallest) {
+            smallest = low;
+            w->rival = v;
+        }
+    }
+    if (right) {
+        const double margin = w->p->options->least + smallest / (double)w->s[1];
+        w->margin = margin < w->margin ? margin : w->margin;
+        return CERTIFIED_RIGHT;
+    }
+    return w->most[w->rival] < 0 ? CERTIFIED_WRONG : CERTIFIED_OPEN;
 }
 
-/* How many lists there are in a box, and one of them, with the middles of the ranges. */
-static uint64_t lists_of(const Prover *p, const Box *box, uint32_t *list) {
+/* How many lists there are in a box, and one of them: middles of the ranges, in their order. */
+static uint64_t lists_of(const Prover *w, const Box *box, uint32_t *list) {
     uint64_t lists = 1, places = 0;
     for (size_t i = 0; i < box->n_parts; i++) {
-        const size_t row = box->parts[i].row;
-        const Range range = p->ranges[row];
-        uint64_t choices = 1; /* of this part's places, among them and those of the parts before; 62 C(61, 30) < 2^64 */
-        if (row < p->pairs) list[row / p->V] = (uint32_t)(row % p->V);
-        for (uint64_t n = 1; row >= p->pairs && n <= box->parts[i].count; n++) {
-            list[box->placed + places++] = (range.first + range.end - 1) / 2;
+        const Part part = box->parts[i];
+        const Range range = w->ranges[part.row];
+        uint64_t choices = 1; /* of this part's places among the parts' so far; 62 C(61, 30) < 2^64 */
+        if (part.row < w->p->V) list[w->p->T - 1] = part.row;
+        for (uint64_t n = 1; part.row >= w->p->V && n <= part.count; n++) {
+            list[places++] = (range.first + range.end - 1) / 2;
             choices = choices * places / n;
             lists *= range.end - range.first;
         }
@@ -4650,135 +4944,244 @@ static uint64_t lists_of(const Prover *p, const Box *box, uint32_t *list) {
     return lists;
 }
 
-static void run_lists(Prover *p) {
-    const size_t m = p->median;
-    if (p->n_lists) model_forward(p->model, &p->run, p->lists, p->n_lists, NULL);
-    for (size_t i = 0; i < p->n_lists; i++) {
-        float *logits = p->run.logits + i * p->V;
-        Sighting s = {p->alike[i], 0, (double)logits[m], m, argmax(logits, p->V), {0}};
-        memcpy(s.list, p->lists + i * p->T, p->T * sizeof *s.list);
+static void run_lists(Prover *w) {
+    const Proof *p = w->p;
+    const size_t m = w->median;
+    if (w->n_lists) model_forward(p->model, &w->run, w->lists, w->n_lists, NULL);
+    for (size_t i = 0; i < w->n_lists; i++) {
+        float *logits = w->run.logits + i * p->V;
+        Sighting s = {1, 0, (double)logits[m], m, argmax(logits, p->V), {0}};
+        memcpy(s.list, w->lists + i * p->T, p->T * sizeof *s.list);
         logits[m] = -INFINITY;
         s.margin -= (double)logits[argmax(logits, p->V)];
-        if (p->options->found) p->options->found(p->options->context, s.list, s.margin);
-        p->result->cells[p->last * p->V + m][s.answer == m ? CERTIFIED_RIGHT : CERTIFIED_WRONG] += s.count;
+        const int right = s.answer == m && s.margin >= 0;
+        p->result->cells[w->last * p->V + m][right ? CERTIFIED_RIGHT : CERTIFIED_WRONG]++;
         s.key = fabs(s.margin);
-        sight(p->closest, SIGHTINGS, &s);
+        sight(w->closest, SIGHTINGS, &s);
         s.key = s.margin;
-        if (s.answer != m) sight(p->worst, SIGHTINGS, &s);
+        if (!right) sight(w->worst, SIGHTINGS, &s);
+        else w->margin = s.margin < w->margin ? s.margin : w->margin;
     }
-    p->n_lists = 0;
+    w->lists_run += w->n_lists;
+    w->n_lists = 0;
 }
 
-/* A copy of a box on the stack, with n numbers of part i moved to a new part. */
-static Box *push_moved(Prover *p, const Box *box, size_t i, uint32_t n, size_t row) {
-    Box *copy = &p->stack[p->n_stack++];
-    const Part part = {(uint32_t)row, n};
+/* The next order of n numbers, after which comes the next greater; 0 after the last. */
+static int next_order(uint32_t *list, size_t n) {
+    size_t i = n - 1, j = n - 1;
+    while (i > 0 && list[i - 1] >= list[i]) i--;
+    if (i == 0) return 0;
+    while (list[j] <= list[i - 1]) j--;
+    const uint32_t pivot = list[i - 1];
+    list[i - 1] = list[j];
+    list[j] = pivot;
+    for (j = n - 1; i < j; i++, j--) {
+        const uint32_t other = list[i];
+        list[i] = list[j];
+        list[j] = other;
+    }
+    return 1;
+}
+
+/* Runs the lists of a box of single numbers, order by order, as far as effort allows. */
+static void run_orders(Prover *w, uint32_t *list) {
+    const Config *c = &w->p->model->config;
+    const size_t T = c->seq_len;
+    const double cost = (double)(c->n_heads * c->d_head) * (double)(2 * T + 4 * c->d_model) +
+                        (double)c->d_model * (double)c->max_num;
+    for (size_t i = 1; i + 1 < T; i++)
+        for (size_t j = i; j > 0 && list[j - 1] > list[j]; j--) {
+            const uint32_t number = list[j];
+            list[j] = list[j - 1];
+            list[j - 1] = number;
+        }
+    do {
+        memcpy(w->lists + w->n_lists * T, list, T * sizeof *list);
+        w->n_lists++;
+        w->spent += cost;
+        if (w->n_lists == PROOF_BATCH) run_lists(w);
+    } while (w->spent < w->allowed && next_order(list, T - 1));
+    run_lists(w);
+}
+
+static void push(Prover *w, const Box *box, size_t i, uint32_t n, uint32_t row) {
+    Box *copy = &w->stack[w->n_stack++];
+    const Part part = {row, n};
     *copy = *box;
-    if (n) copy->parts[copy->n_parts++] = part;
-    if ((copy->parts[i].count -= n) == 0) copy->parts[i] = copy->parts[--copy->n_parts];
-    return copy;
+    if (n == box->parts[i].count) copy->parts[i] = part;
+    else if (n > 0) {
+        copy->parts[i].count -= n;
+        copy->parts[copy->n_parts++] = part;
+    }
 }
 
-/* Cuts a box into smaller ones: its range that leaves most open into halves; or by the number at the next position. */
-static void cut(Prover *p, Box *box) {
+/* Cuts a range of a box into halves: the one that leaves the rival's margin most open. */
+static int cut(Prover *w, Box *box) {
     size_t best = box->n_parts;
     double most = -1;
     for (size_t i = 0; i < box->n_parts; i++) {
-        double width = 0;
-        for (size_t head = 0; head < p->heads; head++) {
-            const Bounds b = p->table[(head * p->rows + box->parts[i].row) * p->columns + 1 + p->rival];
-            width += (double)box->parts[i].count * ((double)b.high - b.low);
+        double open = 0;
+        if (!w->ranges[box->parts[i].row].halves) continue;
+        for (size_t head = 0; head < w->p->heads; head++) {
+            const size_t row = head * w->rows + box->parts[i].row;
+            const Bounds b = w->weights[row];
+            const double low = (double)w->low[row * w->p->columns + w->rival] + w->shift[w->rival];
+            const double high = (double)w->high[row * w->p->columns + w->rival] + w->shift[w->rival];
+            open += (double)f32(fabs(low) * ((double)b.high - b.low) +
+                                (high - low) * ((double)b.high + b.low));
         }
-        if (p->ranges[box->parts[i].row].halves && box->parts[i].count && !(width <= most)) most = width, best = i;
+        open *= (double)box->parts[i].count;
+        if (open <= most) continue;
+        most = open;
+        best = i;
     }
-    if (best < box->n_parts) {
-        const uint32_t halves = p->ranges[box->parts[best].row].halves;
-        box->parts[best].row = halves;
-        for (uint32_t n = 0; n <= box->parts[best].count; n++) push_moved(p, box, best, n, halves + 1);
-    } else
-        for (size_t i = 0; i < box->n_parts; i++)
-            if (box->parts[i].row >= p->pairs && box->parts[i].count)
-                push_moved(p, box, i, 1, box->placed * p->V + p->ranges[box->parts[i].row].first)->placed++;
+    if (best == box->n_parts) return 0;
+    const uint32_t halves = w->ranges[box->parts[best].row].halves;
+    box->parts[best].row = halves;
+    for (uint32_t n = 0; n <= box->parts[best].count; n++) push(w, box, best, n, halves + 1);
+    return 1;
+}
+
+/* The boxes that hold all lists with this last number and median: how many numbers lie below and above. */
+static uint64_t push_roots(Prover *w) {
+    const uint32_t V = (uint32_t)w->p->V, m = (uint32_t)w->median, last = (uint32_t)w->last;
+    const uint32_t others = (uint32_t)w->p->T - 1, half = others / 2;
+    const uint32_t most_below = m > 0 ? half - (last < m) : 0, most_above = m + 1 < V ? half - (last > m) : 0;
+    uint32_t list[CERTIFIED_SEQ_LEN];
+    uint64_t lists = 0;
+    for (uint32_t below = 0; below <= most_below; below++)
+        for (uint32_t above = 0; above <= most_above; above++) {
+            const uint32_t counts[3] = {below, others - below - above, above};
+            Box box = {1, {{last, 1}}};
+            for (uint32_t i = 0; i < 3; i++) {
+                const Part part = {V + i, counts[i]};
+                if (counts[i]) box.parts[box.n_parts++] = part;
+            }
+            lists += lists_of(w, &box, list);
+            w->stack[w->n_stack++] = box;
+        }
+    return lists;
+}
+
+/* Keeps a set of wrong lists by one of them, the margin being less than what is told. */
+static void note_wrong(Prover *w, const uint32_t *list, uint64_t lists) {
+    const double margin = w->most[w->rival] * (double)w->unit[w->rival] / (double)w->s[1];
+    Sighting s = {lists, margin, margin, w->median, w->rival, {0}};
+    memcpy(s.list, list, w->p->T * sizeof *list);
+    sight(w->worst, SIGHTINGS, &s);
 }
 
 /* Decides about all lists with this last number and median. */
-static void certify_cell(Prover *p) {
-    uint64_t looked = 0, *cell = p->result->cells[p->last * p->V + p->median];
-    const uint32_t others = (uint32_t)p->T - 1, last_row = (uint32_t)(others * p->V + p->last);
-    const uint32_t last_below = p->last < p->median, last_above = p->last > p->median, root = (uint32_t)p->pairs;
-    make_ranges(p);
-    take_median(p);
-    for (uint32_t below = 0; below + last_below <= others / 2 && (below == 0 || p->median > 0); below++)
-        for (uint32_t above = 0; above + last_above <= others / 2 && (above == 0 || p->median + 1 < p->V); above++) {
-            const uint32_t equal = others - below - above;
-            const Box box = {4, 0, {{last_row, 1}, {root, below}, {root + 1, equal}, {root + 2, above}}};
-            p->stack[p->n_stack++] = box;
-        }
-    while (p->n_stack) {
-        Box box = p->stack[--p->n_stack];
-        const uint64_t lists = lists_of(p, &box, p->lists + p->n_lists * p->T);
-        const Verdict verdict = looked++ < p->options->effort ? judge(p, &box) : CERTIFIED_OPEN;
-        if (verdict == CERTIFIED_RIGHT || looked > p->options->effort) cell[verdict] += lists;
-        else if (verdict == CERTIFIED_OPEN && box.placed + 1 < p->T) cut(p, &box);
-        else p->lists_run += verdict == CERTIFIED_OPEN, p->alike[p->n_lists++] = lists; /* a wrong box: one for all */
-        if (p->n_lists == p->batch) run_lists(p);
+static void certify_cell(Prover *w) {
+    const Proof *p = w->p;
+    uint64_t *cell = p->result->cells[w->last * p->V + w->median];
+    const uint64_t all = push_roots(w);
+    uint32_t list[CERTIFIED_SEQ_LEN];
+    while (w->n_stack && w->spent < w->allowed) {
+        Box box = w->stack[--w->n_stack];
+        const uint64_t lists = lists_of(w, &box, list);
+        const Verdict verdict = judge(w, &box);
+        w->spent += (double)p->heads * (double)box.n_parts * (double)p->columns;
+        w->boxes++;
+        if (verdict != CERTIFIED_OPEN) cell[verdict] += lists;
+        else if (!cut(w, &box)) run_orders(w, list);
+        if (verdict == CERTIFIED_WRONG) note_wrong(w, list, lists);
     }
-    run_lists(p);
-    p->boxes += looked;
+    w->n_stack = 0;
+    cell[CERTIFIED_OPEN] = all - cell[CERTIFIED_RIGHT] - cell[CERTIFIED_WRONG];
 }
 
-/* Decides about all lists with this last number. */
-static int certify_last(const Model *model, const CertifyOptions *options, size_t last, Certificate *result,
-                        Error *error) {
-    const Config *c = &model->config;
-    Prover p = {0};
-    p.model = model, p.options = options, p.result = result, p.last = last;
-    p.T = c->seq_len, p.V = c->max_num, p.d = c->d_model, p.heads = c->n_heads, p.batch = p.V > 256 ? p.V : 256;
-    p.pairs = p.T * p.V, p.rows = p.pairs + 2 * p.V, p.columns = 1 + p.V + (c->normalization ? p.d : 0);
-    p.stack_size = 2 * p.T * p.T; /* for up to T log2(2 V) cuts, each into up to T boxes */
-    for (size_t n = p.V; n > 0; n /= 2) p.stack_size += p.T * p.T;
-    void *memory = make_layout(lay_out_prover, &p, "the certificate", error);
-    if (!memory || !run_create(&p.run, c, p.batch, RUN_FORWARD, error)) return free(memory), 0;
-    take_last(&p);
-    for (p.median = 0; p.median < p.V; p.median++) {
-        certify_cell(&p);
+/* Decides about all lists with this median. What one last number leaves of its share of the effort
+ * is the next one's. */
+static int certify_median(const Proof *p, size_t median, double effort, Error *error) {
+    const size_t V = p->V, T = p->T;
+    Certificate *r = p->result;
+    Prover w = {.p = p, .median = median, .rows = 3 * V + 3, .stack_size = 2 * T * T, .margin = INFINITY};
+    for (size_t n = V; n > 0; n /= 2) w.stack_size += T * T; /* a number's range is halved so often */
+    void *memory = make_layout(lay_out_prover, &w, "the certificate", error);
+    if (!memory || !run_create(&w.run, &p->model->config, PROOF_BATCH, RUN_FORWARD, error)) {
+        free(memory);
+        return 0;
+    }
+    make_ranges(&w);
+    if (!r->interrupted) fill_table(&w);
+    for (size_t last = 0; last < V; last++) {
+        const uint64_t *cell = r->cells[last * V + median];
+        OMP(omp critical)
+        w.allowed = r->interrupted ? 0 : effort * (double)(last + 1) / (double)V;
+        take_last(&w, last);
+        certify_cell(&w);
         OMP(omp critical) {
-            const uint64_t *cell = result->cells[last * p.V + p.median];
-            result->right += cell[CERTIFIED_RIGHT], result->wrong += cell[CERTIFIED_WRONG];
-            result->undecided += cell[CERTIFIED_OPEN];
-            const double done = (double)(result->right + result->wrong + result->undecided) / (double)result->lists;
-            if (options->progress) options->progress(options->context, done);
+            r->right += cell[CERTIFIED_RIGHT];
+            r->wrong += cell[CERTIFIED_WRONG];
+            r->undecided += cell[CERTIFIED_OPEN];
+            const double done = (double)(r->right + r->wrong + r->undecided) / (double)r->lists;
+            if (p->options->go_on && !r->interrupted)
+                r->interrupted = !p->options->go_on(p->options->context, done);
         }
     }
-    OMP(omp ordered) { /* one last number after the other, so that of equal margins the same are kept */
-        result->boxes += p.boxes, result->lists_run += p.lists_run;
+    OMP(omp ordered) { /* in order, so that of equal margins the same are kept */
+        r->boxes += w.boxes;
+        r->lists_run += w.lists_run;
+        r->margin = w.margin < r->margin ? w.margin : r->margin;
         for (size_t i = 0; i < SIGHTINGS; i++) {
-            sight(result->closest, SIGHTINGS, &p.closest[i]);
-            sight(result->worst, SIGHTINGS, &p.worst[i]);
+            sight(r->closest, SIGHTINGS, &w.closest[i]);
+            sight(r->worst, SIGHTINGS, &w.worst[i]);
         }
     }
-    run_free(&p.run);
+    run_free(&w.run);
     free(memory);
     return 1;
+}
+
+/* What the tables cost, in entries looked at. */
+static double table_cost(const Config *c) {
+    const double V = (double)c->max_num, d = (double)c->d_model, n = (double)c->d_head;
+    const double pairs = (double)c->n_heads * (double)c->seq_len * V;
+    return pairs * (d * V + d * n + n * V) + 4 * V * pairs * (V + d) + 3 * V * V * V * (double)c->n_heads;
 }
 
 int certify(const Model *model, const CertifyOptions *options, Certificate *r, Error *error) {
     const Config *c = &model->config;
     const size_t V = c->max_num;
+    const double effort = (double)options->effort * 1e6 - table_cost(c);
     int done = 1;
     memset(r, 0, sizeof *r);
     if (c->n_layers != 1 || c->d_mlp)
-        return fail(error, "a proof needs one layer without MLP: n_layers is %zu, d_mlp %zu", c->n_layers, c->d_mlp);
+        return fail(error, "no proof: it needs one layer without MLP; n_layers is %zu, d_mlp %zu", c->n_layers,
+                    c->d_mlp);
     r->lists = 1;
-    for (size_t i = 0; i < c->seq_len; i++, r->lists *= V)
-        if (r->lists > UINT64_MAX / V) return fail(error, "%zu^%zu lists are more than 64 bits count", V, c->seq_len);
-    r->cells = (uint64_t(*)[3])allocate((double)V * (double)V * sizeof *r->cells, "the certificate", error);
-    if (!r->cells) return 0;
-    OMP(omp parallel for ordered schedule(dynamic))
-    for (size_t last = 0; last < V; last++) {
-        Error reason = {{0}, 0};
-        if (!certify_last(model, options, last, r, &reason)) OMP(omp critical) *error = reason, done = 0;
+    for (size_t i = 0; i < c->seq_len; i++) {
+        if (r->lists > UINT64_MAX / V) return fail(error, "no proof: %zu^%zu lists are more than 64 bits count", V, c->seq_len);
+        r->lists *= V;
     }
+    if (effort < 0)
+        return fail(error, "no proof: the tables alone need --effort %.0f", floor(table_cost(c) / 1e6) + 1);
+    r->margin = INFINITY;
+    Proof p = {.model = model, .options = options, .result = r};
+    p.T = c->seq_len;
+    p.V = V;
+    p.d = c->d_model;
+    p.heads = c->n_heads;
+    p.pairs = p.T * V;
+    p.columns = V + (c->normalization ? p.d : 0);
+    void *memory = make_layout(lay_out_proof, &p, "the certificate", error);
+    r->cells = (uint64_t(*)[3])allocate((double)V * (double)V * sizeof *r->cells, "the certificate", error);
+    done = memory && r->cells && run_create(&p.run, c, V, RUN_FORWARD, error) && prepare_proof(&p, error);
+    if (done) {
+        OMP(omp parallel for ordered schedule(dynamic))
+        for (size_t median = 0; median < V; median++) {
+            Error reason = {{0}, 0};
+            this_thread();
+            if (!certify_median(&p, median, effort / (double)V, &reason))
+                OMP(omp critical) {
+                    *error = reason;
+                    done = 0;
+                }
+        }
+    }
+    run_free(&p.run);
+    free(memory);
     if (!done) certificate_free(r);
     return done;
 }
@@ -4788,41 +5191,63 @@ void certificate_free(Certificate *r) {
     memset(r, 0, sizeof *r);
 }
 
-
-static void show_certified(void *context, double done) {
+static int show_certified(void *context, double done) {
     show_progress((Progress *)context, done, "%.2f %% of all lists", 100 * done);
+    return !interrupted;
+}
+
+/* One row: the lists with this median, or all. */
+static void show_certified_row(Report *r, const Certificate *all, size_t V, size_t median) {
+    uint64_t n[3] = {all->right, all->wrong, all->undecided};
+    char name[24], text[3][24];
+    for (size_t k = 0; k < 3; k++) {
+        if (median < V) n[k] = 0;
+        for (size_t last = 0; median < V && last < V; last++)
+            n[k] += all->cells[last * V + median][k];
+        print_to(text[k], sizeof text[k], "%" PRIu64, n[k]);
+    }
+    const double lists = (double)n[0] + (double)n[1] + (double)n[2];
+    table_row(r, "%s %s %s %s %.7f%% %.7f%%", index_text(name, median, V, "all"), text[0], text[1],
+              text[2], (double)n[0] / lists, ((double)n[0] + (double)n[2]) / lists);
+}
+
+static void show_sightings(Session *s, Report *r, const char *title, const Sighting *seen) {
+    if (seen->count) say(r, "\n%s\n", title);
+    for (size_t i = 0; i < SIGHTINGS && seen[i].count; i++)
+        say(r, "%12.6f  %zu against %zu:  %s\n", seen[i].margin, seen[i].median, seen[i].answer,
+            list_text(s, seen[i].list));
 }
 
 static int command_certify(Session *s, Report *r) {
-    const size_t V = s->V;
+    const double entries_per_second = 3.5e8, effort = (double)s->effort;
     Certificate all;
-    Progress progress = {s->streams.progress, 0, 0, 0, 0, 0};
-    const CertifyOptions options = {1e-3, (uint64_t)s->effort, show_certified, NULL, &progress};
-    if (!certify(&s->model, &options, &all, s->error)) return 0;
-    say(r, "All %" PRIu64 " lists of %zu numbers below %zu, ", all.lists, s->T, V);
-    say(r, "proven in %" PRIu64 " sets; %" PRIu64 " lists were run.\n\n", all.boxes, all.lists_run);
+    Progress progress = {.stream = s->streams.progress};
+    const CertifyOptions options = {.least = 1e-3,
+                                    .effort = (uint64_t)s->effort,
+                                    .go_on = show_certified,
+                                    .context = &progress};
+    if (progress.stream && effort * 1e6 / entries_per_second > 60)
+        print_file(progress.stream, "certify: --effort %.0f may take up to %.0f minutes on one core; "
+                   "interrupted, it prints what is proven by then\n",
+                   effort, effort / (60e-6 * entries_per_second) + 1);
+    catch_interrupts(1);
+    const int done = certify(&s->model, &options, &all, s->error);
+    catch_interrupts(0);
+    if (!done) return 0;
+
+    prose(r, "There are %" PRIu64 " lists of %zu numbers below %zu. %" PRIu64 " are proven right, "
+             "%" PRIu64 " proven wrong%s, in %" PRIu64 " sets; %" PRIu64 " of them were run.",
+          all.lists, s->T, s->V, all.right, all.wrong,
+          all.interrupted ? ", before an interrupt" : "", all.boxes, all.lists_run);
+    if (all.right)
+        prose(r, "In each that is proven right, the median's logit is greater than any other by at "
+                 "least %.6f.", all.margin);
+    say(r, "\n");
     table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to");
-    for (size_t m = 0; m <= V; m++) { /* the last row: all medians */
-        uint64_t n[3] = {all.right, all.wrong, all.undecided};
-        char name[24], text[3][24];
-        for (size_t k = 0; k < 3; k++) {
-            if (m < V) n[k] = 0;
-            for (size_t last = 0; m < V && last < V; last++) n[k] += all.cells[last * V + m][k];
-            print_to(text[k], sizeof text[k], "%" PRIu64, n[k]);
-        }
-        const double lists = (double)(n[0] + n[1] + n[2]), least = (double)n[0], most = (double)(n[0] + n[2]);
-        table_row(r, "%s %s %s %s %.7f%% %.7f%%", index_text(name, m, V, "all"), text[0], text[1], text[2],
-                  least / lists, most / lists);
-    }
+    for (size_t median = 0; median <= s->V; median++) show_certified_row(r, &all, s->V, median);
     table_end(r);
-    for (int worst = 0; worst < 2; worst++) {
-        const Sighting *seen = worst ? all.worst : all.closest;
-        say(r, worst ? "\nThe worst among the wrong lists that were run, at least one of each set\n"
-                     : "\nThe smallest margins: the median's logit less the greatest other\n");
-        for (size_t i = 0; i < SIGHTINGS && seen[i].count; i++)
-            say(r, "%12.6f  median %zu, answer %zu:  %s\n", seen[i].margin, seen[i].median, seen[i].answer,
-                list_text(s, seen[i].list));
-    }
+    show_sightings(s, r, "The smallest margins among the lists that were run:", all.closest);
+    show_sightings(s, r, "The worst of the wrong lists, each for all in its set:", all.worst);
     certificate_free(&all);
     return 1;
 }
@@ -5166,7 +5591,7 @@ static const Setting cli_settings[] = {
     {"save-every", SETTING_COUNT, CLI(save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
     {"size", SETTING_COUNT, CLI(size), 1, 1e9, NULL, "how many lists (bench: steps)"},
     {"threads", SETTING_COUNT, CLI(threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
-    {"effort", SETTING_COUNT, CLI(effort), 1, 4e9, NULL, "sets of lists tried for a last number and median (262144)"},
+    {"effort", SETTING_COUNT, CLI(effort), 1, 4e9, NULL, "millions of table entries the proof may look at (20000)"},
     {"csv", SETTING_FLAG, CLI(csv), 0, 1, NULL, "print for machines"},
     {"color", SETTING_FLAG, CLI(color), 0, 1, NULL, "draw in colour"},
     {"raw", SETTING_FLAG, CLI(raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
@@ -5254,7 +5679,7 @@ static void options_default(Session *s, const Command *command, int original) {
     s->settings.recipe.seed = command->seed;
     s->preset = "default", s->path = MEDIAN_MODEL;
     s->out = command->run == command_construct ? "constructed.safetensors" : "trained.safetensors";
-    s->size = command->size, s->threads = 1, s->save_every = 2000, s->effort = 262144;
+    s->size = command->size, s->threads = 1, s->save_every = 2000, s->effort = 20000;
     s->query_pos = s->key_pos = NO_POSITION;
 }
 

@@ -536,11 +536,8 @@ typedef enum { CERTIFIED_RIGHT, CERTIFIED_WRONG, CERTIFIED_OPEN } Verdict;
 
 typedef struct {
     double least;    /* a set of lists is not proven as long as a margin in it may be that small */
-    uint64_t effort; /* sets to look at, for each last number and median; what is left then stays
-                        undecided */
-    void (*progress)(void *context, double done);                     /* may be NULL */
-    void (*found)(void *context, const uint32_t *list,
-                  double margin); /* a list that was run; NULL, or one thread */
+    uint64_t effort; /* millions of table entries to look at, in all; what is left is undecided */
+    int (*go_on)(void *context, double done); /* may be NULL; returns 0 to stop */
     void *context;
 } CertifyOptions;
 
@@ -550,9 +547,12 @@ typedef struct {
 typedef struct {
     uint64_t lists, right, wrong, undecided; /* lists: max_num^seq_len, the sum of the others */
     uint64_t (*cells)[3]; /* (max_num, max_num): by last number and median, of which Verdict */
-    uint64_t boxes, lists_run;               /* sets looked at; lists run */
-    Sighting closest[SIGHTINGS],
-        worst[SIGHTINGS]; /* of least |margin|; wrong ones of least margin */
+    uint64_t boxes, lists_run; /* sets looked at; lists run */
+    double margin;             /* every list proven right has at least this one; INFINITY: none is */
+    int interrupted;
+    Sighting closest[SIGHTINGS]; /* of the lists that were run, those of least |margin| */
+    Sighting worst[SIGHTINGS];   /* wrong lists; for one that was not run, and those like it, the
+                                    margin is less than told, and answer is only better */
 } Certificate;
 
 /* Decides for every possible list whether the model answers right: see median.c. */

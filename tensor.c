@@ -756,6 +756,14 @@ TENSOR_INLINE void mix_strip(double sums[STRIP], const float *weight, const floa
     for (size_t c = 0; c < STRIP; c++) sums[c] = strip[c];
 }
 
+TENSOR_INLINE float score_of(const float *q, const float *k, size_t d_head, float scale) {
+    return f32(dot(q, k, d_head) * (double)scale);
+}
+
+float attention_score(const float *q, const float *k, size_t d_head, float scale) {
+    return score_of(q, k, d_head, scale);
+}
+
 KERNEL void attention_pattern_forward(float *pattern, const float *q, const float *k,
                                       const Attention *a) {
     const size_t n = a->n_lists, T = a->seq_len, first = T - a->queries_per_list;
@@ -764,7 +772,7 @@ KERNEL void attention_pattern_forward(float *pattern, const float *q, const floa
             float *score = pattern + ((t - first) * n + i) * T;
             const float *query = q + row_at(a, t, i);
             for (size_t s = 0; s <= t; s++)
-                score[s] = f32(dot(query, k + row_at(a, s, i), a->d_head) * (double)a->scale);
+                score[s] = score_of(query, k + row_at(a, s, i), a->d_head, a->scale);
             for (size_t s = t + 1; s < T; s++) score[s] = -INFINITY;
         }
     softmax_forward(pattern, pattern, a->queries_per_list * n, T);

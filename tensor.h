@@ -205,6 +205,8 @@ typedef struct {
     float scale;         /* of the scores, as a rule 1/sqrt(d_head) */
 } Attention;
 
+/* A score: scale q . k, of two rows (d_head). */
+float attention_score(const float *q, const float *k, size_t d_head, float scale);
 /* pattern[i][s] = softmax over the seen s of scale q[i's row] . k[s's row], and 0 for later s.
  * q, k (any number of rows, d_head); pattern (queries, seq_len). */
 void attention_pattern_forward(float *pattern, const float *q, const float *k, const Attention *a);
