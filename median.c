@@ -4,7 +4,7 @@
  * instruments for looking inside. The arithmetic of the layers, with their gradients, is in tensor.c. */
 #if defined __GNUC__ && __GNUC__ >= 8 && !defined __clang__ && !defined __powerpc__
 /* A bare `cc *.c` deserves speed too: see tensor.c. */
-#pragma GCC optimize("O1", "tree-vectorize", "no-trapping-math")
+#pragma GCC optimize("O1", "tree-vectorize", "no-trapping-math", "no-associative-math")
 #endif
 
 #include "median.h"
@@ -142,7 +142,7 @@ static size_t n_threads(void) {
 
 /* Which of them this one is, from 0 on. Sets its floating-point unit, as every thread must. */
 static size_t this_thread(void) {
-    ieee_setup();
+    ieee_setup(NULL);
 #ifdef _OPENMP
     return (size_t)omp_get_thread_num();
 #else
@@ -5863,8 +5863,9 @@ int main(int argc, char **argv) {
     Text text = {0};
     Error error = {0};
     prepare_process();
-    const char *wrong = ieee_setup();
-    const int done = wrong ? fail(&error, "%s", wrong) : median_command(argc, argv, &streams, &text, &error);
+    const char *wrong = NULL;
+    const int done = ieee_setup(&wrong) ? median_command(argc, argv, &streams, &text, &error)
+                                        : fail(&error, "%s", wrong);
     text_free(&text);
     if (done) return 0;
     fprintf(stderr, "median: %s\n", error.text);

@@ -4,22 +4,43 @@
  * exp and log; hashing; then layer after layer, each forward pass with its backward pass and the
  * derivation between them; singular values; Adam. Whoever comes for the transformer may skip to
  * "Embedding". */
+#include "tensor.h"
+
+#include <string.h>
+
+/* gcc 11 and clang define no macro for some parts of -ffast-math. Each leaves its mark on a line
+ * below: the compiler cannot know the values, which are volatile, but may rewrite the expressions.
+ * Stands before the pragma, behind which gcc 11 forgets the flags that median.c is compiled with.
+ * Returns NULL, or what is wrong. */
+static const char *flag_at_work(void) {
+    volatile double source[4] = {2.75, 5.0, (double)NAN, (double)INFINITY};
+    const double x = source[0];
+    const double five = source[1];
+    const double nan = source[2];
+    const double infinity = source[3];
+    const char *wrong = NULL;
+    if (x + 0x1.8p52 - 0x1.8p52 != 3.0) /* doubles of that size are whole numbers */
+        wrong = "-fassociative-math (or -funsafe-math-optimizations) reorders sums: build without";
+    if (five / 3.0 != 0x1.aaaaaaaaaaaabp+0) /* five times (1 / 3) is one unit less */
+        wrong = "-freciprocal-math turns x / y into x * (1 / y): build without";
+    if (nan == nan) wrong = "-fno-honor-nans takes NaN for impossible: build without";
+    if (infinity != (double)INFINITY)
+        wrong = "-fno-honor-infinities takes infinity for impossible: build without";
+    return wrong;
+}
+
 #if defined __GNUC__ && !defined __clang__ && __GNUC__ >= 8 && !defined __powerpc__
 /* A bare `cc *.c` deserves speed too. No value changes: nothing here looks at exception flags. The
  * last two options keep GCC from undoing what stands here on purpose: from unrolling the loops
  * around sums that are kept in registers, and from calling memcpy for seven floats. */
-#pragma GCC optimize("O3", "no-trapping-math", "no-loop-unroll-and-jam", \
-                     "no-tree-loop-distribute-patterns")
+#pragma GCC optimize("O3", "no-trapping-math", "no-associative-math", \
+                     "no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns")
 /* Stands before short loops of fixed length: GCC would otherwise unroll them into single operations
  * before it looks for vectors. */
 #define VECTOR_LOOP _Pragma("GCC unroll 1")
 #else
 #define VECTOR_LOOP
 #endif
-
-#include "tensor.h"
-
-#include <string.h>
 
 /* Tells the compiler that sqrt has no side effect (no errno for x >= 0), so it may vectorise it. */
 #ifdef __GNUC__
@@ -48,7 +69,7 @@ enum {
 
 /* ---- Rounding ---- */
 
-const char *ieee_setup(void) {
+int ieee_setup(const char **problem) {
 #if defined __GNUC__ && (defined __i386__ || defined __x86_64__) && !TENSOR_EXACT_TYPES
     unsigned short control;
     __asm__ volatile("fnstcw %0" : "=m"(control));
@@ -58,11 +79,14 @@ const char *ieee_setup(void) {
     unsigned control = 0x80;
     __asm__ volatile("fmove%.l %0, %!" : : "dm"(control));
 #endif
-    /* 1 + 2^-53 + 2^-60 is just above the middle of two doubles: 1 + 2^-53 must come out as 1
-     * (ties to even), and the sum with 2^-60 added on the right first as 1 + 2^-52. */
-    volatile double one = 1.0, half_ulp = 0x1p-53, little = 0x1p-60, zero = 0.0;
-    const int good = one + half_ulp + zero == 1.0 && one + (half_ulp + little) == 1.0 + 0x1p-52;
-    return good ? NULL : "double arithmetic is not that of IEEE-754 on this machine";
+    /* Just above the middle of two doubles must go up, the middle itself to the even one, 1. Each
+     * sum has two terms, so that there is nothing to reorder. */
+    volatile double one = 1.0, half_ulp = 0x1p-53, above_half = 0x1.02p-53;
+    const char *wrong = flag_at_work();
+    if (one + half_ulp != 1.0 || one + above_half != 1.0 + 0x1p-52)
+        wrong = "doubles do not round to 53 bits, ties to even: is another rounding mode set?";
+    if (problem) *problem = wrong;
+    return wrong == NULL;
 }
 
 /* ---- Sums: the primitives ----------------------------------------------------------------- */

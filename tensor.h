@@ -40,13 +40,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The parts of -ffast-math, as far as macros tell. ieee_setup finds the others. */
 #if defined __FAST_MATH__ || defined _M_FP_FAST
 #error "-ffast-math (or -Ofast) reorders sums: the same bits everywhere need plain -O2 or -O3."
+#elif defined __ASSOCIATIVE_MATH__
+#error "-fassociative-math (or -funsafe-math-optimizations) reorders sums: build without it."
+#elif defined __RECIPROCAL_MATH__
+#error "-freciprocal-math turns x / y into x * (1 / y), which rounds twice: build without it."
+#elif defined __FINITE_MATH_ONLY__ && __FINITE_MATH_ONLY__
+#error "-ffinite-math-only takes NaN and infinity for impossible: build without it."
 #endif
 #if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || FLT_MAX_EXP != 128 || DBL_MANT_DIG != 53 || \
     DBL_MAX_EXP != 1024
 #error "float and double must be IEEE-754 binary32 and binary64: is there an option for that?"
 #endif
+/* 1.0 is a double. -fsingle-precision-constant makes it a float, and this size negative. */
+typedef char build_without_fsingle_precision_constant[sizeof(1.0) == sizeof(double) ? 1 : -1];
 
 #ifdef __cplusplus
 extern "C" {
@@ -91,10 +100,10 @@ TENSOR_INLINE float f32(double x) {
 }
 
 /* Sets the floating-point unit of the calling thread to round doubles to 53 bits, which the x87
- * and the 68881 don't do by default. To be called by every thread before anything else. Returns
- * NULL if double arithmetic then behaves as IEEE-754 demands, else what is wrong, in one line:
- * no result of this library is reproducible then. */
-const char *ieee_setup(void);
+ * and the 68881 don't do by default. To be called by every thread before anything else. Returns 1
+ * if double arithmetic then behaves as IEEE-754 demands. If not, it returns 0, and *problem, unless
+ * problem is NULL, says in one line what is wrong: no result of this library is reproducible. */
+int ieee_setup(const char **problem);
 
 /* ---- Random numbers: MT19937, Matsumoto & Nishimura 1998 ------------------------------------- */
 

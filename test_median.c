@@ -293,8 +293,10 @@ TEST(f32) { /* no isnan, no signbit: pcc does not compile them */
 }
 
 TEST(ieee_setup) {
-    const char *wrong = ieee_setup();
-    CHECK(!wrong, "%s", wrong);
+    const char *wrong = "nothing";
+    const int good = ieee_setup(&wrong);
+    CHECK(good && !wrong, "%s", wrong ? wrong : "it fails and does not say why");
+    EQUAL(ieee_setup(NULL), 1);
 }
 
 TEST(mt_seed) {

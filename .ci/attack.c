@@ -159,7 +159,7 @@ int main(int argc, char **argv) {
     const clock_t start = clock();
     uint32_t seed = argc > 2 ? (uint32_t)atof(argv[2]) : 0;
     uint64_t tried = 0, proofs = 0, n_lists = 0, decided = 0, run_lists = 0, refused = 0;
-    if (ieee_setup() != NULL) return 1;
+    if (!ieee_setup(NULL)) return 1;
     do {
         Error error = {{0}, 0};
         Model model;
