@@ -2292,8 +2292,9 @@ static void make_bar(Text *bar, const Report *r, double x, size_t width) {
     const double unit = (r->negative + r->positive) / (double)(width - 1);
     const double most = x < 0 ? r->negative : r->positive, size = fabs(x) < most ? fabs(x) : most;
     const size_t zero = r->negative > 0 ? (size_t)(r->negative / unit + 0.5) : 0;
-    const size_t n = unit > 0 ? (size_t)(size / unit + 0.5) : 0;
-    text_fill(bar, ' ', x < 0 ? zero - smaller(n, zero) : zero);
+    const size_t room = x < 0 ? zero : width - 1 - zero;
+    const size_t n = unit > 0 ? smaller((size_t)(size / unit + 0.5), room) : 0;
+    text_fill(bar, ' ', x < 0 ? zero - n : zero);
     if (x < 0) text_fill(bar, '-', n);
     if (r->negative > 0) text_fill(bar, '|', 1);
     if (x > 0) text_fill(bar, r->negative > 0 ? '+' : '#', n);
@@ -2435,11 +2436,11 @@ static void draw_map(Report *r, const Map *map) {
         }
         end_line(r);
     }
-    if (signs) say(r, "  %.3g ", -g.limit);
-    else say(r, "  0 ");
+    if (signs) say(r, "%.3g ", -g.limit);
+    else say(r, "0 ");
     for (size_t i = signs ? 0 : SHADES; i <= 2 * SHADES; i++) paint(r, i, "", 1);
-    say(r, " %.3g%s\n", g.limit, signs && !r->color ? "   . is 0" : "");
-    if (g.down > 1) prose(r, "  Each character is the mean of %zu x %zu cells.", g.down, g.right);
+    say(r, " %.3g%s\n", g.limit, signs && !r->color ? " . = 0" : "");
+    if (g.down > 1) prose(r, "Each character is the mean of %zu x %zu cells.", g.down, g.right);
 }
 
 /* A curve over x = 0 .. n - 1, or the means of neighbours where there are more than fit. */
