@@ -1289,39 +1289,135 @@ int print_file(FILE *file, const char *format, ...) {
     return done;
 }
 
-#define CONFIG(field) offsetof(Settings, config.field)
-#define RECIPE(field) offsetof(Settings, recipe.field)
+/* -- options -- */
 
-/* What defines a model and its training, under the names that the command line and the checkpoints use. */
-const Setting settings[] = {
-    {"max-num", SETTING_COUNT, CONFIG(max_num), 2, 65536, NULL, "numbers are 0 .. N-1"},
-    {"seq-len", SETTING_COUNT, CONFIG(seq_len), 1, MAX_SEQ_LEN, NULL, "numbers in a list, odd, at least 3"},
-    {"d-model", SETTING_COUNT, CONFIG(d_model), 1, 65536, NULL, "width of the residual stream"},
-    {"d-head", SETTING_COUNT, CONFIG(d_head), 1, 65536, NULL, "width of a head"},
-    {"n-layers", SETTING_COUNT, CONFIG(n_layers), 1, 256, NULL, "layers"},
-    {"n-heads", SETTING_COUNT, CONFIG(n_heads), 1, 4096, NULL, "heads in a layer"},
-    {"d-mlp", SETTING_COUNT, CONFIG(d_mlp), 0, 1048576, NULL, "hidden width of the MLP, 0 for none"},
-    {"normalization", SETTING_CHOICE, CONFIG(normalization), 0, 2, "none|LN|LNPre", "of the residual stream"},
-    {"trainset-size", SETTING_COUNT, RECIPE(trainset_size), 0, 1e9, NULL, "training lists; 0: fresh ones every step"},
-    {"balanced", SETTING_REAL, RECIPE(balanced), 0, 1, NULL, "share of training lists with each median equally likely"},
-    {"ties", SETTING_REAL, RECIPE(ties), 0, 1, NULL, "share of balanced lists in which numbers repeat"},
-    {"hard", SETTING_REAL, RECIPE(hard), 0, 1, NULL, "share of a batch drawn from lists that were found hard"},
-    {"valset-size", SETTING_COUNT, RECIPE(valset_size), 0, 1e9, NULL, "validation lists"},
-    {"epochs", SETTING_COUNT, RECIPE(epochs), 0, 1e9, NULL, "passes over the training lists"},
-    {"steps", SETTING_COUNT, RECIPE(steps), 0, 4e9, NULL, "training steps, in place of epochs"},
-    {"batch-size", SETTING_COUNT, RECIPE(batch_size), 1, 1e6, NULL, "lists in a step"},
-    {"lr", SETTING_REAL, RECIPE(adam.lr), 0, 1000, NULL, "Adam's learning rate"},
-    {"schedule", SETTING_CHOICE, RECIPE(cosine), 0, 1, "constant|cosine", "of the learning rate after the warm-up"},
-    {"warmup", SETTING_COUNT, RECIPE(warmup), 0, 4e9, NULL, "steps of linear warm-up"},
-    {"beta1", SETTING_REAL, RECIPE(adam.beta1), 0, 0.999999, NULL, "Adam's decay of the mean gradient"},
-    {"beta2", SETTING_REAL, RECIPE(adam.beta2), 0, 0.999999, NULL, "Adam's decay of the mean square"},
-    {"eps", SETTING_REAL, RECIPE(adam.eps), 1e-30, 1, NULL, "Adam's epsilon"},
-    {"weight-decay", SETTING_REAL, RECIPE(adam.weight_decay), 0, 1000, NULL, "decoupled weight decay"},
-    {"seed", SETTING_COUNT, RECIPE(seed), 0, 4294967295.0, NULL, "of the lists, and of all else that is random"},
-    {"no-shuffle", SETTING_FLAG, RECIPE(no_shuffle), 0, 1, NULL, "take the training lists in the same order always"},
-    {"keep", SETTING_CHOICE, RECIPE(keep_best), 0, 1, "last|best", "which weights: the last, or best in validation"},
+/* The commands, each a bit in the set of those that take an option. */
+enum {
+    JOURNEY = 1 << 0,
+    TOUR = 1 << 1,
+    DATA = 1 << 2,
+    CONSTRUCT = 1 << 3,
+    TRAIN = 1 << 4,
+    INFO = 1 << 5,
+    EVAL = 1 << 6,
+    PREDICT = 1 << 7,
+    ATTENTION = 1 << 8,
+    ACTIVATIONS = 1 << 9,
+    CIRCUITS = 1 << 10,
+    WEIGHTS = 1 << 11,
+    ABLATE = 1 << 12,
+    ATTRIBUTE = 1 << 13,
+    PATCH = 1 << 14,
+    EXPLAIN = 1 << 15,
+    CERTIFY = 1 << 16,
+    CHECK = 1 << 17,
+    BENCH = 1 << 18,
+    TEST = 1 << 19,
+    ALL = 2 * TEST - 1,
+
+    ON_SAMPLE = TOUR | EVAL | ATTENTION | CIRCUITS | ABLATE | EXPLAIN, /* they look at --size lists */
+    ON_LIST = ATTRIBUTE | PATCH | ACTIVATIONS, /* at one list, by default the first of --seed */
+    ON_MODEL = ON_SAMPLE | ON_LIST | INFO | PREDICT | WEIGHTS | CERTIFY,
+    TRAINS = TRAIN | BENCH,
+    HAS_CSV = ON_MODEL & ~(TOUR | INFO | ACTIVATIONS),
+    DRAWS = JOURNEY | TOUR | PREDICT | ATTENTION | CIRCUITS | WEIGHTS | EXPLAIN
 };
-const size_t n_settings = sizeof settings / sizeof *settings;
+
+#define NO_POSITION SIZE_MAX
+
+/* All that a command line can set. */
+typedef struct {
+    Settings settings; /* of the model and its training */
+    size_t preset, size, threads, effort, save_every, part, kind, query_pos, key_pos;
+    size_t csv, logits, raw, color, no_color;
+    size_t width; /* 0: the terminal's */
+    const char *model, *init, *resume, *out, *log;
+    char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
+} Options;
+
+#define OPTION(NAME, KIND, FIELD, LEAST, MOST, CHOICES, COMMANDS, HELP)                         \
+    {                                                                                           \
+        .name = NAME, .kind = SETTING_##KIND, .offset = offsetof(Options, FIELD), .min = LEAST, \
+        .max = MOST, .choices = CHOICES, .commands = COMMANDS, .help = HELP                     \
+    }
+#define COUNT(NAME, FIELD, LEAST, MOST, COMMANDS, HELP) \
+    OPTION(NAME, COUNT, FIELD, LEAST, MOST, NULL, COMMANDS, HELP)
+#define REAL(NAME, FIELD, LEAST, MOST, HELP) \
+    OPTION(NAME, REAL, FIELD, LEAST, MOST, NULL, TRAIN, HELP)
+#define CHOICE(NAME, FIELD, MOST, CHOICES, COMMANDS, HELP) \
+    OPTION(NAME, CHOICE, FIELD, 0, MOST, CHOICES, COMMANDS, HELP)
+#define FLAG(NAME, FIELD, COMMANDS, HELP) OPTION(NAME, FLAG, FIELD, 0, 1, NULL, COMMANDS, HELP)
+#define PATH(NAME, FIELD, COMMANDS, HELP) OPTION(NAME, PATH, FIELD, 0, 0, NULL, COMMANDS, HELP)
+#define LIST(NAME, FIELD, FORM, COMMANDS, HELP) \
+    OPTION(NAME, LIST, FIELD, 0, 0, FORM, COMMANDS, HELP)
+#define CONFIG(FIELD) settings.config.FIELD
+#define RECIPE(FIELD) settings.recipe.FIELD
+
+/* Every option. The first n_settings define a model and its training: checkpoints note them under
+ * these names. */
+const Setting settings[] = {
+    COUNT("max-num", CONFIG(max_num), 2, 65536, TRAINS | DATA | CONSTRUCT, "numbers are 0 .. N-1"),
+    COUNT("seq-len", CONFIG(seq_len), 1, MAX_SEQ_LEN, TRAINS | DATA | CONSTRUCT,
+          "numbers in a list: odd, at least 3"),
+    COUNT("d-model", CONFIG(d_model), 1, 65536, TRAINS | CONSTRUCT, "width of the residual stream"),
+    COUNT("d-head", CONFIG(d_head), 1, 65536, TRAINS, "width of a head"),
+    COUNT("n-layers", CONFIG(n_layers), 1, 256, TRAINS, "layers"),
+    COUNT("n-heads", CONFIG(n_heads), 1, 4096, TRAINS, "heads in a layer"),
+    COUNT("d-mlp", CONFIG(d_mlp), 0, 1048576, TRAINS, "hidden width of the MLP; 0: none"),
+    CHOICE("normalization", CONFIG(normalization), NORMALIZATION_LNPRE, "none|LN|LNPre",
+           TRAINS | ON_MODEL, "LNPre: LN without w and b"),
+    COUNT("trainset-size", RECIPE(trainset_size), 0, 1e9, TRAIN,
+          "training lists; 0: fresh ones at every step"),
+    REAL("balanced", RECIPE(balanced), 0, 1, "share with every median equally likely"),
+    REAL("ties", RECIPE(ties), 0, 1, "share of these in which numbers repeat"),
+    REAL("hard", RECIPE(hard), 0, 1, "share of a batch drawn from hard lists"),
+    COUNT("valset-size", RECIPE(valset_size), 0, 1e9, TRAIN, "validation lists"),
+    COUNT("epochs", RECIPE(epochs), 0, 1e9, TRAIN, "passes over the training lists"),
+    COUNT("steps", RECIPE(steps), 0, 4e9, TRAIN, "training steps, in place of epochs"),
+    COUNT("batch-size", RECIPE(batch_size), 1, 1e6, TRAINS, "lists in a step"),
+    REAL("lr", RECIPE(adam.lr), 0, 1000, "Adam's learning rate"),
+    CHOICE("schedule", RECIPE(cosine), 1, "constant|cosine", TRAIN, "lr after the warm-up"),
+    COUNT("warmup", RECIPE(warmup), 0, 4e9, TRAIN, "steps in which lr grows linearly"),
+    REAL("beta1", RECIPE(adam.beta1), 0, 0.999999, "Adam's decay of the mean gradient"),
+    REAL("beta2", RECIPE(adam.beta2), 0, 0.999999, "Adam's decay of the mean square"),
+    REAL("eps", RECIPE(adam.eps), 1e-30, 1, "Adam's epsilon"),
+    REAL("weight-decay", RECIPE(adam.weight_decay), 0, 1000, "decoupled weight decay"),
+    COUNT("seed", RECIPE(seed), 0, 4294967295.0, TRAIN | DATA | ON_SAMPLE | ON_LIST,
+          "of the lists and all else that is random"),
+    FLAG("no-shuffle", RECIPE(no_shuffle), TRAIN,
+         "take the training lists in the same order always"),
+    CHOICE("keep", RECIPE(keep_best), 1, "last|best", TRAIN,
+           "the last weights, or best in validation"),
+
+    CHOICE("preset", preset, 1, "default|original", TRAIN, "recipe; other options override it"),
+    PATH("init", init, TRAIN, "start from the weights of this checkpoint"),
+    PATH("resume", resume, TRAIN, "go on with the state of an interrupted training"),
+    PATH("out", out, TRAIN | CONSTRUCT, "where the checkpoint goes"),
+    PATH("log", log, TRAIN, "CSV file for step, lr, loss, accuracy"),
+    COUNT("save-every", save_every, 1, 4e9, TRAIN, "steps between saves of the state, OUT.state"),
+    PATH("model", model, ON_MODEL, "checkpoint"),
+    COUNT("size", size, 1, 1e9, ON_SAMPLE | DATA | BENCH, ""),
+    COUNT("threads", threads, 1, 1024, JOURNEY | TRAINS | EVAL | CERTIFY,
+          "threads, with OpenMP; the same bits for any N"),
+    COUNT("effort", effort, 1, 4e9, CERTIFY, "millions of table entries the proof may look at"),
+    LIST("head", heads, "L.H", ABLATE | CIRCUITS, "a head as LAYER.HEAD; ablate takes L.H,L.H,..."),
+    LIST("layer", layers, "L", ABLATE, "a whole layer, or L,L,..."),
+    CHOICE("part", part, 1, "attn|mlp", ABLATE, "of the layer"),
+    LIST("positions", positions, "P,P,...", ABLATE, "only there"),
+    CHOICE("kind", kind, 2, "mean|zero|resample", ABLATE, "what replaces the values"),
+    FLAG("raw", raw, CIRCUITS, "the weight matrices alone: no LN, bias, scale"),
+    COUNT("query-pos", query_pos, 0, MAX_SEQ_LEN, CIRCUITS, "the query's position; else the last"),
+    COUNT("key-pos", key_pos, 0, MAX_SEQ_LEN, CIRCUITS,
+          "the key's position; else the mean over all"),
+    FLAG("logits", logits, PREDICT, "print every logit, a line a list"),
+    FLAG("csv", csv, HAS_CSV, "print for machines"),
+    FLAG("color", color, DRAWS, "draw in colour"),
+    FLAG("no-color", no_color, DRAWS, "draw with characters"),
+    COUNT("width", width, 40, 1000, ALL & ~(DATA | ACTIVATIONS | TEST),
+          "columns; else the terminal's"),
+};
+enum { N_OPTIONS = sizeof settings / sizeof *settings };
+const size_t n_settings = 26;
 
 /* The index of `text` among the words of "one|two|three", or their number if it is none of them. */
 static size_t choice_index(const char *choices, const char *text) {
@@ -1336,45 +1432,67 @@ static size_t choice_index(const char *choices, const char *text) {
 /* A decimal number taken whole, within min .. max. */
 static int parse_number(double *value, const char *text, double min, double max, int whole) {
     const char *end;
-    if (!*text || strspn(text, whole ? "0123456789" : "0123456789.eE+-") != strlen(text)) return 0;
+    if (whole && strspn(text, "0123456789") != strlen(text)) return 0;
     *value = parse_double(text, &end);
-    return *end == 0 && *value >= min && *value <= max;
+    return end > text && *end == 0 && *value >= min && *value <= max;
+}
+
+/* Adds to a list; given again, an option adds to what is there. */
+static int parse_words(const Setting *s, char *place, const char *text, Error *error) {
+    const size_t n = strlen(place);
+    if (n + 1 + strlen(text) >= LIST_SIZE)
+        return fail(error, "--%s has %zu characters, must have less than %d", s->name,
+                    n + 1 + strlen(text), LIST_SIZE);
+    print_to(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text);
+    return 1;
 }
 
 int setting_parse(const Setting *s, void *base, const char *text, Error *error) {
     char *place = (char *)base + s->offset;
-    const size_t n = s->kind == SETTING_LIST ? strlen(place) : 0;
-    const int real = s->kind == SETTING_REAL;
+    const int whole = s->kind != SETTING_REAL;
     double value = 0;
     if (!*text) return fail(error, "--%s is empty", s->name);
-    if (s->kind == SETTING_TEXT) return memcpy(place, &text, sizeof text), 1;
-    if (s->kind == SETTING_LIST) /* given again, an option adds to its list */
-        return print_to(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text) ||
-               fail(error, "--%s is too long", s->name);
-    if (s->kind == SETTING_CHOICE) value = (double)choice_index(s->choices, text);
-    else if (!parse_number(&value, text, s->min, s->max, !real))
-        return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g", s->name, text,
-                    real ? "" : " whole", s->min, s->max);
-    if (value > s->max) return fail(error, "--%s is '%.60s', must be one of %s", s->name, text, s->choices);
+    if (s->kind == SETTING_LIST) return parse_words(s, place, text, error);
+    if (s->kind == SETTING_PATH) {
+        memcpy(place, &text, sizeof text);
+        return 1;
+    }
+    if (s->kind == SETTING_CHOICE) {
+        value = (double)choice_index(s->choices, text);
+        if (value > s->max)
+            return fail(error, "--%s is '%.60s', must be one of %s", s->name, text, s->choices);
+    } else if (!parse_number(&value, text, s->min, s->max, whole)) {
+        const char *kind = whole ? " whole" : "";
+        const char *hint = strcmp(s->name, "seed") ? "" : " (PyTorch takes a seed modulo 2^32)";
+        return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g%s", s->name,
+                    text, kind, s->min, s->max, hint);
+    }
     const float number = f32(value);
     const size_t count = (size_t)value;
-    if (real) memcpy(place, &number, sizeof number);
-    else memcpy(place, &count, sizeof count);
+    if (whole) memcpy(place, &count, sizeof count);
+    else memcpy(place, &number, sizeof number);
     return 1;
 }
 
+/* With as few digits as still mean this float. */
+static void print_float(char *text, size_t size, float x) {
+    const char *end;
+    for (int digits = 1; digits <= 9; digits++) {
+        print_to(text, size, "%.*g", digits, (double)x);
+        if (f32(parse_double(text, &end)) == x) return;
+    }
+}
+
 void setting_print(const Setting *s, const void *base, char *text, size_t size) {
-    const char *place = (const char *)base + s->offset, *word = s->choices;
+    const char *place = (const char *)base + s->offset;
+    const char *word = s->choices;
+    float real;
+    size_t count;
     if (s->kind == SETTING_REAL) {
-        float real;
-        int digits = 1; /* as few as still mean this float */
-        const char *end;
         memcpy(&real, place, sizeof real);
-        do print_to(text, size, "%.*g", digits, (double)real);
-        while (f32(parse_double(text, &end)) != real && digits++ < 9);
+        print_float(text, size, real);
         return;
     }
-    size_t count;
     memcpy(&count, place, sizeof count);
     for (size_t i = 0; word && i < count; i++) word += strcspn(word, "|") + 1;
     if (word) print_to(text, size, "%.*s", (int)strcspn(word, "|"), word);
@@ -1382,7 +1500,7 @@ void setting_print(const Setting *s, const void *base, char *text, size_t size) 
 }
 
 void model_describe(Model *model, const Recipe *recipe) {
-    const Settings all = {model->config, *recipe};
+    const Settings all = {.config = model->config, .recipe = *recipe};
     for (model->n_notes = 0; model->n_notes < n_settings; model->n_notes++) {
         const Setting *setting = &settings[model->n_notes];
         Note *note = &model->notes[model->n_notes];
@@ -1390,7 +1508,6 @@ void model_describe(Model *model, const Recipe *recipe) {
         setting_print(setting, &all, note->value, sizeof note->value);
     }
 }
-
 /* ---- 7. Checkpoints -------------------------------------------------------------------------- */
 
 /* How a model gets into a file and back. The format is safetensors: eight bytes, lowest first, with
@@ -2053,7 +2170,8 @@ typedef struct {
 /* Is this stream a person's screen? */
 static int is_terminal(FILE *stream) {
 #ifdef HAVE_ISATTY
-    return (stream == stdout && isatty(1)) || (stream == stderr && isatty(2));
+    return (stream == stdin && isatty(0)) || (stream == stdout && isatty(1)) ||
+           (stream == stderr && isatty(2));
 #else
     (void)stream;
     return 0;
@@ -2474,48 +2592,49 @@ static void draw_curve(Report *r, const float *y, size_t n, const char *x_title)
 #define MEDIAN_MODEL "median.safetensors"
 #endif
 
-enum { LIST_TEXT = 7 * MAX_SEQ_LEN, MAX_NUMBERS = 2 * MAX_SEQ_LEN + 1 };
+enum { LIST_TEXT = 7 * MAX_SEQ_LEN, MAX_WORDS = 2 * MAX_SEQ_LEN + 1 };
 
-/* A command at work: its options, and what it looks at: a model, the lists of a seed, and one list (for patching, a
- * second one) in particular. */
+/* A command at work: its options, and what it looks at: a model, the lists of a seed, and one list
+ * (for patching, a second one) in particular. */
 typedef struct {
-    Settings settings; /* first, so that the table `settings` fits */
-    const char *preset, *path, *init, *resume, *out, *log; /* path: --model */
-    size_t size, threads, effort, save_every, csv, color, logits, raw, query_pos, key_pos, width, part, kind;
-    char heads[LIST_SIZE], layers[LIST_SIZE], positions[LIST_SIZE];
-    int steps_given, width_given, help; /* width: --d-model */
-    const char *setting_given; /* one that is no matter of how, but of what is trained */
-    size_t n_numbers;
-    const char *numbers[MAX_NUMBERS];
-    Error *error; /* the first that is no option */
+    Options opt;
+    unsigned char given[N_OPTIONS]; /* which options the command line has */
+    int help;
+    size_t n_words;
+    const char *words[MAX_WORDS]; /* its arguments that are no options */
+    Error *error;
     Streams streams;
     const char *program; /* as it was called */
     Model model;
-    size_t V, T;    /* its max_num and seq_len */
-    Run run, other; /* other: for interventions, made when it is needed */
+    size_t V, T; /* the model's max_num and seq_len */
+    Run run;
+    Run second; /* for interventions, made when one is needed */
     size_t n, seed;
-    uint32_t *lists, *medians; /* n of them */
+    uint32_t *lists, *medians; /* the first n lists of the seed */
     uint32_t list[2 * MAX_SEQ_LEN], median[2];
     char text[LIST_TEXT]; /* what list_text made last */
     int on_tour;          /* `list` is there already */
-    void *memory;
 } Session;
 
 typedef struct {
     const char *name;
+    int bit; /* among an option's commands */
     int (*run)(Session *, Report *);
-    size_t size, seed; /* defaults */
-    size_t batch;      /* lists that session.run takes at once; 0: the command looks at no model */
-    size_t max_lists;  /* that session.lists has */
+    size_t size, seed; /* defaults of the options */
+    size_t batch;      /* lists that session.run takes at once, at least 1 */
+    size_t max_lists;  /* that session.lists has at most, if not 0 */
     RunKind kind;
-    const char *options; /* names of those it takes, with spaces between them */
-    const char *numbers; /* what the numbers behind the options are, NULL if it takes none */
+    const char *argument, *argument_is; /* what stands behind the options; NULL: nothing may */
     const char *summary;
+    const char *example; /* what to type behind `median` */
 } Command;
 
-static const Command *find_command(const char *name, Error *error);
-static int run_command(Session *s, const Command *command, Report *r);
-static void options_default(Session *s, const Command *command, int original);
+/* What is to be known of command_NAME. */
+#define COMMAND(NAME, BIT, ...)                                 \
+    static const Command about_##NAME = {.name = #NAME,         \
+                                         .bit = BIT,            \
+                                         .run = command_##NAME, \
+                                         __VA_ARGS__}
 
 TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
     va_list args;
@@ -2536,37 +2655,87 @@ TENSOR_PRINTF(2, 3) static void remark(const Session *s, const char *format, ...
     if (s->streams.progress) print_file(s->streams.progress, "median: %s\n", text);
 }
 
+/* Was the option of this name given? */
+static int is_given(const Session *s, const char *name) {
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        if (strcmp(settings[i].name, name) == 0) return s->given[i];
+    return 0;
+}
+
+/* An option given that says what is trained, not how; NULL if there is none. */
+static const char *given_setting(const Session *s) {
+    const size_t preset = offsetof(Options, preset), init = offsetof(Options, init);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        const size_t offset = settings[i].offset;
+        if (s->given[i] && (i < n_settings || offset == preset || offset == init))
+            return settings[i].name;
+    }
+    return NULL;
+}
+
 /* s->model from a file, and what is to be said of it. */
 static int load_model(Session *s, const char *path) {
-    if (!model_load(&s->model, path, NORMALIZATION_FROM_FILE, s->error)) return 0;
+    const size_t normalization = is_given(s, "normalization") ? s->opt.settings.config.normalization
+                                                              : (size_t)NORMALIZATION_FROM_FILE;
+    if (!model_load(&s->model, path, normalization, s->error)) return 0;
     for (size_t i = 0; i < 2; i++)
         if (*s->model.remarks[i]) remark(s, "%.300s: %s", path, s->model.remarks[i]);
     return 1;
 }
 
-static int parse_list(Session *s, uint32_t *list, const char *const *words, size_t n) {
-    for (size_t i = 0; i < smaller(n, s->T); i++) {
-        const int negative = *words[i] == '-';
-        double value;
-        if (!parse_number(&value, words[i] + negative, 0, 1e15, 1))
-            return usage(s->error, "'%.60s' is not a whole number", words[i]);
-        if ((negative && value > 0) || value >= (double)s->V)
-            return usage(s->error, "%.60s is not in 0..%zu, the numbers that this model knows", words[i], s->V - 1);
-        list[i] = (uint32_t)value;
+/* -- lists that are typed -- */
+
+/* The whole number at text, `length` characters long; 0 if it is none that the model knows. */
+static int parse_entry(Session *s, uint32_t *entry, const char *text, size_t length) {
+    const size_t sign = *text == '-';
+    const int shown = (int)smaller(length, 60);
+    size_t value = 0;
+    for (size_t i = sign; i < length; i++) {
+        if (text[i] < '0' || text[i] > '9')
+            return usage(s->error, "'%.*s' is not a whole number", shown, text);
+        value = smaller(10 * value + (size_t)(text[i] - '0'), s->V);
     }
-    const char *much = n < s->T ? "few" : "many";
-    return n == s->T || usage(s->error, "too %s numbers: the list has %zu, the model takes %zu", much, n, s->T);
+    if (length == sign) return usage(s->error, "'%.*s' is not a whole number", shown, text);
+    if (value >= s->V || (sign && value > 0))
+        return usage(s->error, "%.*s is not in 0..%zu, the numbers that this model knows", shown,
+                     text, s->V - 1);
+    *entry = (uint32_t)value;
+    return 1;
 }
 
-/* s->list: the one among the arguments or, without any, the first of the seed. */
-static int given_list(Session *s, size_t seed) {
+/* The n numbers of a text, parted by spaces or commas. What stands behind a '|', as `median data`
+ * prints it, is passed over, and so is a byte-order mark. */
+static int parse_lists(Session *s, uint32_t *list, size_t n, const char *text) {
+    static const char between[] = " \t\r\n,";
+    size_t found = 0;
+    text += strspn(text, between);
+    if (strncmp(text, "\xef\xbb\xbf", 3) == 0) text += 3;
+    for (text += strspn(text, between); *text && *text != '|'; text += strspn(text, between)) {
+        const size_t length = strcspn(text, " \t\r\n,|");
+        if (found < n && !parse_entry(s, &list[found], text, length)) return 0;
+        found++;
+        text += length;
+    }
+    const char *much = found < n ? "few" : "many", *two = n > s->T ? "two lists that make " : "";
+    return found == n || usage(s->error, "too %s numbers: %zu are given, %s%zu are expected", much,
+                               found, two, n);
+}
+
+/* s->list: the one among the arguments, where n_lists (1 or 2) are expected; without arguments, the
+ * first of the seed. */
+static int given_list(Session *s, size_t seed, size_t n_lists) {
     Mt19937 mt;
+    Text line = {0};
+    int good = 1;
     if (s->on_tour) return 1;
     mt_seed(&mt, (uint32_t)seed);
     make_lists(&mt, s->list, s->median, 1, s->V, s->T);
-    if (s->n_numbers && !parse_list(s, s->list, s->numbers, s->n_numbers)) return 0;
+    for (size_t i = 0; i < s->n_words; i++) text_add(&line, "%s ", s->words[i]);
+    if (line.failed) good = fail(s->error, "out of memory");
+    else if (line.data) good = parse_lists(s, s->list, n_lists * s->T, line.data);
+    text_free(&line);
     s->median[0] = median_of(s->list, s->T);
-    return 1;
+    return good;
 }
 
 static const char *list_text(Session *s, const uint32_t *list) {
@@ -2575,16 +2744,64 @@ static const char *list_text(Session *s, const uint32_t *list) {
     return s->text;
 }
 
-static int command_data(Session *s, Report *r) {
+/* -- before and after -- */
+
+/* What a command looks at, if anything: the model, which may be there already, and the lists of the
+ * seed. */
+static int prepare(Session *s, const Command *command) {
+    const int looks = (command->bit & ON_MODEL) != 0;
+    const Config *c = looks ? &s->model.config : &s->opt.settings.config;
     Mt19937 mt;
-    mt_seed(&mt, (uint32_t)s->settings.recipe.seed);
-    for (size_t i = 0; i < s->size && !(r->out && ferror(r->out)); i++) {
-        make_lists(&mt, s->list, s->median, 1, s->V, s->T);
-        say(r, "%s | %u\n", list_text(s, s->list), (unsigned)s->median[0]);
-    }
+    if (looks && !s->model.params && !load_model(s, s->opt.model)) return 0;
+    s->V = c->max_num;
+    s->T = c->seq_len;
+    s->seed = s->opt.settings.recipe.seed;
+    s->n = s->opt.size;
+    if (command->max_lists) s->n = smaller(s->n, command->max_lists);
+    if (!looks) return 1;
+    const size_t batch = command->batch ? smaller(s->n, command->batch) : 1;
+    if (!run_create(&s->run, c, batch, command->kind, s->error)) return 0;
+    s->lists = (uint32_t *)allocate((double)s->n * (double)(s->T + 1) * sizeof(uint32_t),
+                                    "that many lists", s->error);
+    if (!s->lists) return 0;
+    s->medians = s->lists + s->n * s->T;
+    mt_seed(&mt, (uint32_t)s->seed);
+    make_lists(&mt, s->lists, s->medians, s->n, s->V, s->T);
     return 1;
 }
 
+static int run_command(Session *s, const Command *command, Report *r) {
+    int done = prepare(s, command) && command->run(s, r);
+    if (done && (command->bit & ON_MODEL) && r->overflow)
+        done =
+            fail(s->error, "%.400s: its weights are so great that numbers overflow", s->opt.model);
+    run_free(&s->run);
+    run_free(&s->second);
+    free(s->lists);
+    s->lists = NULL;
+    s->on_tour = 0;
+    return done;
+}
+
+/* -- data -- */
+
+/* The first n lists of a seed and their medians. */
+static void print_lists(Session *s, Report *r, size_t n, size_t seed) {
+    Mt19937 mt;
+    mt_seed(&mt, (uint32_t)seed);
+    for (size_t i = 0; i < n && !(r->out && ferror(r->out)); i++) {
+        make_lists(&mt, s->list, s->median, 1, s->V, s->T);
+        say(r, "%s | %u\n", list_text(s, s->list), (unsigned)s->median[0]);
+    }
+}
+
+static int command_data(Session *s, Report *r) {
+    print_lists(s, r, s->n, s->seed);
+    return 1;
+}
+
+COMMAND(data, DATA, .size = 10, .seed = 23, .summary = "prints lists and their medians",
+        .example = "data --size 3 --max-num 100");
 /* ---- 9. Training at a terminal --------------------------------------------------------------- */
 
 /* Wall-clock seconds where C offers them, else processor time. */
@@ -2667,7 +2884,7 @@ static void add_shell_word(Text *text, const char *word) {
 /* Saves the state, if there is a file for it, and says how to go on. */
 static int stop_training(Trainer *t, const Session *s, const char *state) {
     const char *const words[] = {s->program, "train", "--resume",            state,
-                                 "--out",    s->out,  s->log ? "--log" : "", s->log ? s->log : ""};
+                                 "--out",    s->opt.out,  s->opt.log ? "--log" : "", s->opt.log ? s->opt.log : ""};
     Text line = {0};
     if (!state)
         return fail(s->error, "interrupted after step %zu of %zu, and nothing of it is kept; "
@@ -2675,7 +2892,7 @@ static int stop_training(Trainer *t, const Session *s, const char *state) {
     if (!trainer_save(t, state, s->error)) return 0;
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (*words[i]) add_shell_word(&line, words[i]);
-    if (s->threads > 1) text_add(&line, " --threads %zu", s->threads);
+    if (s->opt.threads > 1) text_add(&line, " --threads %zu", s->opt.threads);
     if (line.failed || line.size > 900) /* more than an Error has room for */
         fail(s->error, "interrupted after step %zu; --resume goes on with the state beside --out",
              t->step);
@@ -2688,9 +2905,9 @@ static int stop_training(Trainer *t, const Session *s, const char *state) {
 static int record_step(Trainer *t, const Session *s, FILE *log, const char *state) {
     if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss,
                            t->accuracy))
-        return cannot_write(s->log, s->error);
-    if (!state || t->step % s->save_every != 0 || t->step == t->total_steps) return 1;
-    if (log && fflush(log) != 0) return cannot_write(s->log, s->error);
+        return cannot_write(s->opt.log, s->error);
+    if (!state || t->step % s->opt.save_every != 0 || t->step == t->total_steps) return 1;
+    if (log && fflush(log) != 0) return cannot_write(s->opt.log, s->error);
     return trainer_save(t, state, s->error);
 }
 
@@ -2716,14 +2933,14 @@ static int run_training(Trainer *t, const Session *s, FILE *log, const char *sta
 
 /* A new training, or the rest of an old one. */
 static int start_training(Trainer *t, Session *s) {
-    const Recipe *recipe = &s->settings.recipe;
-    if (s->resume && s->setting_given)
-        return usage(s->error, "--%s: a resumed training keeps its own settings", s->setting_given);
-    if (s->resume) return trainer_resume(t, s->resume, s->error);
+    const Recipe *recipe = &s->opt.settings.recipe;
+    const char *fixed = s->opt.resume ? given_setting(s) : NULL;
+    if (fixed) return usage(s->error, "--%s: a resumed training keeps its own settings", fixed);
+    if (s->opt.resume) return trainer_resume(t, s->opt.resume, s->error);
     if (recipe->trainset_size == 0 && recipe->steps == 0)
         return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps");
-    if (s->init && !load_model(s, s->init)) return 0;
-    return trainer_create(t, recipe, &s->settings.config, s->init ? &s->model : NULL, s->error);
+    if (s->opt.init && !load_model(s, s->opt.init)) return 0;
+    return trainer_create(t, recipe, &s->opt.settings.config, s->opt.init ? &s->model : NULL, s->error);
 }
 
 /* What is said of the weights is true of those that are saved; the latest validation may be of
@@ -2773,7 +2990,7 @@ static FILE *open_log(const Session *s, const Trainer *t) {
     Text kept = {0};
     char line[200];
     size_t length;
-    FILE *old = s->resume ? fopen(s->log, "rb") : NULL;
+    FILE *old = s->opt.resume ? fopen(s->opt.log, "rb") : NULL;
     text_add(&kept, "step,lr,loss,accuracy\n");
     while (old && read_line(old, line, sizeof line, &length)) {
         const char *end;
@@ -2781,10 +2998,10 @@ static FILE *open_log(const Session *s, const Trainer *t) {
         if (end != line && step <= (double)t->step) text_add(&kept, "%s\n", line);
     }
     if (old) fclose(old);
-    const int written = write_file(s->log, &kept, s->error);
+    const int written = write_file(s->opt.log, &kept, s->error);
     text_free(&kept);
-    FILE *log = written ? fopen(s->log, "ab") : NULL;
-    if (written && !log) cannot_write(s->log, s->error);
+    FILE *log = written ? fopen(s->opt.log, "ab") : NULL;
+    if (written && !log) cannot_write(s->opt.log, s->error);
     return log;
 }
 
@@ -2792,28 +3009,34 @@ static int command_train(Session *s, Report *r) {
     char state[4096];
     Trainer t;
     FILE *log = NULL;
-    int keeps_state = print_to(state, sizeof state, "%s.state", s->out);
-    if (is_special(s->out)) keeps_state = 0;
+    int keeps_state = print_to(state, sizeof state, "%s.state", s->opt.out);
+    if (is_special(s->opt.out)) keeps_state = 0;
     if (!start_training(&t, s)) return 0;
-    int done = check_output(s->out, s->error) && (!keeps_state || check_output(state, s->error)) &&
-               (!s->log || (log = open_log(s, &t)) != NULL) &&
+    int done = check_output(s->opt.out, s->error) && (!keeps_state || check_output(state, s->error)) &&
+               (!s->opt.log || (log = open_log(s, &t)) != NULL) &&
                run_training(&t, s, log, keeps_state ? state : NULL);
-    if (log && fclose(log) != 0 && done) done = cannot_write(s->log, s->error);
+    if (log && fclose(log) != 0 && done) done = cannot_write(s->opt.log, s->error);
     if (done) {
-        done = save_result(&t, s->out, r, s->error);
+        done = save_result(&t, s->opt.out, r, s->error);
         if (done && keeps_state) remove(state);
     } else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
         Error lost = {.usage = 0};
-        if (save_result(&t, s->out, r, &lost))
+        if (save_result(&t, s->opt.out, r, &lost))
             say(r, "(the training diverged; these are the weights of the best validation)\n");
     }
     trainer_free(&t);
     return done;
 }
 
+COMMAND(train, TRAIN,
+        .seed = 23,
+        .summary = "trains a model",
+        .example = "train --steps 5000 --seed 7 --out seven.safetensors");
+
 /* ---- 10. Looking at attention ---------------------------------------------------------------- */
 
-/* Positions of a list in the order of their numbers, equal ones in the order of position. order (n). */
+/* Positions of a list in the order of their numbers, equal ones in the order of position. order
+ * (n). */
 static void rank_order(const uint32_t *list, size_t n, size_t *order) {
     for (size_t i = 0; i < n; i++) {
         size_t j = i;
@@ -2825,23 +3048,23 @@ static void rank_order(const uint32_t *list, size_t n, size_t *order) {
 double mean_of(const Moments *m) { return m->n > 0 ? m->sum / m->n : 0; }
 
 double deviation_of(const Moments *m) {
-    const double mean = mean_of(m);
-    const double variance = m->n > 0 ? m->squares / m->n - f32(mean) * (double)f32(mean) : 0;
+    const float mean = f32(mean_of(m));
+    const double variance = m->n > 0 ? m->squares / m->n - (double)mean * mean : 0;
     return variance > 0 ? sqrt(variance) : 0;
 }
 
 static void observe(Moments *m, float x) {
     m->n++;
     m->sum += (double)x;
-    m->squares += (double)x * (double)x;
+    m->squares += (double)x * x;
 }
 
 /* All 0. a->query is to be freed. */
 static int attention_create(AttentionStats *a, const Config *c, Error *error) {
     const size_t T = c->seq_len;
+    memset(a, 0, sizeof *a);
     a->heads = c->n_layers * c->n_heads;
-    memset(&a->entropy, 0, sizeof a->entropy);
-    const double moments = (double)a->heads * ((double)(T * T + T) + (double)c->max_num);
+    const double moments = (double)a->heads * (double)(T * T + T + c->max_num);
     a->query = (Moments *)allocate(moments * sizeof(Moments), "the averages", error);
     if (!a->query) return 0;
     a->rank = a->query + a->heads * T * T;
@@ -2849,114 +3072,178 @@ static int attention_create(AttentionStats *a, const Config *c, Error *error) {
     return 1;
 }
 
-/* The pattern of a head, counted through all layers: (queries, seq_len); the last position's queries stand last. */
-static const float *head_pattern(const Run *run, size_t head, size_t *n_queries) {
+/* The attention of a head, counted through all layers: (its layer's n_queries, seq_len). */
+static const float *head_pattern(const Run *run, size_t head) {
     const LayerRun *layer = &run->layers[head / run->config.n_heads];
-    *n_queries = layer->n_queries;
     return layer->pattern + head % run->config.n_heads * layer->n_queries * run->config.seq_len;
+}
+
+/* The last position's attention (seq_len) to one list, as seen by a head. */
+static void observe_last(AttentionStats *a, size_t head, const Config *c, const uint32_t *list,
+                         const float *pattern) {
+    const size_t T = c->seq_len;
+    size_t order[MAX_SEQ_LEN];
+    double entropy = 0;
+    rank_order(list, T, order);
+    for (size_t t = 0; t < T; t++) {
+        observe(&a->rank[head * T + t], pattern[order[t]]);
+        observe(&a->token[head * c->max_num + list[t]], pattern[t]);
+        if (pattern[t] > 0) entropy -= (double)pattern[t] * log_f32(pattern[t]);
+    }
+    observe(&a->entropy, f32(entropy / (double)log_f32((float)T)));
 }
 
 /* Adds what the run has just computed. */
 static void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists) {
-    const size_t T = run->config.seq_len, n = run->n_lists;
-    size_t order[MAX_SEQ_LEN], n_queries;
+    const Config *c = &run->config;
+    const size_t T = c->seq_len, n = run->n_lists;
     for (size_t head = 0; head < a->heads; head++) {
-        const float *pattern = head_pattern(run, head, &n_queries), *last = pattern + (n_queries - n) * T;
-        Moments *query = a->query + (head * T + T - n_queries / n) * T;
-        for (size_t i = 0; i < n_queries * T; i++) observe(&query[i / T / n * T + i % T], pattern[i]);
-        for (size_t i = 0; i < n; i++, last += T) {
-            double entropy = 0;
-            rank_order(lists + i * T, T, order);
-            for (size_t t = 0; t < T; t++) {
-                observe(&a->rank[head * T + t], last[order[t]]);
-                observe(&a->token[head * run->config.max_num + lists[i * T + t]], last[t]);
-                if (last[t] > 0) entropy -= (double)last[t] * log_f32(last[t]);
-            }
-            observe(&a->entropy, f32(entropy / (double)log_f32((float)T)));
-        }
+        const LayerRun *layer = &run->layers[head / c->n_heads];
+        const float *pattern = head_pattern(run, head);
+        const size_t first = T - layer->queries_per_list; /* the first position that asks */
+        for (size_t i = 0; i < layer->n_queries; i++)
+            for (size_t s = 0; s < T; s++)
+                observe(&a->query[(head * T + first + i / n) * T + s], pattern[i * T + s]);
+        for (size_t i = 0; i < n; i++)
+            observe_last(a, head, c, lists + i * T, pattern + (layer->n_queries - n + i) * T);
     }
 }
 
-/* Attention of each number of s->list (row), which the run has just seen, to itself and those before it; of the last
- * layer, and in a run that keeps no others, of the last number. */
+/* In pictures of attention, full strength is so many times even attention: a row of even attention
+ * is seen, and so is what exceeds it. */
+#define PATTERN_LIMIT 3.0
+
+/* Attention of each number of s->list (row), which the run has just seen, to itself and those
+ * before it. Where the run has no more, only the last number's. */
 static void show_patterns(const Session *s, Report *r) {
     const size_t T = s->T, H = s->model.config.n_heads;
-    size_t n;
     for (size_t head = 0; head < s->model.config.n_layers * H; head++) {
-        const float *pattern = head_pattern(&s->run, head, &n);
-        const Map map = {.values = pattern, .rows = n, .cols = T, .limit = 1, .causal = 1, .row_names = s->list + T - n,
-                         .col_names = s->list, .row_title = "query", .col_title = "attends to"};
+        const size_t n = s->run.layers[head / H].n_queries;
+        const Map map = {
+            .values = head_pattern(&s->run, head),
+            .rows = n,
+            .cols = T,
+            .limit = PATTERN_LIMIT / (double)T,
+            .causal = 1,
+            .row_names = s->list + T - n,
+            .col_names = s->list,
+            .row_title = "query",
+            .col_title = "attends to",
+        };
         say(r, "\nlayer %zu head %zu\n", head / H, head % H);
         draw_map(r, &map);
+    }
+}
+
+/* The same for machines; the run has all positions. */
+static void list_patterns(const Session *s, Report *r) {
+    const size_t T = s->T, H = s->model.config.n_heads;
+    table_begin(r, "patterns", "layer,head,query,key,query_number,key_number,attention");
+    for (size_t head = 0; head < s->model.config.n_layers * H; head++)
+        for (size_t i = 0; i < T * T; i++)
+            table_row(r, "%zu %zu %zu %zu %u %u %.9f", head / H, head % H, i / T, i % T,
+                      (unsigned)s->list[i / T], (unsigned)s->list[i % T],
+                      (double)head_pattern(&s->run, head)[i]);
+    table_end(r);
+}
+
+/* The mean pattern of each head. */
+static void show_mean_patterns(Session *s, Report *r, const AttentionStats *a, float *means) {
+    const size_t T = s->T, H = s->model.config.n_heads;
+    const Map map = {
+        .values = means,
+        .rows = T,
+        .cols = T,
+        .limit = PATTERN_LIMIT / (double)T,
+        .causal = 1,
+        .row_title = "query",
+        .col_title = "position attended to",
+    };
+    for (size_t head = 0; head < a->heads; head++) {
+        for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&a->query[head * T * T + i]));
+        prose(r, "layer %zu head %zu, mean over %zu lists of seed %zu", head / H, head % H, s->n,
+             s->seed);
+        draw_map(r, &map);
+        say(r, "\n");
     }
 }
 
 /* The last position's attention by position, by rank and, for machines, by number. */
 static void show_attention(Report *r, const AttentionStats *a, const Config *c) {
     static const char *const kinds[] = {"position", "rank", "number"};
-    const size_t T = c->seq_len, V = c->max_num, n_kinds = r->kind == REPORT_TEXT ? 2 : 3;
-    table_begin(r, "attention", "layer,head,by,index,mean,deviation");
+    const size_t T = c->seq_len, V = c->max_num;
+    const size_t sizes[] = {T, T, r->kind == REPORT_TEXT ? 0 : V};
+    prose(r,
+         "The last position's attention: to each position; by rank (0 the smallest number, %zu the "
+         "median, %zu the "
+         "greatest).\n\n",
+         T / 2, T - 1);
+    table_begin(r, "attention", "layer,head,by,index,deviation,mean");
     r->bar_limit = 1;
     for (size_t head = 0; head < a->heads; head++) {
-        const Moments *of_kind[] = {a->query + (head * T + T - 1) * T, a->rank + head * T, a->token + head * V};
-        for (size_t k = 0; k < n_kinds; k++)
-            for (size_t i = 0; i < (k < 2 ? T : V); i++) {
-                const double mean = mean_of(&of_kind[k][i]), deviation = deviation_of(&of_kind[k][i]);
-                table_row(r, "%zu %zu %s %zu %.3f| %.3f", head / c->n_heads, head % c->n_heads, kinds[k], i, mean,
-                          deviation);
-            }
+        const Moments *by[] = {a->query + (head * T + T - 1) * T, a->rank + head * T,
+                               a->token + head * V};
+        for (size_t k = 0; k < 3; k++)
+            for (size_t i = 0; i < sizes[k]; i++)
+                table_row(r, "%zu %zu %s %zu %.3f %.3f|", head / c->n_heads, head % c->n_heads,
+                          kinds[k], i, deviation_of(&by[k][i]), mean_of(&by[k][i]));
     }
     table_end(r);
-    say(r, "(rank 0: the least number, rank %zu: the median, rank %zu: the greatest)\n", T / 2, T - 1);
 }
 
-/* The patterns of a list, if there is one, then averages over s->lists. */
+/* The patterns of a list, if there is one, and averages over s->lists: for machines, the one or the
+ * other. */
 static int command_attention(Session *s, Report *r) {
-    const Config *c = &s->model.config;
     const size_t T = s->T;
     AttentionStats stats;
-    if (s->n_numbers && !given_list(s, 1)) return 0;
-    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", s->error);
-    if (!means || !attention_create(&stats, c, s->error)) return free(means), 0;
-    if (s->n_numbers || s->on_tour) {
-        model_forward(&s->model, &s->run, s->list, 1, NULL);
+    if (s->n_words && !given_list(s, 1, 1)) return 0;
+    if (s->n_words || s->on_tour) model_forward(&s->model, &s->run, s->list, 1, NULL);
+    if (s->n_words && r->kind != REPORT_TEXT) {
+        list_patterns(s, r);
+        return 1;
+    }
+    if (s->n_words || s->on_tour) {
         show_patterns(s, r);
         say(r, "\n");
     }
-    for (size_t at = 0; at < s->n; at += s->run.capacity) {
-        model_forward(&s->model, &s->run, s->lists + at * T, smaller(s->run.capacity, s->n - at), NULL);
-        observe_attention(&stats, &s->run, s->lists + at * T);
+    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", s->error);
+    const int done = means && attention_create(&stats, &s->model.config, s->error);
+    if (done) {
+        for (size_t at = 0; at < s->n; at += s->run.capacity) {
+            model_forward(&s->model, &s->run, s->lists + at * T,
+                          smaller(s->run.capacity, s->n - at), NULL);
+            observe_attention(&stats, &s->run, s->lists + at * T);
+        }
+        show_mean_patterns(s, r, &stats, means);
+        show_attention(r, &stats, &s->model.config);
+        free(stats.query);
     }
-    for (size_t head = 0; head < stats.heads; head++) {
-        say(r, "layer %zu head %zu, mean over %zu lists of seed %zu\n", head / c->n_heads, head % c->n_heads, s->n,
-            s->seed);
-        for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&stats.query[head * T * T + i]));
-        const Map map = {.values = means, .rows = T, .cols = T, .limit = 1, .causal = 1, .row_title = "query",
-                         .col_title = "position attended to"};
-        draw_map(r, &map);
-        say(r, "\n");
-    }
-    show_attention(r, &stats, c);
-    free(stats.query);
     free(means);
-    return 1;
+    return done;
 }
+
+COMMAND(attention, ATTENTION, .size = 10000, .seed = 1000, .batch = 256, .kind = RUN_ALL_POSITIONS,
+        .argument = "NUMBER...",
+        .argument_is = "a list whose patterns are drawn; with --csv, nothing else",
+        .summary = "who looks where", .example = "attention 41 46 16 47 30 12 27");
 
 /* ---- 11. Evaluating and predicting ----------------------------------------------------------- */
 
 static int command_info(Session *s, Report *r) {
     const Model *m = &s->model;
-    const Settings all = {m->config, recipe_default()};
+    const Settings all = {.config = m->config, .recipe = recipe_default()};
     char text[80];
     size_t n_config = 0;
-    say(r, "%-28s %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", s->path, m->n_params, m->n_tensors,
-        hash_model(m));
+    prose(r, "%s: %zu parameters in %zu tensors, hash %016" PRIx64, s->opt.model, m->n_params,
+         m->n_tensors, hash_model(m));
+    say(r, "\n");
     for (; settings[n_config].offset < sizeof(Config); n_config++) {
         setting_print(&settings[n_config], &all, text, sizeof text);
         say(r, "%-28s %s\n", settings[n_config].name, text);
     }
     say(r, "\n");
-    for (const Note *note = m->notes; note < m->notes + m->n_notes; note++) { /* but those that repeat the above */
+    for (const Note *note = m->notes; note < m->notes + m->n_notes;
+         note++) { /* but those that repeat the above */
         size_t i = 0;
         while (i < n_config && strcmp(settings[i].name, note->key) != 0) i++;
         if (i == n_config) say(r, "%-28s %s\n", note->key, note->value);
@@ -2969,104 +3256,167 @@ static int command_info(Session *s, Report *r) {
     return 1;
 }
 
+COMMAND(info, INFO, .summary = "a checkpoint's configuration, recipe, tensors, hash",
+        .example = "info --model trained.safetensors");
+
+/* What the checkpoint notes under this name, or "". */
+static const char *note_of(const Model *m, const char *key) {
+    for (size_t i = 0; i < m->n_notes; i++)
+        if (strcmp(m->notes[i].key, key) == 0) return m->notes[i].value;
+    return "";
+}
+
+/* Uniform training lists are those that `data` and `eval` make with the same seed. */
+static void warn_of_training_lists(const Session *s) {
+    char seed[24];
+    print_to(seed, sizeof seed, "%zu", s->seed);
+    if (strcmp(note_of(&s->model, "seed"), seed) == 0 &&
+        strcmp(note_of(&s->model, "balanced"), "0") == 0)
+        remark(s,
+               "the lists of seed %s are those that this model was trained on; another --seed "
+               "tests it",
+               seed);
+}
+
 /* In pieces as large as s->lists: any number of lists needs the same memory. */
 static int command_eval(Session *s, Report *r) {
     Evaluation e = {0};
     Mt19937 mt;
     Runs runs;
-    if (!runs_create(&runs, &s->model.config, s->run.capacity, RUN_FORWARD, s->error)) return 0;
+    if (!runs_create(&runs, &s->model.config, 512, RUN_FORWARD, s->error)) return 0;
+    warn_of_training_lists(s);
     mt_seed(&mt, (uint32_t)s->seed);
-    for (size_t at = 0; at < s->size; at += s->n) {
-        const size_t n = smaller(s->n, s->size - at);
+    for (size_t at = 0; at < s->opt.size; at += s->n) {
+        const size_t n = smaller(s->n, s->opt.size - at);
         make_lists(&mt, s->lists, s->medians, n, s->V, s->T);
         evaluate(&s->model, &runs, s->lists, s->medians, n, &e);
     }
     runs_free(&runs);
     const size_t *by = e.by_distance;
-    say(r, s->on_tour ? "On %zu lists made with seed %zu:\n\n" : "lists      %zu of seed %zu, evaluated with %s\n",
-        e.lists, s->seed, s->path);
-    say(r, "accuracy   %.3f %%: %zu of %zu lists right, %zu wrong\n", 100 * e.accuracy, e.right, e.lists,
-        e.lists - e.right);
-    say(r, "loss       %.6f mean cross-entropy; above 0.7 for %zu lists\n", checked(r, e.loss), e.alerts);
-    say(r, "misses     by 1: %zu, by 2: %zu, by 3: %zu, by more: %zu\n", by[0], by[1], by[2], by[3]);
-    if (!s->csv) return 1;
-    table_begin(r, "evaluation", "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts");
-    table_row(r, "%zu%f%f%zu%f%zu%zu%zu%zu%zu", e.lists, e.accuracy, e.loss, e.right, e.mean_distance, by[0], by[1],
-              by[2], by[3], e.alerts);
+    prose(r, "%zu lists of seed %zu, evaluated with %s. Alerts are losses above 0.7.\n\n", e.lists,
+         s->seed, s->opt.model);
+    table_begin(r, "evaluation",
+                "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts");
+    table_row(r, "%zu %.4f%% %.6f %zu %.3f %zu %zu %zu %zu %zu", e.lists, e.accuracy, e.loss,
+              e.right, e.mean_distance, by[0], by[1], by[2], by[3], e.alerts);
     table_end(r);
     return 1;
 }
 
-/* The number that follows `before` in the order of falling logits; before n stands the first. */
+COMMAND(eval, EVAL, .size = 100000, .seed = 1000, .max_lists = 16384,
+        .summary = "accuracy and loss on fresh lists", .example = "eval --size 1000000 --seed 7");
+
+/* -- predict -- */
+
+/* The number that follows `before` in the order of falling logits, with before n the first; n after
+ * the last. What is NaN comes never. */
 static size_t next_best(const float *logits, size_t n, size_t before) {
     size_t best = n;
     for (size_t i = 0; i < n; i++) {
-        const int after = before == n || logits[i] < logits[before] || (i > before && logits[i] == logits[before]);
-        if (after && (best == n || logits[i] > logits[best])) best = i;
+        const int below = before == n || logits[i] < logits[before] ||
+                          (i > before && logits[i] == logits[before]);
+        const int ahead = best == n || logits[i] > logits[best];
+        if (below && ahead && logits[i] == logits[i]) best = i;
     }
     return best;
 }
 
 static int show_prediction(Session *s, Report *r) {
-    const float *logits = s->run.logits, *probs = s->run.probs;
+    const float *logits = s->run.logits;
     size_t order[MAX_SEQ_LEN];
     model_forward(&s->model, &s->run, s->list, 1, NULL);
     model_loss(&s->run, s->median);
     const size_t guess = argmax(logits, s->V), median = s->median[0];
     rank_order(s->list, s->T, order);
     say(r, "list       %s\nsorted    ", list_text(s, s->list));
-    for (size_t i = 0; i < s->T; i++) say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
-    say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong", median);
+    for (size_t i = 0; i < s->T; i++)
+        say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
+    say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong",
+        median);
     say(r, "loss %.5g\n\n", checked(r, (double)s->run.loss[0]));
-    table_begin(r, "prediction", "number,logit,probability");
+    table_begin(r, "leading", "number,logit,probability");
     r->bar_limit = 1;
-    for (size_t i = 0, v = guess; i < smaller(5, s->V); i++, v = next_best(logits, s->V, v)) {
-        table_row(r, "%zu %.3f %.5f|", v, (double)logits[v], (double)probs[v]);
-    }
+    size_t v = next_best(logits, s->V, s->V);
+    for (size_t i = 0; i < 5 && v < s->V; i++, v = next_best(logits, s->V, v))
+        table_row(r, "%zu %.3f %.5f|", v, (double)logits[v], (double)s->run.probs[v]);
     table_end(r);
     return 1;
 }
 
 /* Answers to n lists, one a line. */
-static void add_answers(Session *s, Report *r, const uint32_t *lists, size_t n) {
+static void add_answers(Session *s, Report *r, const uint32_t *lists, const uint32_t *medians,
+                        size_t n) {
     model_forward(&s->model, &s->run, lists, n, NULL);
-    for (const float *row = s->run.logits; row < s->run.logits + n * s->V; row += s->V) {
-        const size_t guess = argmax(row, s->V);
-        checked(r, (double)row[guess]);
-        if (s->logits) line_of_numbers(r, " ", row, s->V);
-        else say(r, "%zu\n", guess);
+    model_loss(&s->run, medians);
+    for (size_t i = 0; i < n; i++) {
+        const float *logits = s->run.logits + i * s->V;
+        const size_t guess = argmax(logits, s->V);
+        checked(r, (double)logits[guess]);
+        if (s->opt.logits) line_of_numbers(r, " ", logits, s->V);
+        else if (r->kind == REPORT_TEXT) say(r, "%zu\n", guess);
+        else
+            table_row(r, "%s %zu %zu %f %f %f", list_text(s, lists + i * s->T), guess,
+                      (size_t)medians[i], (double)logits[guess],
+                      (double)s->run.probs[i * s->V + guess], (double)s->run.loss[i]);
     }
     report_flush(r);
 }
 
-/* The list among the arguments or, without any, lists from the input, one a line; empty lines are passed over. */
-static int command_predict(Session *s, Report *r) {
-    const char *words[MAX_SEQ_LEN + 1], *const space = " \t\r,";
-    char line[16384];
+enum { LINE = 16384 };
+
+/* Lists from the input, one a line; blank lines are passed over. A person gets each answer at once,
+ * and may mend a line; otherwise the first fault is the end. */
+static int predict_input(Session *s, Report *r) {
+    FILE *in = s->streams.in, *to = s->streams.progress;
+    const int person = is_terminal(in);
+    const size_t batch = person ? 1 : s->run.capacity;
+    char line[LINE];
     size_t n = 0, number = 0, length;
-    FILE *in = s->streams.in;
-    if (s->n_numbers) {
-        if (!given_list(s, 1)) return 0;
-        if (s->logits) add_answers(s, r, s->list, 1);
-        else show_prediction(s, r), show_patterns(s, r);
-        return 1;
-    }
-    while (!s->error->usage && !(r->out && ferror(r->out)) && read_line(in, line, sizeof line, &length)) {
-        size_t n_words = 0;
+    if (person && to)
+        print_file(to, "A list of %zu numbers below %zu, and Enter. Ctrl-D ends.\n", s->T, s->V);
+    while (!(r->out && ferror(r->out)) && read_line(in, line, LINE, &length)) {
+        uint32_t *list = s->lists + n * s->T;
+        int good = 1;
         number++;
-        for (char *word = strtok(line, space); word && n_words <= s->T; word = strtok(NULL, space))
-            words[n_words++] = word;
-        if (length >= sizeof line) usage(s->error, "it is too long");
-        else if (n_words) n += (size_t)parse_list(s, s->lists + n * s->T, words, n_words);
-        if (n == s->run.capacity) add_answers(s, r, s->lists, n), n = 0;
+        if (length >= LINE)
+            good = fail(s->error, "it has %zu characters, more than %d", length, LINE - 1);
+        else if (line[strspn(line, " \t\r,")]) good = parse_lists(s, list, s->T, line);
+        else continue;
+        s->error->usage = 0;
+        if (good) s->medians[n++] = median_of(list, s->T);
+        else if (person) remark(s, "%s", s->error->text);
+        if (n == batch || (n && !good)) {
+            add_answers(s, r, s->lists, s->medians, n);
+            if (r->out) fflush(r->out);
+            n = 0;
+        }
+        if (!good && !person) {
+            const Error reason = *s->error;
+            return fail(s->error, "standard input, line %zu: %.400s", number, reason.text);
+        }
     }
-    if (n) add_answers(s, r, s->lists, n);
-    const Error reason = *s->error;
-    s->error->usage = 0;
-    if (reason.usage) return fail(s->error, "standard input, line %zu: %.300s", number, reason.text);
+    if (n) add_answers(s, r, s->lists, s->medians, n);
     return !ferror(in) || fail(s->error, "cannot read standard input: %s", strerror(errno));
 }
 
+static int command_predict(Session *s, Report *r) {
+    const int table = r->kind != REPORT_TEXT && !s->opt.logits;
+    int done = 1;
+    if (s->n_words && !given_list(s, 1, 1)) return 0;
+    if (table) table_begin(r, "predictions", "list,prediction,median,logit,probability,loss");
+    if (!s->n_words) done = predict_input(s, r);
+    else if (table || s->opt.logits) add_answers(s, r, s->list, s->median, 1);
+    else {
+        show_prediction(s, r);
+        show_patterns(s, r);
+    }
+    if (table) table_end(r);
+    return done;
+}
+
+COMMAND(predict, PREDICT, .size = 256, .batch = 256, .max_lists = 256, .argument = "NUMBER...",
+        .argument_is = "the list; without it, lists from stdin, one a line",
+        .summary = "the median, as the model sees it", .example = "predict 41 46 16 47 30 12 27");
 /* ---- 12. Circuits and weights ---------------------------------------------------------------- */
 
 /* The sum of n products; in x and in y, each number stands so many behind the one before. */
@@ -3173,11 +3523,13 @@ void circuit_table(const Model *m, const Circuit *which, float *table, float *sc
 }
 
 
-/* A whole number below `limit` at *text, which moves behind it and the mark that follows; a last ',' may be missing. */
-static int next_index(const char **text, char mark, size_t limit, size_t *index) {
+/* A whole number at *text, which moves behind it and the mark that follows; a last ',' may be
+ * missing. */
+static int next_index(const char **text, char mark, size_t *index) {
     const char *at = *text;
-    for (*index = 0; *at >= '0' && *at <= '9' && *index < limit; at++) *index = 10 * *index + (size_t)(*at - '0');
-    const int good = at > *text && *index < limit && (*at == mark || (!*at && mark == ','));
+    for (*index = 0; *at >= '0' && *at <= '9'; at++)
+        *index = smaller(10 * *index + (size_t)(*at - '0'), SIZE_MAX / 20);
+    const int good = at > *text && (*at == mark || (!*at && mark == ','));
     *text = at + (*at != 0);
     return good;
 }
@@ -3185,46 +3537,78 @@ static int next_index(const char **text, char mark, size_t limit, size_t *index)
 /* The next in the list of --head. */
 static int next_head(const Session *s, const char **text, size_t *layer, size_t *head) {
     const size_t L = s->model.config.n_layers, H = s->model.config.n_heads;
-    return (next_index(text, '.', L, layer) && next_index(text, ',', H, head)) ||
-           usage(s->error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0; the model has %zu layers of %zu heads",
-                 s->heads, L, H);
+    if (!next_index(text, '.', layer) || !next_index(text, ',', head))
+        return usage(s->error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0", s->opt.heads);
+    const char *layers = L == 1 ? "" : "s", *heads = H == 1 ? "" : "s";
+    if (*layer < L && *head < H) return 1;
+    return usage(s->error,
+                 "--head is '%.40s', but this model has %zu layer%s of %zu head%s, counted from 0",
+                 s->opt.heads, L, layers, H, heads);
+}
+
+/* What the options and the argument say of the circuits: `which` is the first, *n how many there
+ * are. */
+static int parse_circuit(const Session *s, Circuit *which, size_t *n) {
+    const size_t positions[] = {s->opt.query_pos, s->opt.key_pos};
+    const size_t kind = s->n_words == 1 ? choice_index("qk|ov", s->words[0]) : 2;
+    const char *heads = s->opt.heads;
+    if (kind > 1)
+        return usage(s->error, "which circuits? median circuits qk, or median circuits ov");
+    for (size_t i = 0; i < 2; i++)
+        if (positions[i] != NO_POSITION && positions[i] >= s->T)
+            return usage(s->error, "--%s-pos is %zu, must be less than %zu", i ? "key" : "query",
+                         positions[i], s->T);
+    which->kind = kind ? CIRCUIT_OV : CIRCUIT_QK;
+    which->raw = s->opt.raw != 0;
+    which->query_pos = s->opt.query_pos;
+    which->key_pos = s->opt.key_pos;
+    *n = *heads || s->opt.csv ? 1 : s->model.config.n_layers * s->model.config.n_heads;
+    if (*heads && !next_head(s, &heads, &which->layer, &which->head)) return 0;
+    return !*heads || usage(s->error, "--head is '%.40s', must be one head", s->opt.heads);
 }
 
 static int command_circuits(Session *s, Report *r) {
-    const size_t V = s->V, H = s->model.config.n_heads, positions[] = {s->query_pos, s->key_pos};
-    const size_t ov = s->n_numbers == 1 ? choice_index("qk|ov", s->numbers[0]) : 2;
-    const char *heads = s->heads;
-    Circuit which = {
-        .kind = ov ? CIRCUIT_OV : CIRCUIT_QK,
-        .raw = s->raw != 0,
-        .query_pos = s->query_pos,
-        .key_pos = s->key_pos,
+    static const char *const names[] = {
+        "QK: how much a query number (row) looks at a key number (column)",
+        "OV: what attending to a number (row) adds to the logit of each (column)",
     };
-    if (ov > 1) return usage(s->error, "which circuits? median circuits qk, or median circuits ov");
-    for (size_t i = 0; i < 2; i++)
-        if (positions[i] != NO_POSITION && positions[i] >= s->T)
-            return usage(s->error, "--%s-pos is %zu, must be less than %zu", i ? "key" : "query", positions[i], s->T);
-    if (*heads && !next_head(s, &heads, &which.layer, &which.head)) return 0;
-    if (*heads) return usage(s->error, "--head is '%.40s', must be one head", s->heads);
+    static const char *const rows[] = {"query", "number"}, *const columns[] = {"key", "logit of"};
+    const size_t V = s->V, H = s->model.config.n_heads;
+    Circuit which = {.layer = 0, .head = 0};
+    size_t n = 0;
+    if (!parse_circuit(s, &which, &n)) return 0;
     const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
     float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", s->error);
-    const Map map = {.values = table, .rows = V, .cols = V, .row_title = ov ? "number" : "query",
-                     .col_title = ov ? "logit of" : "key"};
-    if (ov && !s->raw) which.scale = mean_scale(&s->model, &s->run, s->lists, s->n);
-    const size_t first = which.layer * H + which.head, n = *s->heads || s->csv ? 1 : s->model.config.n_layers * H;
+    const Map map = {
+        .values = table,
+        .rows = V,
+        .cols = V,
+        .row_title = rows[which.kind],
+        .col_title = columns[which.kind],
+    };
+    if (which.kind == CIRCUIT_OV && !which.raw)
+        which.scale = mean_scale(&s->model, &s->run, s->lists, s->n);
+    const size_t first = which.layer * H + which.head;
     for (size_t i = first; table && i < first + n; i++) {
-        which.layer = i / H, which.head = i % H;
+        which.layer = i / H;
+        which.head = i % H;
         circuit_table(&s->model, &which, table, table + V * V);
-        for (size_t t = 0; r->kind != REPORT_TEXT && t < V; t++) line_of_numbers(r, ",", table + t * V, V);
-        say(r, "layer %zu head %zu, %s%s\n", which.layer, which.head, which.raw ? "raw " : "",
-            ov ? "OV: what attending to a number (row) adds to the logit of each (column)"
-               : "QK: how much a query number (row) looks at a key number (column)");
+        for (size_t t = 0; r->kind != REPORT_TEXT && t < V; t++)
+            line_of_numbers(r, ",", table + t * V, V);
+        prose(r, "layer %zu head %zu, %s%s", which.layer, which.head, which.raw ? "raw " : "",
+             names[which.kind]);
         draw_map(r, &map);
         say(r, "\n");
     }
     free(table);
     return table != NULL;
 }
+
+COMMAND(circuits, CIRCUITS, .size = 20000, .seed = 1000, .batch = 1024, .argument = "qk|ov",
+        .argument_is = "which; --csv prints the rows of one head's table, without a header",
+        .summary = "QK and OV circuits", .example = "circuits ov --head 0.0 --csv");
+
+/* -- weights -- */
 
 /* One matrix of a tensor, a head's where there are heads: its singular values and its picture. */
 static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, Error *error) {
@@ -3234,11 +3618,16 @@ static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, E
     float *columns = (float *)allocate(bytes, "singular values", error);
     if (!columns) return 0;
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++) columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
-    singular_values(columns + few * many, columns, few, many);
+        for (size_t j = 0; j < cols; j++)
+            columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
+    float *values = columns + few * many;
+    singular_values(values, columns, few, many);
     say(r, "  singular values");
-    for (size_t i = 0; i < smaller(few, 10); i++)
-        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g", checked(r, (double)columns[few * many + i]));
+    for (size_t i = 0; i < smaller(few, 10); i++) {
+        if (i == 5) say(r, "\n                 ");
+        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g",
+                 checked(r, (double)values[i]));
+    }
     say(r, "\n");
     draw_map(r, &map);
     free(columns);
@@ -3247,27 +3636,36 @@ static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, E
 
 enum { BINS = 40 };
 
+static void show_histogram(Report *r, const Tensor *t, double least, double greatest) {
+    size_t bins[BINS] = {0}, most = 0;
+    for (size_t i = 0; i < t->size; i++) {
+        const double share =
+            greatest > least ? ((double)t->data[i] - least) / (greatest - least) : 0;
+        const size_t bin = smaller((size_t)(share * BINS), BINS - 1);
+        if (++bins[bin] > most) most = bins[bin];
+    }
+    say(r, "  histogram |");
+    for (size_t i = 0; i < BINS; i++) say(r, "%c", shade((double)bins[i], (double)most));
+    say(r, "|\n");
+}
+
 static int show_tensor(Report *r, const Tensor *t, Error *error) {
     char shape[80];
     Moments moments = {0, 0, 0};
-    float min = t->data[0], max = t->data[0];
-    size_t bins[BINS] = {0}, most = 0;
+    float least = t->data[0], greatest = t->data[0];
     for (size_t i = 0; i < t->size; i++) {
-        observe(&moments, t->data[i]);
-        min = t->data[i] < min ? t->data[i] : min, max = t->data[i] > max ? t->data[i] : max;
-    }
-    for (size_t i = 0; i < t->size; i++) {
-        const double place = max > min ? ((double)t->data[i] - min) / ((double)max - min) * (BINS - 0.001) : 0.0;
-        if (++bins[(size_t)place] > most) most = bins[(size_t)place];
+        const float x = t->data[i];
+        observe(&moments, x);
+        if (x < least) least = x;
+        if (x > greatest) greatest = x;
     }
     shape_text(shape, sizeof shape, t);
-    text_add(&r->text, r->kind == REPORT_TEXT ? "%s  %s\n  mean %.4f  deviation %.4f  from %.4f to %.4f\n"
-                                              : "%s,%s,%.9g,%.9g,%.9g,%.9g",
-             t->name, shape, mean_of(&moments), deviation_of(&moments), (double)min, (double)max);
-    say(r, "  histogram |");
-    for (size_t i = 0; i < BINS; i++)
-        say(r, "%c", bins[i] ? shade((double)bins[i], (double)most) : ' ');
-    say(r, "|\n");
+    text_add(&r->text,
+             r->kind == REPORT_TEXT ? "%s  %s\n  mean %.4f  deviation %.4f\n  from %.4f to %.4f\n"
+                                    : "%s,%s,%.9g,%.9g,%.9g,%.9g",
+             t->name, shape, mean_of(&moments), deviation_of(&moments), (double)least,
+             (double)greatest);
+    show_histogram(r, t, (double)least, (double)greatest);
     const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1];
     const size_t rows = t->size / heads / cols;
     for (size_t head = 0; head < heads; head++) {
@@ -3281,124 +3679,258 @@ static int show_tensor(Report *r, const Tensor *t, Error *error) {
 static int command_weights(Session *s, Report *r) {
     int done = 1;
     table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...");
-    for (size_t i = 0; done && i < s->model.n_tensors; i++) done = show_tensor(r, &s->model.tensors[i], s->error);
+    for (size_t i = 0; done && i < s->model.n_tensors; i++)
+        done = show_tensor(r, &s->model.tensors[i], s->error);
     return done;
 }
 
-/* ---- 13. Intervening: ablation, patching, attribution ---------------------------------------- */
+COMMAND(weights, WEIGHTS, .summary = "every tensor: statistics, singular values, picture",
+        .example = "weights --width 120");
 
-/* One hook serves every intervention: where a target says so, values of the run under way are replaced by zeros, or by
- * those of `source`, another run over as many lists: the mean over its lists, the next list's, the same list's. */
+/* -- activations: every intermediate value, as TransformerLens's run_with_cache has it -- */
 
-/* A list's values at one place; NULL where there are none because nothing there matters to the result. */
-static float *values_at(const Run *run, const Target *t, size_t list, size_t width) {
-    const size_t T = run->config.seq_len, L = run->config.n_layers;
-    const LayerRun *l = &run->layers[smaller(t->layer, L - 1)];
-    float *const all[] = {run->final, l->pattern, l->z, l->mlp_out}; /* in the order of HookSite */
-    if (t->site == HOOK_RESIDUAL && t->layer < L) return l->rows->x + l->row[t->position * run->n_lists + list] * width;
-    const size_t per_list = l->queries_per_list;
-    if (t->position + per_list < T) return NULL;
-    return all[t->site] +
-           (t->head * l->n_queries + (t->position + per_list - T) * run->n_lists + list) * width;
+/* An index as text, or what is said in place of one that is too great. */
+static const char *index_text(char text[24], size_t index, size_t n, const char *otherwise) {
+    if (index < n) print_to(text, 24, "%zu", index);
+    else print_to(text, 24, "%s", otherwise);
+    return text;
 }
 
-/* Replaces the values at one place, of all lists. */
-static void replace_values(const Intervention *v, const Target *t, size_t width) {
-    const size_t n = v->run->n_lists;
-    for (size_t j = 0; j < width && values_at(v->run, t, 0, width); j++) {
-        double sum = 0;
-        for (size_t i = 0; i < n; i++) sum += (double)values_at(v->source, t, i, width)[j];
+#define NONE SIZE_MAX
+
+/* Whose values are listed. */
+typedef struct {
+    Report *report;
+    size_t layer, head;  /* or NONE */
+    size_t T;            /* positions */
+    const uint32_t *row; /* (T): which row of an array a position has; NULL: row t */
+} Place;
+
+/* The n values of each position, from x (rows, n). A score that is masked is -inf, as in
+ * TransformerLens. */
+static void list_site(const Place *p, const char *site, const float *x, size_t n) {
+    Report *r = p->report;
+    char name[48], layer[24], head[24];
+    index_text(layer, p->layer, NONE, "");
+    index_text(head, p->head, NONE, "");
+    print_to(name, sizeof name, *layer ? "blocks.%s.%s" : "%s%s", layer, site);
+    for (size_t t = 0; t < p->T; t++)
         for (size_t i = 0; i < n; i++) {
-            float *value = values_at(v->run, t, i, width) + j;
+            const double value = (double)x[(p->row ? p->row[t] : t) * n + i];
+            if (value > -HUGE_VAL) checked(r, value);
+            text_add(&r->text, "%s,%s,%s,%zu,%zu,%.9g\n", name, layer, head, t, i, value);
+        }
+    report_flush(r);
+}
+
+/* A layer normalization's scale, sqrt(variance + 1e-5) of each position, and x divided by it,
+ * before w and b: normal (rows, d). */
+static void list_norm(const Place *p, const char *name, const float *inv_std, const float *normal,
+                      size_t d) {
+    char site[40];
+    float scale[MAX_SEQ_LEN];
+    Place at = *p;
+    for (size_t t = 0; t < p->T; t++) scale[t] = f32(1.0 / (double)inv_std[p->row ? p->row[t] : t]);
+    at.row = NULL;
+    print_to(site, sizeof site, "%s.hook_scale", name);
+    list_site(&at, site, scale, 1);
+    print_to(site, sizeof site, "%s.hook_normalized", name);
+    list_site(p, site, normal, d);
+}
+
+/* What stands before softmax, of each head: scores (n_heads, T, T). */
+static void attention_scores(float *scores, const LayerRun *layer, const Config *c) {
+    const size_t T = c->seq_len, dh = c->d_head;
+    const double scale = 1.0 / sqrt((double)dh);
+    for (size_t i = 0; i < c->n_heads * T * T; i++) {
+        const size_t head = i / T / T, query = i / T % T, key = i % T;
+        const float *q = layer->rows->q + (head * layer->rows->n_rows + layer->row[query]) * dh;
+        const float *k = layer->rows->k + (head * layer->rows->n_rows + layer->row[key]) * dh;
+        scores[i] = key > query ? -HUGE_VALF : f32(dot(q, 1, k, 1, dh) * scale);
+    }
+}
+
+/* scratch: (n_heads, T, T) and (T, d_model) */
+static void list_layer(const Session *s, Place p, float *scratch) {
+    const Config *c = &s->model.config;
+    const LayerWeights *w = &s->model.weights.layers[p.layer];
+    const LayerRun *layer = &s->run.layers[p.layer];
+    const LayerRows *rows = layer->rows;
+    const size_t T = s->T, d = c->d_model, dh = c->d_head, H = c->n_heads;
+    float *out = scratch + H * T * T;
+    const struct {
+        const char *name;
+        const float *x; /* (n_heads, rows, n) */
+        size_t rows, n;
+    } sites[] = {
+        {"attn.hook_q", rows->q, rows->n_rows, dh},  {"attn.hook_k", rows->k, rows->n_rows, dh},
+        {"attn.hook_v", rows->v, rows->n_rows, dh},  {"attn.hook_attn_scores", scratch, T, T},
+        {"attn.hook_pattern", layer->pattern, T, T}, {"attn.hook_z", layer->z, T, dh},
+    };
+    p.row = layer->row;
+    list_site(&p, "hook_resid_pre", rows->x, d);
+    if (c->normalization) list_norm(&p, "ln1", rows->inv_std, rows->normal, d);
+    attention_scores(scratch, layer, c);
+    for (size_t i = 0; i < 6; i++) {
+        if (i == 3) p.row = NULL;
+        for (p.head = 0; p.head < H; p.head++)
+            list_site(&p, sites[i].name, sites[i].x + p.head * sites[i].rows * sites[i].n,
+                      sites[i].n);
+    }
+    p.head = NONE;
+    for (size_t t = 0; t < T; t++) memcpy(out + t * d, w->b_O, d * sizeof *out);
+    for (size_t h = 0; h < H; h++)
+        linear_forward(out, out, layer->z + h * T * dh, w->W_O + h * dh * d, NULL, T, dh, d);
+    list_site(&p, "hook_attn_out", out, d);
+    if (c->d_mlp == 0) return;
+    list_site(&p, "hook_resid_mid", layer->resid_mid, d);
+    if (c->normalization) list_norm(&p, "ln2", layer->inv_std2, layer->normal2, d);
+    list_site(&p, "mlp.hook_pre", layer->pre, c->d_mlp);
+    list_site(&p, "mlp.hook_post", layer->post, c->d_mlp);
+    list_site(&p, "hook_mlp_out", layer->mlp_out, d);
+}
+
+/* What stands behind the layers. scratch: (T, 2 d_model + 1 + max_num) */
+static void list_end(const Session *s, Place p, float *scratch) {
+    const Config *c = &s->model.config;
+    const Weights *w = &s->model.weights;
+    const size_t T = s->T, d = c->d_model, V = s->V;
+    float *normal = scratch, *h = normal + T * d, *inv_std = h + T * d, *logits = inv_std + T;
+    if (c->normalization) {
+        layernorm_forward(h, normal, inv_std, s->run.final, w->ln_final_w, w->ln_final_b, T, d);
+        list_norm(&p, "ln_final", inv_std, normal, d);
+    } else memcpy(h, s->run.final, T * d * sizeof *h);
+    list_site(&p, "unembed.hook_in", h, d);
+    linear_forward(logits, NULL, h, w->W_U, w->b_U, T, d, V);
+    list_site(&p, "unembed.hook_out", logits, V);
+}
+
+static int command_activations(Session *s, Report *r) {
+    const Config *c = &s->model.config;
+    const size_t T = s->T, d = c->d_model;
+    Place p = {.report = r, .layer = NONE, .head = NONE, .T = T, .row = s->list};
+    if (!given_list(s, s->seed, 1)) return 0;
+    const double floats =
+        (double)T * ((double)c->n_heads * (double)T + 2.0 * (double)(d + 1) + (double)s->V);
+    float *scratch = (float *)allocate(floats * (double)sizeof *scratch, "the scores", s->error);
+    if (!scratch) return 0;
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    text_add(&r->text, "site,layer,head,position,index,value\n");
+    list_site(&p, "hook_embed", s->model.weights.W_E, d);
+    p.row = NULL;
+    list_site(&p, "hook_pos_embed", s->model.weights.W_pos, d);
+    for (p.layer = 0; p.layer < c->n_layers; p.layer++) {
+        const int last = p.layer + 1 == c->n_layers;
+        const LayerRun *next = &s->run.layers[last ? p.layer : p.layer + 1];
+        list_layer(s, p, scratch);
+        p.row = last ? NULL : next->row;
+        list_site(&p, "hook_resid_post", last ? s->run.final : next->rows->x, d);
+    }
+    p.layer = NONE;
+    p.row = NULL;
+    list_end(s, p, scratch);
+    free(scratch);
+    return 1;
+}
+
+COMMAND(activations, ACTIVATIONS, .seed = 23, .kind = RUN_ALL_POSITIONS, .argument = "NUMBER...",
+        .argument_is = "the list; without it, the first of the seed. In scores and patterns, index "
+                       "is the key's position; "
+                       "a masked score is -inf. hook_normalized stands before w and b",
+        .summary = "every intermediate value of a list, as TransformerLens names it",
+        .example = "activations 41 46 16 47 30 12 27");
+
+/* ---- 13. Intervening: ablation, patching, attribution ---------------------------------------- */
+
+/* One hook serves every intervention: where a target says so, values of the run under way are
+ * replaced by zeros, or by those of `source`, another run over as many lists: the mean over its
+ * lists, the next list's, the same list's. */
+typedef struct {
+    const Run *run, *source;
+    ReplaceKind kind;
+    const Target *targets;
+    size_t n_targets;
+} Intervention;
+
+/* All values of a run at a target's site, layer and head: (rows, width). */
+static const float *values_of(const Run *run, const Target *t) {
+    const Config *c = &run->config;
+    const LayerRun *layer = &run->layers[smaller(t->layer, c->n_layers - 1)];
+    if (t->site == HOOK_RESIDUAL) return t->layer < c->n_layers ? layer->rows->x : run->final;
+    if (t->site == HOOK_PATTERN) return layer->pattern + t->head * layer->n_queries * c->seq_len;
+    if (t->site == HOOK_HEAD) return layer->z + t->head * layer->n_queries * c->d_head;
+    return layer->mlp_out;
+}
+
+/* Which of those rows a list has at the target's position; NONE where that is not computed, since
+ * it does not matter. */
+static size_t row_of(const Run *run, const Target *t, size_t list) {
+    const size_t L = run->config.n_layers, T = run->config.seq_len;
+    const LayerRun *layer = &run->layers[smaller(t->layer, L - 1)];
+    if (t->site == HOOK_RESIDUAL && t->layer < L)
+        return layer->row[t->position * run->n_lists + list];
+    if (t->position + layer->queries_per_list < T) return NONE;
+    return (t->position + layer->queries_per_list - T) * run->n_lists + list;
+}
+
+/* Replaces values (rows, width) at one place, of all lists. */
+static void replace_values(const Intervention *v, const Target *t, float *values, size_t width) {
+    const size_t n = v->source->n_lists;
+    const float *source = values_of(v->source, t);
+    for (size_t j = 0; j < width && row_of(v->run, t, 0) != NONE; j++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += (double)source[row_of(v->source, t, i) * width + j];
+        for (size_t i = 0; i < n; i++) {
+            const size_t from = v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i;
+            float *value = values + row_of(v->run, t, i) * width + j;
             if (v->kind == REPLACE_ZERO) *value = 0.0f;
             else if (v->kind == REPLACE_MEAN) *value = f32(sum / (double)n);
-            else *value = values_at(v->source, t, v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i, width)[j];
+            else *value = source[row_of(v->source, t, from) * width + j];
         }
     }
 }
 
-static void intervene(void *context, HookSite site, size_t layer, size_t head, float *values, size_t rows,
-                      size_t width) {
+static void intervene(void *context, HookSite site, size_t layer, size_t head, float *values,
+                      size_t rows, size_t width) {
     const Intervention *v = (const Intervention *)context;
-    Target here = {site, layer, head, 0};
-    (void)values, (void)rows;
+    (void)rows;
     for (size_t i = 0; i < v->n_targets; i++) {
         const Target *t = &v->targets[i];
-        if (t->site != site || t->layer != layer || (t->head != head && t->head != ALL_HEADS)) continue;
-        for (here.position = 0; here.position < v->run->config.seq_len; here.position++)
-            if (t->position == here.position || t->position == ALL_POSITIONS) replace_values(v, &here, width);
+        Target here = {.site = site, .layer = layer, .head = head};
+        if (t->site != site || t->layer != layer) continue;
+        if (t->head != head && t->head != ALL_HEADS) continue;
+        for (; here.position < v->run->config.seq_len; here.position++)
+            if (t->position == here.position || t->position == ALL_POSITIONS)
+                replace_values(v, &here, values, width);
     }
 }
 
-void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists, ReplaceKind kind,
-                      const Target *targets, size_t n_targets) {
-    Intervention v = {run, source, kind, targets, n_targets};
-    const Hook hook = {intervene, &v};
+void run_intervention(const Model *model, Run *run, const Run *source, const uint32_t *lists,
+                      ReplaceKind kind, const Target *targets, size_t n_targets) {
+    Intervention v = {
+        .run = run, .source = source, .kind = kind, .targets = targets, .n_targets = n_targets};
+    const Hook hook = {.call = intervene, .context = &v};
     model_forward(model, run, lists, source->n_lists, &hook);
 }
 
-/* The last position's logit of a number is a sum over what stands in the residual stream, each term as ln_final would
- * leave it. vector (d_model), or NULL. */
-static void add_term(Attribution *a, const Model *m, const char *part, size_t layer, size_t head, size_t position,
-                     const float *vector) {
-    Term *term = &a->terms[a->n_terms++];
-    term->part = part, term->layer = layer, term->head = head, term->position = position;
-    for (size_t v = 0; v < 2; v++) {
-        const float *column = m->weights.W_U + a->numbers[v];
-        term->logit[v] = dot(vector, 1, column, m->config.max_num, vector ? m->config.d_model : 0);
-    }
-}
-
-size_t attribution_terms(const Config *c) { return 4 + c->n_layers * (c->n_heads * c->seq_len + 2); }
-
-/* Terms in the order in which they enter the stream. */
-void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
-    const Config *c = &m->config;
-    const Weights *w = &m->weights;
-    const size_t d = c->d_model, dh = c->d_head, T = c->seq_len, L = c->n_layers;
-    const float s = a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f, *token = w->W_E, *place = w->W_pos;
-    a->n_terms = 0;
-    token += run->inputs->token[run->layers[0].row[T - 1]] * d, place += (T - 1) * d;
-    add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, token, 1, s));
-    add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, s));
-    for (size_t l = 0; l < L; l++) {
-        const LayerRun *layer = &run->layers[l];
-        const size_t query = layer->n_queries - 1;
-        for (size_t h = 0; h < c->n_heads; h++)
-            for (size_t t = 0; t < T; t++) {
-                const float *pattern = layer->pattern + h * layer->n_queries * T;
-                const float *v = layer->rows->v + (h * layer->rows->n_rows + layer->row[t]) * dh;
-                linear_forward(x, NULL, v, w->layers[l].W_O + h * dh * d, NULL, 1, dh, d);
-                for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * pattern[query * T + t]);
-                add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, s));
-            }
-        add_term(a, m, "b_O", l, 0, T - 1, scale_given(m, x, w->layers[l].b_O, 1, s));
-        if (c->d_mlp) add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, layer->mlp_out + query * d, 1, s));
-    }
-    add_term(a, m, "ln_final.b", L, 0, T - 1, w->ln_final_b);
-    add_term(a, m, "b_U", L, 0, T - 1, NULL);
-    for (size_t v = 0; v < 2; v++) {
-        a->terms[a->n_terms - 1].logit[v] = (double)w->b_U[a->numbers[v]];
-        a->sum[v] = 0;
-        for (size_t i = 0; i < a->n_terms; i++) a->sum[v] += a->terms[i].logit[v];
-    }
-}
-
-
 /* A run that is intervened in, beside the one that keeps what it computed. */
-static int need_other_run(Session *s) {
-    return s->other.memory || run_create(&s->other, &s->model.config, s->run.capacity, s->run.kind, s->error);
+static int ensure_second_run(Session *s) {
+    return s->second.memory ||
+           run_create(&s->second, &s->model.config, s->run.capacity, s->run.kind, s->error);
 }
+
+/* -- ablation -- */
 
 enum { MAX_TARGETS = 256 };
 
 /* The place at each of --positions, or at all. */
 static int add_target(const Session *s, Target *targets, size_t *n, Target place) {
-    const char *at = s->positions;
+    const char *at = s->opt.positions;
     place.position = ALL_POSITIONS;
     do {
-        if (*at && !next_index(&at, ',', s->T, &place.position))
-            return usage(s->error, "--positions is '%.40s', must be numbers below %zu", s->positions, s->T);
+        if (*at && (!next_index(&at, ',', &place.position) || place.position >= s->T))
+            return usage(s->error, "--positions is '%.40s', must be numbers below %zu",
+                         s->opt.positions, s->T);
         if (*n == MAX_TARGETS) return usage(s->error, "more than %d targets", MAX_TARGETS);
         targets[(*n)++] = place;
     } while (*at);
@@ -3408,105 +3940,219 @@ static int add_target(const Session *s, Target *targets, size_t *n, Target place
 /* --head and --layer, each at --positions: the targets of one joint ablation, *n of them. */
 static int parse_targets(const Session *s, Target *targets, size_t *n) {
     const size_t L = s->model.config.n_layers;
-    const char *heads = s->heads, *layers = s->layers;
-    Target t = {HOOK_HEAD, 0, 0, 0};
-    if (s->part && !s->model.config.d_mlp) return usage(s->error, "--part mlp: this model has no MLP");
+    const char *heads = s->opt.heads, *layers = s->opt.layers;
+    const int mlp = s->opt.part == 1;
+    Target t = {.site = HOOK_HEAD};
+    if (mlp && !s->model.config.d_mlp) return usage(s->error, "--part mlp: this model has no MLP");
+    const int everywhere = !*heads && !*layers && (*s->opt.positions || mlp);
     while (*heads)
         if (!next_head(s, &heads, &t.layer, &t.head) || !add_target(s, targets, n, t)) return 0;
-    t.site = s->part ? HOOK_MLP : HOOK_HEAD, t.head = s->part ? 0 : ALL_HEADS;
+    t.site = mlp ? HOOK_MLP : HOOK_HEAD;
+    t.head = mlp ? 0 : ALL_HEADS;
     while (*layers) {
-        if (!next_index(&layers, ',', L, &t.layer))
-            return usage(s->error, "--layer is '%.40s', must be numbers below %zu", s->layers, L);
+        if (!next_index(&layers, ',', &t.layer) || t.layer >= L)
+            return usage(s->error, "--layer is '%.40s', must be numbers below %zu", s->opt.layers,
+                         L);
         if (!add_target(s, targets, n, t)) return 0;
     }
-    for (t.layer = 0; !*s->heads && !*s->layers && (*s->positions || s->part) && t.layer < L; t.layer++)
+    for (t.layer = 0; everywhere && t.layer < L; t.layer++)
         if (!add_target(s, targets, n, t)) return 0;
     return 1;
 }
 
-/* A row of the ablation table, over the lists that s->run has just seen. */
-static void show_ablation(Session *s, Report *r, const Target *targets, size_t n, const char *layer, const char *head,
-                          const char *positions) {
+/* A row of the table, over the lists that s->run has just seen. */
+static void show_ablation(Session *s, Report *r, const Target *targets, size_t n, const char *layer,
+                          const char *head, const char *positions) {
     static const char *const kinds[] = {"mean", "zero", "resample"};
     Evaluation e = {0};
-    run_intervention(&s->model, &s->other, &s->run, s->lists, (ReplaceKind)s->kind, targets, n);
-    evaluate_batch(&s->other, s->medians, &e);
+    run_intervention(&s->model, &s->second, &s->run, s->lists, (ReplaceKind)s->opt.kind, targets,
+                     n);
+    evaluate_batch(&s->second, s->medians, &e);
     table_row(r, "%s %s %s %s %.3f%% %.5f %zu %zu", layer, head, positions,
-              n ? kinds[s->kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
-}
-
-/* An index as text, or what is said in place of one that is too great. */
-static const char *index_text(char text[24], size_t index, size_t n, const char *otherwise) {
-    if (index < n) print_to(text, 24, "%zu", index);
-    else print_to(text, 24, "%s", otherwise);
-    return text;
+              n ? kinds[s->opt.kind] : "-", e.accuracy, e.loss, e.alerts, e.lists);
 }
 
 /* "0,1,2" becomes "0 1 2": a CSV cell has no comma. */
-static void spaced(char to[LIST_SIZE], const char *from, const char *if_empty) {
+static void commas_to_spaces(char to[LIST_SIZE], const char *from, const char *if_empty) {
     print_to(to, LIST_SIZE, "%s", *from ? from : if_empty);
     while ((to = strchr(to, ',')) != NULL) *to = ' ';
 }
 
-/* The targets given or, without any, every head at every position, every head, every layer. */
+/* All targets together. */
+static void ablate_jointly(Session *s, Report *r, const Target *targets, size_t n) {
+    char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
+    commas_to_spaces(heads, s->opt.heads, s->opt.part ? "mlp" : "attn");
+    commas_to_spaces(layers, s->opt.layers, *s->opt.heads ? "-" : "all");
+    commas_to_spaces(positions, s->opt.positions, "all");
+    show_ablation(s, r, targets, n, layers, heads, positions);
+}
+
+/* Of each layer every head, attention as a whole, and the MLP; heads at every position, too. */
+static void ablate_singly(Session *s, Report *r) {
+    const size_t H = s->model.config.n_heads, T = s->T;
+    const size_t parts = H + (s->model.config.d_mlp ? 2 : 1);
+    char layer[24], head[24], position[24];
+    Target t = {.layer = 0};
+    for (; t.layer < s->model.config.n_layers; t.layer++)
+        for (size_t part = 0; part < parts; part++) {
+            const int mlp = part > H;
+            t.site = mlp ? HOOK_MLP : HOOK_HEAD;
+            t.head = part;
+            if (part == H) t.head = ALL_HEADS;
+            if (mlp) t.head = 0;
+            for (size_t at = part < H ? 0 : T; at <= T; at++) {
+                t.position = at < T ? at : ALL_POSITIONS;
+                show_ablation(s, r, &t, 1, index_text(layer, t.layer, NONE, ""),
+                              index_text(head, part, H, mlp ? "mlp" : "attn"),
+                              index_text(position, at, T, "all"));
+            }
+        }
+}
+
+/* The targets given or, without any, each head at each position, each head, each layer. */
 static int command_ablate(Session *s, Report *r) {
     static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
-    const size_t H = s->model.config.n_heads, T = s->T, parts = H + (s->model.config.d_mlp ? 2 : 1);
-    const size_t n = smaller(s->n, s->run.capacity);
-    char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
-    Target targets[MAX_TARGETS] = {{HOOK_HEAD, 0, 0, 0}};
-    size_t n_targets = 0;
-    if (!parse_targets(s, targets, &n_targets) || !need_other_run(s)) return 0;
-    model_forward(&s->model, &s->run, s->lists, n, NULL);
-    say(r, "Values replaced by %s, over %zu lists of seed %zu.\n\n", titles[s->kind], n, s->seed);
+    Target targets[MAX_TARGETS];
+    size_t n = 0;
+    if (!parse_targets(s, targets, &n) || !ensure_second_run(s)) return 0;
+    model_forward(&s->model, &s->run, s->lists, s->n, NULL);
+    prose(r, "Values replaced by %s, over %zu lists of seed %zu. An alert is a loss above 0.7.\n\n",
+         titles[s->opt.kind], s->n, s->seed);
     table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists");
     if (r->kind == REPORT_TEXT) show_ablation(s, r, NULL, 0, "-", "-", "nothing");
-    spaced(heads, s->heads, s->part ? "mlp" : "attn");
-    spaced(layers, s->layers, *s->heads ? "-" : "all");
-    spaced(positions, s->positions, "all");
-    if (*s->heads && !strchr(s->heads, ',') && !*s->layers) { /* one head: its layer and head apart */
-        print_to(layers, sizeof layers, "%zu", targets[0].layer);
-        print_to(heads, sizeof heads, "%zu", targets[0].head);
-    }
-    if (n_targets) show_ablation(s, r, targets, n_targets, layers, heads, positions);
-    for (size_t i = 0; n_targets == 0 && i < s->model.config.n_layers * parts; i++) {
-        const size_t l = i / parts, part = i % parts; /* of each layer every head, attention, and the MLP */
-        for (size_t t = part < H ? 0 : T; t <= T; t++) {
-            const Target target = {part > H ? HOOK_MLP : HOOK_HEAD, l, part > H ? 0 : part < H ? part : ALL_HEADS,
-                                   t < T ? t : ALL_POSITIONS};
-            show_ablation(s, r, &target, 1, index_text(layers, l, SIZE_MAX, ""),
-                          index_text(heads, part, H, part > H ? "mlp" : "attn"), index_text(positions, t, T, "all"));
-        }
-    }
+    if (n) ablate_jointly(s, r, targets, n);
+    else ablate_singly(s, r);
     table_end(r);
     return 1;
+}
+
+COMMAND(ablate, ABLATE, .size = 200, .seed = 42, .batch = SIZE_MAX,
+        .summary = "what breaks when activations are replaced",
+        .example = "ablate --head 0.0 --positions 5,6 --kind zero");
+
+/* -- direct logit attribution -- */
+
+/* The last position's logit of a number is a sum over what stands in the residual stream, each term
+ * as ln_final would leave it. vector (d_model), or NULL. */
+static void add_term(Attribution *a, const Model *m, const char *part, size_t layer, size_t head,
+                     size_t position, const float *vector) {
+    Term *term = &a->terms[a->n_terms++];
+    term->part = part;
+    term->layer = layer;
+    term->head = head;
+    term->position = position;
+    for (size_t v = 0; v < 2; v++) {
+        const float *column = m->weights.W_U + a->numbers[v];
+        term->logit[v] = dot(vector, 1, column, m->config.max_num, vector ? m->config.d_model : 0);
+    }
+}
+
+size_t attribution_terms(const Config *c) {
+    return 4 + c->n_layers * (c->n_heads * c->seq_len + 2);
+}
+
+/* What a layer's last query reads: x (d_model) is scratch. */
+static void attribute_layer(const Model *m, const Run *run, Attribution *a, size_t l, float *x) {
+    const Config *c = &m->config;
+    const LayerRun *layer = &run->layers[l];
+    const LayerWeights *w = &m->weights.layers[l];
+    const size_t d = c->d_model, dh = c->d_head, T = c->seq_len;
+    for (size_t h = 0; h < c->n_heads; h++) {
+        const float *v = layer->rows->v + h * layer->rows->n_rows * dh;
+        const float *pattern = layer->pattern + ((h + 1) * layer->n_queries - 1) * T;
+        for (size_t t = 0; t < T; t++) {
+            linear_forward(x, NULL, v + layer->row[t] * dh, w->W_O + h * dh * d, NULL, 1, dh, d);
+            for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * pattern[t]);
+            add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, a->inv_std));
+        }
+    }
+    add_term(a, m, "b_O", l, 0, T - 1, scale_given(m, x, w->b_O, 1, a->inv_std));
+    if (c->d_mlp == 0) return;
+    const float *mlp_out = layer->mlp_out + (layer->n_queries - 1) * d;
+    add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, mlp_out, 1, a->inv_std));
+}
+
+/* Terms in the order in which they enter the stream. */
+void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
+    const Config *c = &m->config;
+    const Weights *w = &m->weights;
+    const size_t d = c->d_model, T = c->seq_len, L = c->n_layers;
+    const float *number = w->W_E + run->inputs->token[run->layers[0].row[T - 1]] * d;
+    const float *place = w->W_pos + (T - 1) * d;
+    a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f;
+    a->n_terms = 0;
+    add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, number, 1, a->inv_std));
+    add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, a->inv_std));
+    for (size_t l = 0; l < L; l++) attribute_layer(m, run, a, l, x);
+    add_term(a, m, "ln_final.b", L, 0, T - 1, w->ln_final_b);
+    add_term(a, m, "b_U", L, 0, T - 1, NULL);
+    for (size_t v = 0; v < 2; v++) {
+        a->terms[a->n_terms - 1].logit[v] = (double)w->b_U[a->numbers[v]];
+        a->sum[v] = 0;
+        for (size_t i = 0; i < a->n_terms; i++) a->sum[v] += a->terms[i].logit[v];
+    }
+}
+
+/* The number with the greatest logit but for one. */
+static size_t best_other(const float *logits, size_t n, size_t number) {
+    size_t best = number == 0;
+    for (size_t v = best; v < n; v++)
+        if (v != number && logits[v] > logits[best]) best = v;
+    return best;
 }
 
 /* Of s->list: the logit of its median, against that of the best other number. */
 static int command_attribute(Session *s, Report *r) {
     const Config *c = &s->model.config;
-    const size_t room = attribution_terms(c);
     const float *logits = s->run.logits;
-    if (!given_list(s, s->seed)) return 0;
+    const size_t room = attribution_terms(c);
+    if (!given_list(s, s->seed, 1)) return 0;
     model_forward(&s->model, &s->run, s->list, 1, NULL);
-    const size_t best = argmax(logits, s->V), median = s->median[0];
-    const size_t other = best == median ? next_best(logits, s->V, best) : best;
-    Attribution a = {{median, other}, 0, NULL, 0, {0, 0}};
-    const double bytes = (double)room * (double)sizeof(Term) + (double)(c->d_model + c->d_head) * sizeof(float);
+    const size_t median = s->median[0], other = best_other(logits, s->V, median);
+    Attribution a = {.numbers = {median, other}};
+    const double bytes = (double)room * (double)sizeof(Term) + (double)c->d_model * sizeof(float);
     a.terms = (Term *)allocate(bytes, "the terms", s->error);
     if (!a.terms) return 0;
     attribute(&s->model, &s->run, &a, (float *)(a.terms + room));
-    say(r, "What makes the logit of the median, %zu, and of the best other number, %zu\n\n", median, other);
+    prose(r,
+         "What makes the logit of the median, %zu, against that of the best other number, %zu. "
+         "List: %s\n\n",
+         median, other, list_text(s, s->list));
     table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin");
-    for (const Term *t = a.terms; t < a.terms + a.n_terms; t++) {
+    for (const Term *t = a.terms; t < a.terms + a.n_terms; t++)
         table_row(r, "%s %zu %zu %zu %zu %.4f %.4f %+.4f|", t->part, t->layer, t->head, t->position,
-                  (size_t)s->list[t->position], t->logit[0], t->logit[1], t->logit[0] - t->logit[1]);
-    }
+                  (size_t)s->list[t->position], t->logit[0], t->logit[1],
+                  t->logit[0] - t->logit[1]);
     table_end(r);
     const double x = (double)logits[median], y = (double)logits[other];
-    say(r, "\n%-28s%9.4f %9.4f %+9.4f\n", "sum", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
-    say(r, "%-28s%9.4f %9.4f %+9.4f\n", "logits of the forward pass", x, y, x - y);
+    say(r, "\nsum of the terms   %10.4f %10.4f %+10.4f\n", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
+    say(r, "the network's own  %10.4f %10.4f %+10.4f\n", x, y, x - y);
     free(a.terms);
+    return 1;
+}
+
+COMMAND(attribute, ATTRIBUTE, .seed = 23, .argument = "NUMBER...",
+        .argument_is = "the list; without it, the first of the seed",
+        .summary = "what makes the logit of one list's median",
+        .example = "attribute 41 46 16 47 30 12 27");
+
+/* -- activation patching -- */
+
+/* The second list: given behind the first, or the first with its median moved by half the range. */
+static int other_list(Session *s) {
+    const size_t T = s->T;
+    uint32_t *other = s->list + T;
+    size_t t = 0, differ = 0;
+    if (s->n_words == 0) {
+        memcpy(other, s->list, T * sizeof *other);
+        while (other[t] != s->median[0]) t++;
+        other[t] = (uint32_t)((other[t] + s->V / 2) % s->V);
+    }
+    for (t = 0; t < T; t++) differ += s->list[t] != other[t];
+    if (differ != 1)
+        return usage(s->error, "the two lists must differ in one number; they differ in %zu",
+                     differ);
+    s->median[1] = median_of(other, T);
     return 1;
 }
 
@@ -3514,65 +4160,61 @@ static double margin(const Run *run, const size_t *numbers) {
     return (double)run->logits[numbers[0]] - (double)run->logits[numbers[1]];
 }
 
-/* The second list: given behind the first, or the first with its median moved by half the range. */
-static int other_list(Session *s) {
-    const size_t T = s->T;
-    uint32_t *other = s->list + T;
-    size_t t = 0, differ = 0;
-    memcpy(other, s->list, T * sizeof *other);
-    while (other[t] != s->median[0]) t++;
-    other[t] = (uint32_t)((other[t] + s->V / 2) % s->V);
-    if (s->n_numbers && !parse_list(s, other, s->numbers + T, T)) return 0;
-    for (t = 0; t < T; t++) differ += s->list[t] != other[t];
-    if (differ != 1) return usage(s->error, "the two lists must differ in one number; they differ in %zu", differ);
-    s->median[1] = median_of(other, T);
-    return 1;
+/* Puts the clean value at one place, of s->run, into the corrupted run: how much of the clean
+ * margin comes back? */
+static void show_patch(Session *s, Report *r, const Target *t, const size_t *numbers, double clean,
+                       double corrupted) {
+    static const char *const names[] = {"residual", "pattern", "head",
+                                        "mlp"}; /* in the order of HookSite */
+    const double whole = clean - corrupted;
+    char position[24];
+    index_text(position, t->position, s->T, "all");
+    run_intervention(&s->model, &s->second, &s->run, s->list + s->T, REPLACE_SAME, t, 1);
+    const double patched = margin(&s->second, numbers);
+    const double restored = whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0;
+    table_row(r, "%s %zu %zu %s %.4f %.4f %.4f %.3f|", names[t->site], t->layer, t->head, position,
+              clean, corrupted, patched, restored);
 }
 
-/* The clean list is run in s->run, the corrupted one in s->other; what counts is the margin of one number's logit over
- * another's. One clean value after the other is put into the corrupted run: how much of the clean margin comes back?
- * 1 all of it, 0 nothing. */
+/* The clean list is run in s->run, the corrupted one in s->second; what counts is the margin of one
+ * number's logit over another's. */
 static int command_patch(Session *s, Report *r) {
-    static const char *const names[] = {"residual", "pattern", "head", "mlp"}; /* in the order of HookSite */
     const Config *c = &s->model.config;
-    const size_t T = s->T, V = s->V, n_sites = c->d_mlp ? 4 : 3;
-    const float *logits = s->run.logits;
-    if (s->n_numbers && s->n_numbers != 2 * T)
-        return usage(s->error, "patch takes two lists, %zu numbers in all; %zu are given", 2 * T, s->n_numbers);
-    s->n_numbers /= 2;
-    if (!given_list(s, s->seed) || !other_list(s) || !need_other_run(s)) return 0;
+    const size_t T = s->T;
+    if (!given_list(s, s->seed, 2) || !other_list(s) || !ensure_second_run(s)) return 0;
     model_forward(&s->model, &s->run, s->list, 1, NULL);
-    model_forward(&s->model, &s->other, s->list + T, 1, NULL);
+    model_forward(&s->model, &s->second, s->list + T, 1, NULL);
     size_t numbers[2] = {s->median[0], s->median[1]};
-    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, V);
-    if (numbers[0] == numbers[1]) numbers[1] = next_best(logits, V, numbers[1]);
+    if (numbers[0] == numbers[1]) numbers[1] = best_other(s->run.logits, s->V, numbers[0]);
     say(r, "clean      %s  median %u\n", list_text(s, s->list), (unsigned)s->median[0]);
     say(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + T), (unsigned)s->median[1]);
-    say(r, "Margins are logit(%zu) - logit(%zu). With one clean value put into the corrupted run:\n\n", numbers[0],
-        numbers[1]);
+    prose(r,
+         "Margins are logit(%zu) - logit(%zu). One clean value is put into the corrupted run. "
+         "Restored 1: the clean "
+         "margin is back; 0: nothing of it.\n\n",
+         numbers[0], numbers[1]);
+    const double clean = margin(&s->run, numbers), corrupted = margin(&s->second, numbers);
+    Target t = {.site = HOOK_RESIDUAL, .position = ALL_POSITIONS};
     table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored");
     r->bar_limit = 1;
-    const double clean = margin(&s->run, numbers), corrupted = margin(&s->other, numbers), whole = clean - corrupted;
-    for (size_t i = 0; i < c->n_layers * n_sites; i++) {
-        Target target = {(HookSite)(i % n_sites), i / n_sites, 0, 0};
-        const int per_head = target.site == HOOK_PATTERN || target.site == HOOK_HEAD;
-        const size_t first = target.site != HOOK_RESIDUAL && target.layer + 1 == c->n_layers ? T : 1;
-        for (target.head = 0; target.head < (per_head ? c->n_heads : 1); target.head++)
-            for (size_t t = i ? first : 0; t <= T; t++) { /* position t - 1; 0: all, where the residual stream begins */
-                char position[24];
-                target.position = t ? t - 1 : ALL_POSITIONS;
-                index_text(position, target.position, T, "all");
-                run_intervention(&s->model, &s->other, &s->run, s->list + T, REPLACE_SAME, &target, 1);
-                const double patched = margin(&s->other, numbers);
-                const double restored = whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0;
-                table_row(r, "%s %zu %zu %s %.4f %.4f %.4f %.3f|", names[target.site], target.layer, target.head,
-                          position, clean, corrupted, patched, restored);
-            }
-    }
+    show_patch(s, r, &t, numbers, clean, corrupted);
+    for (; t.layer < c->n_layers; t.layer++)
+        for (int site = HOOK_RESIDUAL; site <= (c->d_mlp ? HOOK_MLP : HOOK_HEAD); site++) {
+            const int per_head = site == HOOK_PATTERN || site == HOOK_HEAD;
+            const int last_only = site != HOOK_RESIDUAL && t.layer + 1 == c->n_layers;
+            t.site = (HookSite)site;
+            for (t.head = 0; t.head < (per_head ? c->n_heads : 1); t.head++)
+                for (t.position = last_only ? T - 1 : 0; t.position < T; t.position++)
+                    show_patch(s, r, &t, numbers, clean, corrupted);
+        }
     table_end(r);
     return 1;
 }
 
+COMMAND(patch, PATCH, .seed = 23, .argument = "NUMBER...",
+        .argument_is = "a clean list, then one that differs in one number",
+        .summary = "which value carries the answer from one list to another",
+        .example = "patch 41 46 16 47 30 12 27 41 46 16 47 5 12 27");
 /* ---- 14. The explanation --------------------------------------------------------------------- */
 
 /* The median of a list is the m with the smallest sum_i |x_i - m|. The claim is that the network
@@ -4217,7 +4859,7 @@ static int command_explain(Session *s, Report *r) {
     if (run_create(&x.run, c, smaller(s->n, 1024), RUN_FORWARD, s->error) &&
         attention_create(&x.attention, c, s->error))
         memory = make_layout(lay_out_explainer, &x, "the explanation", s->error);
-    if (memory && s->csv) {
+    if (memory && s->opt.csv) {
         r->kind = REPORT_LONG;
         text_add(&r->text, "table,row,column,value\n");
     }
@@ -4237,6 +4879,9 @@ static int command_explain(Session *s, Report *r) {
     run_free(&x.run);
     return memory != NULL;
 }
+
+COMMAND(explain, EXPLAIN, .size = 20000, .seed = 1000, .summary = "the explanation, tested",
+        .example = "explain --size 100000");
 
 /* -- the explanation, turned into weights -- */
 
@@ -4336,8 +4981,8 @@ int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, doub
 }
 
 static int command_construct(Session *s, Report *r) {
-    const Config *c = &s->settings.config;
-    const size_t enough = c->max_num + 1, d_model = s->width_given ? c->d_model : enough;
+    const Config *c = &s->opt.settings.config;
+    const size_t enough = c->max_num + 1, d_model = is_given(s, "d-model") ? c->d_model : enough;
     double slack;
     if (d_model < 3) return usage(s->error, "--d-model is %zu, must be at least 3 here", d_model);
     if (!construct(&s->model, c->max_num, c->seq_len, d_model, &slack, s->error)) return 0;
@@ -4345,13 +4990,17 @@ static int command_construct(Session *s, Report *r) {
         return usage(s->error, "--d-model %zu leaves a slack of %.4f votes, must be above %.3f; "
                                "try %zu",
                      d_model, slack, LEAST_SLACK, enough);
-    if (!model_save(&s->model, s->out, s->error)) return 0;
+    if (!model_save(&s->model, s->opt.out, s->error)) return 0;
     prose(r, "Lists of %zu numbers below %zu: at every step a majority of one has at least %.4f "
              "votes for certain, so the answer is right for every list.",
           c->seq_len, c->max_num, slack);
-    prose(r, "wrote %s, parameters %016" PRIx64, s->out, hash_model(&s->model));
+    prose(r, "wrote %s, parameters %016" PRIx64, s->opt.out, hash_model(&s->model));
     return 1;
 }
+
+COMMAND(construct, CONSTRUCT,
+        .summary = "writes a network whose weights follow from the explanation",
+        .example = "construct --max-num 20 --out twenty.safetensors");
 
 /* ---- 15. The certificate --------------------------------------------------------------------- */
 
@@ -5220,11 +5869,11 @@ static void show_sightings(Session *s, Report *r, const char *title, const Sight
 }
 
 static int command_certify(Session *s, Report *r) {
-    const double entries_per_second = 3.5e8, effort = (double)s->effort;
+    const double entries_per_second = 3.5e8, effort = (double)s->opt.effort;
     Certificate all;
     Progress progress = {.stream = s->streams.progress};
     const CertifyOptions options = {.least = 1e-3,
-                                    .effort = (uint64_t)s->effort,
+                                    .effort = (uint64_t)s->opt.effort,
                                     .go_on = show_certified,
                                     .context = &progress};
     if (progress.stream && effort * 1e6 / entries_per_second > 60)
@@ -5253,6 +5902,10 @@ static int command_certify(Session *s, Report *r) {
     return 1;
 }
 
+COMMAND(certify, CERTIFY,
+        .summary = "the accuracy over all possible lists: counted, by proof",
+        .example = "certify --model trained.safetensors");
+
 /* ---- 16. The tour and the journey ------------------------------------------------------------ */
 
 static const struct {
@@ -5260,596 +5913,464 @@ static const struct {
     int (*show)(Session *, Report *);
     const char *lesson; /* what it means, and what to type next; %s is the list */
 } chapters[] = {
-    {"1. How good is it?", command_eval, "\n"
-     "The network has never seen a rule for sorting or for medians, only lists and answers. More lists:\n"
-     "    median eval --size 1000000\n"},
-    {"2. One list", show_prediction, "\n"
-     "The five numbers that it would most likely name. Neighbours of the median in value come next: what the network "
-     "knows\nis not a choice among the list's numbers but a place on a scale. A list of your own:\n"
-     "    median predict %s\n"},
-    {"3. Who looks where?", command_attention, "\n"
-     "Each row is shared out among the columns and adds up to 1. A number sees itself and those before it. The answer "
-     "is\nread off at the last position, so in the last layer only the last row matters. If that row is nearly even, "
-     "attention\ndoesn't pick the median out; it collects all numbers. The list above:\n"
-     "    median attention %s\n"},
-    {"4. What is needed?", command_ablate, "\n"
-     "In the last layer only the last position's output is used. Other replacements, several at once:\n"
-     "    median ablate --kind resample --head 0.0 --positions 0,1\n"},
-    {"5. What makes the answer?", command_attribute, "\n"
-     "Every logit is a sum of what each part writes, ln_final's scale taken as given. Numbers above the median and "
-     "numbers\nbelow it pull the margin to opposite sides. Another list:\n"
-     "    median attribute --seed 24\n"},
-    {"6. Which value carries it?", command_patch, "\n"
-     "Restored 1: this value alone brings the clean answer back. 0: it carries nothing of the difference. "
-     "Two of your own:\n"
-     "    median patch LIST OTHER-LIST\n"},
-    {"7. How it works", command_explain, "\n"
-     "The circuits as tables: median circuits ov --csv. All weights: median weights. "
-     "A network that knows nothing yet:\n"
-     "    median train --steps 1 --out untrained.safetensors && median explain --model untrained.safetensors\n"},
+    {"1. How good is it?", command_eval,
+     "The network has never seen a rule for sorting or for medians, only lists and answers. More "
+     "lists:\n"
+     "    median eval --size 1000000"},
+    {"2. One list", show_prediction,
+     "These are the numbers it would most likely name. Neighbours of the median in value come "
+     "next: what the network "
+     "knows is a place on a scale, not a choice among the list's numbers. A list of your own:\n"
+     "    median predict %s"},
+    {"3. Who looks where?", command_attention,
+     "Each row is shared out among the columns and adds up to 1. A number sees itself and those "
+     "before it. The answer "
+     "is read off at the last position, so in the last layer only the last row matters. If that "
+     "row is nearly even, "
+     "attention doesn't pick the median out; it collects all numbers. The list above:\n"
+     "    median attention %s"},
+    {"4. What is needed?", command_ablate,
+     "In the last layer only the last position's output is used. Other replacements, several at "
+     "once:\n"
+     "    median ablate --kind resample --head 0.0 --positions 0,1"},
+    {"5. What makes the answer?", command_attribute,
+     "Every logit is a sum of what each part writes, ln_final's scale taken as given. Numbers "
+     "above the median and "
+     "numbers below it pull the margin to opposite sides. Another list:\n"
+     "    median attribute --seed 24"},
+    {"6. Which value carries it?", command_patch,
+     "The values that restore the clean answer carry the difference between the lists. Two lists "
+     "of your own:\n"
+     "    median patch LIST OTHER-LIST"},
+    {"7. How it works", command_explain,
+     "The circuits as tables, all weights, and a network that knows nothing yet:\n"
+     "    median circuits ov --csv\n"
+     "    median weights\n"
+     "    median train --steps 1 --out new.safetensors\n"
+     "    median explain --model new.safetensors"},
 };
 
 /* One list of seed 23 runs through all chapters. */
 static int command_tour(Session *s, Report *r) {
-    say(r, "%s: %zu parameters, hash %016" PRIx64 "\n", s->path, s->model.n_params, hash_model(&s->model));
-    if (!given_list(s, 23)) return 0;
+    prose(r, "%s: %zu parameters, hash %016" PRIx64, s->opt.model, s->model.n_params,
+         hash_model(&s->model));
+    if (is_terminal(r->out)) prose(r, "(A long text. Page by page: median tour --color | less -R)");
+    if (!given_list(s, 23, 1)) return 0;
     s->on_tour = 1;
     for (size_t i = 0; i < sizeof chapters / sizeof *chapters; i++) {
         heading(r, chapters[i].title);
         if (!chapters[i].show(s, r)) return 0;
-        say(r, chapters[i].lesson, list_text(s, s->list));
+        say(r, "\n");
+        prose(r, chapters[i].lesson, list_text(s, s->list));
     }
     return 1;
 }
 
+COMMAND(tour, TOUR, .size = 20000, .seed = 1000, .batch = 512, .kind = RUN_ALL_POSITIONS,
+        .summary = "the journey on a trained model",
+        .example = "tour --model trained.safetensors | less");
+
 /* The hash of the parameters in median.safetensors. */
 static const uint64_t shipped_hash = UINT64_C(0x8f636131123ded74);
 
-static int command_journey(Session *s, Report *r) {
-    const size_t size = s->size;
-    Recipe *recipe = &s->settings.recipe;
+/* Trains the default recipe; the result becomes s->model. */
+static int train_anew(Session *s, Report *r) {
+    const Recipe recipe = recipe_default();
     Trainer t;
-    say(r, "A small transformer learns to find the median of a list, and shows how it does it.\n");
-    heading(r, "The data");
-    *recipe = recipe_default(), s->size = 5;
-    command_data(s, r);
-    s->size = size;
-    say(r, "\nSeven numbers from 0 to 49, and the one that would stand in the middle if they were sorted. The network "
-           "sees\nthe lists and is told the medians; nobody tells it how to sort.\n");
-    heading(r, "Training");
-    if (!trainer_create(&t, recipe, &s->settings.config, NULL, s->error)) return 0;
-    say(r, "One layer, one head, %zu parameters, all random at first: %zu steps of %zu lists each.\n", t.model.n_params,
-        t.total_steps, recipe->batch_size);
+    if (!trainer_create(&t, &recipe, &s->opt.settings.config, NULL, s->error)) return 0;
+    prose(r,
+         "One layer, one head, %zu parameters, all random at first: %zu steps of %zu lists each.",
+         t.model.n_params, t.total_steps, recipe.batch_size);
     report_flush(r);
     if (r->out) fflush(r->out);
     const int done = run_training(&t, s, NULL, NULL);
     if (done) {
         Model *result = trainer_result(&t);
-        say(r, "Trained: validation accuracy %.3f %%. The parameters are %s shipped median.safetensors, bit for bit.\n",
-            100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "those of the" : "NOT those of the");
+        prose(r,
+             "Trained: validation accuracy %.3f %%. The parameters are %sthose of the shipped "
+             "median.safetensors, "
+             "bit for bit.",
+             100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "" : "NOT ");
         s->model = *result;
+        s->opt.model = "This network";
         memset(result, 0, sizeof *result);
-        recipe->seed = s->seed, s->path = "This network";
     }
     trainer_free(&t);
-    return done && run_command(s, find_command("tour", s->error), r);
+    return done;
 }
 
-/* ---- 17. Is it right, is it fast ------------------------------------------------------------- */
-/* -- bench -- */
+/* Data, training, proof, tour. */
+static int command_journey(Session *s, Report *r) {
+    prose(r, "A small transformer learns to find the median of a list, and shows how it does it.");
+    heading(r, "The data");
+    print_lists(s, r, 5, recipe_default().seed);
+    say(r, "\n");
+    prose(r, "Seven numbers from 0 to 49, and the one that would stand in the middle if they were "
+            "sorted. The network "
+            "sees the lists and is told the medians; nobody tells it how to sort.");
+    heading(r, "Training");
+    if (!train_anew(s, r)) return 0;
+    heading(r, "The proof");
+    return run_command(s, &about_certify, r) && run_command(s, &about_tour, r);
+}
 
-/* Floating-point operations of a forward pass as it is done here, a multiplication with its addition counting two:
- * matrix products and attention. A backward pass does each product twice, once for either factor. */
+static const Command about_journey = {
+    .name = "",
+    .bit = JOURNEY,
+    .run = command_journey,
+    .size = 20000,
+    .seed = 1000,
+    .summary = "the whole journey: the data, training, the proof, the tour",
+    .example = "--color | less -R",
+};
+
+/* ---- 17. Is it fast, is it right ------------------------------------------------------------- */
+
+/* Floating-point operations of a forward pass as it is done here, a multiplication with its
+ * addition counting two: matrix products and attention. A backward pass does each product twice,
+ * once for either factor. */
 static double forward_flops(const Run *run) {
     const Config *c = &run->config;
     const double d = (double)c->d_model, dh = (double)c->d_head, T = (double)c->seq_len;
-    double sum = 2.0 * (double)run->n_lists * d * (double)c->max_num;
+    double sum = (double)run->n_lists * d * (double)c->max_num;
     for (const LayerRun *layer = run->layers; layer < run->layers + c->n_layers; layer++) {
         const double rows = (double)layer->rows->n_rows, queries = (double)layer->n_queries;
         const double asking = rows - (double)layer->rows->first_query;
         const double seen = layer->queries_per_list == 1 ? T : (T + 1) / 2;
-        const double head = (asking + 2 * rows + queries) * d * dh + queries * seen * 2 * dh;
-        sum += 2.0 * ((double)c->n_heads * head + 2.0 * queries * d * (double)c->d_mlp);
+        const double qkv = (asking + 2 * rows) * d * dh;
+        const double head = qkv + queries * seen * 2 * dh + queries * dh * d;
+        sum += (double)c->n_heads * head + 2 * queries * d * (double)c->d_mlp;
     }
-    return sum;
+    return 2 * sum;
 }
 
-/* FLOPs go to stdout, rates to where the progress goes: stdout is the same bytes everywhere, every time. */
-static int command_bench(Session *s, Report *r) {
-    Recipe *recipe = &s->settings.recipe;
-    FILE *to = s->streams.progress;
-    Trainer t;
-    const size_t batch = recipe->batch_size, rounds = 5, steps = (s->size + rounds - 1) / rounds;
-    double best[2] = {HUGE_VAL, HUGE_VAL}; /* seconds a training step takes, and a forward pass over as many lists */
-    recipe->steps = s->size, recipe->valset_size = batch;
-    if (!trainer_create(&t, recipe, &s->settings.config, NULL, s->error)) return 0;
-    Run *run = &t.runs.each[0];
-    for (size_t round = 0; round < 2 * rounds; round++) { /* the fastest counts: what the machine can do undisturbed */
+/* Forward passes over the trainer's latest batch. */
+static void infer_batch(Trainer *t) {
+    const size_t n = t->recipe.batch_size, T = t->model.config.seq_len;
+    Run *run = &t->runs.each[0];
+    for (size_t at = 0; at < n; at += run->capacity)
+        model_forward(&t->model, run, t->batch + at * T, smaller(run->capacity, n - at), NULL);
+}
+
+enum { ROUNDS = 5 };
+
+/* Seconds that a training step takes, and inference on as many lists: the fastest of ROUNDS rounds,
+ * since that is what the machine can do undisturbed. */
+static void time_steps(Trainer *t, size_t steps, double fastest[2]) {
+    fastest[0] = fastest[1] = HUGE_VAL;
+    for (size_t round = 0; round < 2 * ROUNDS; round++) {
+        const size_t infers = round % 2;
         const double start = seconds();
         for (size_t i = 0; i < steps; i++) {
-            if (round % 2 == 0 && t.step < t.total_steps) trainer_step(&t);
-            for (size_t at = 0; round % 2 && at < batch; at += run->capacity)
-                model_forward(&t.model, run, t.batch + at * s->T, smaller(run->capacity, batch - at), NULL);
+            if (infers) infer_batch(t);
+            else if (t->step < t->total_steps) trainer_step(t);
         }
         const double taken = (seconds() - start) / (double)steps;
-        if (taken < best[round % 2]) best[round % 2] = taken;
+        if (taken < fastest[infers]) fastest[infers] = taken;
     }
-    const double forward = forward_flops(run) * (double)batch / (double)run->n_lists, step = 3 * forward;
-    say(r, "%zu parameters, %zu lists a step, %zu different inputs to layer 0\n", t.model.n_params, batch,
-        run->layers[0].rows->n_rows);
+}
+
+/* FLOPs go to stdout, rates to where the progress goes: stdout is the same bytes everywhere, every
+ * time. */
+static int command_bench(Session *s, Report *r) {
+    Recipe recipe = s->opt.settings.recipe;
+    FILE *to = s->streams.progress;
+    Trainer t;
+    double time[2];
+    const double batch = (double)recipe.batch_size;
+    recipe.steps = s->opt.size;
+    recipe.valset_size = recipe.batch_size;
+    if (!trainer_create(&t, &recipe, &s->opt.settings.config, NULL, s->error)) return 0;
+    time_steps(&t, (s->opt.size + ROUNDS - 1) / ROUNDS, time);
+    const Run *run = &t.runs.each[0];
+    const double forward = forward_flops(run) * batch / (double)run->n_lists, step = 3 * forward;
+    say(r, "%zu parameters, %zu lists a step, %zu inputs to layer 0\n", t.model.n_params,
+        recipe.batch_size, run->layers[0].rows->n_rows);
     say(r, "training   %10.3f MFLOP a step\n", step * 1e-6);
-    say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / (double)batch);
+    say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / batch);
     report_flush(r);
     if (to) {
-        print_file(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n", best[0] * 1e3,
-                1 / best[0], (double)batch / best[0], step * 1e-9 / best[0]);
-        print_file(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", best[1] * 1e3,
-                (double)batch / best[1], forward * 1e-9 / best[1]);
-        print_file(to, "memory     %10.2f MiB for activations and gradients\n", run->bytes / 1048576.0);
+        print_file(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n",
+                   time[0] * 1e3, 1 / time[0], batch / time[0], step * 1e-9 / time[0]);
+        print_file(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", time[1] * 1e3,
+                   batch / time[1], forward * 1e-9 / time[1]);
+        print_file(to, "memory     %10.2f MiB for activations and gradients\n",
+                   run->bytes / 1048576.0);
     }
     trainer_free(&t);
     return 1;
 }
 
-/* -- check: golden values, stage by stage -- */
+COMMAND(bench, BENCH, .size = 500, .seed = 23, .summary = "speed of training and inference",
+        .example = "bench --d-model 64 --threads 2");
 
-/* What the stages must find: those of arithmetic, then those of two models. Later ones build on earlier ones, so the
- * first that differs is where to look. */
-static const char golden[][17] = {
-    "d421d8ca32d81b6f", "36ebe45cafb7c14c", "e5474b92f166965c", "2c8aa2da52a410bf", "948a8941c863be5f",
-    "113b32915715ef56", "90a1a857c76b5820", "674b3525efd1c053", "af403ce3ba83e7b8", "cb0a052860ccdd2c",
-    "856e7331f496b68a", "13e96ee9a5725947", "cd981d381a5cbdb3", "e202d7d7eadc2037", "9f338d28047c2662",
-    "da09e943d2e629a3", "73273e79b0757c3e", "29fdc057c4414906", "11d06e77eed8903f", "f39d262c256f9475",
-    "f94869e27bac6eea", "8c6bff41523992cb", "87a7c00ac85bbf41"};
+#ifndef MEDIAN_NO_MAIN
 
-typedef struct {
-    Session *session;
-    Report *report;
-    size_t stage; /* the next */
-    const char *of;
-    char first_difference[100];
-} Checker;
-
-static void check_stage(Checker *c, const char *name, uint64_t hash) {
-    const char *expected = golden[c->stage++];
-    char found[20];
-    print_to(found, sizeof found, "%016" PRIx64, hash);
+static void show_golden(void *context, const char *test, const char *found, const char *expected) {
+    Report *r = (Report *)context;
     const int same = strcmp(found, expected) == 0;
-    say(c->report, "%s%-*s %s  ", c->of, 44 - (int)strlen(c->of), name, found);
-    say(c->report, same ? "ok\n" : "DIFFERS, expected %s\n", expected);
-    if (!same && !*c->first_difference)
-        print_to(c->first_difference, sizeof c->first_difference, "%s%s", c->of, name);
-    report_flush(c->report);
+    say(r, "%-30s %s %s\n", test, found, same ? "ok" : "DIFFERS");
+    if (!same) say(r, "%30s %s expected\n", "", expected);
+    report_flush(r);
 }
 
-/* Sums of quotients and roots: their last bits tell whether double operations round to 53 bits, as IEEE-754 demands. */
-static uint64_t check_doubles(void) {
-    double sum = 0;
-    uint64_t hash = HASH_START, bits;
-    for (int i = 1; i <= 1000; i++) {
-        sum += sqrt((double)i) / (double)(i + 2);
-        memcpy(&bits, &sum, sizeof bits);
-        const uint32_t words[2] = {(uint32_t)(bits & UINT32_C(0xffffffff)), (uint32_t)(bits >> 32)};
-        hash = hash_floats(hash, (const float *)(const void *)words, 2); /* which looks at bit patterns only */
-    }
-    return hash;
-}
-
-enum { SIDE = 70, SQUARE = SIDE * SIDE }; /* rows and columns of the arrays that the sums are taken over */
-
-/* Fills two arrays with numbers whose sums nearly cancel, so that every bit of a double sum, and with it the order,
- * shows in the float that it is rounded to: sizes from 2^-30 to 2^30, the second half of each row the first times
- * `sign`, or -1 in the second array, and a little noise. Behind them stand zeros. */
-static void cancelling(float *x, uint32_t seed, double sign) {
-    Mt19937 mt;
-    mt_seed(&mt, seed);
-    memset(x + 2 * SQUARE, 0, 6 * SQUARE * sizeof *x);
-    for (size_t i = 0; i < 2 * SQUARE; i++) {
-        const double digits = (double)(mt_next(&mt) >> 8) * 0x1p-24, factor = i < SQUARE ? sign : -1;
-        const double size = ldexp(digits, (int)(mt_next(&mt) % 61) - 30), noise = (double)(mt_next(&mt) >> 8) * 0x1p-34;
-        x[i] = f32((i % SIDE < SIDE / 2 ? size : factor * (double)x[i - SIDE / 2]) + noise);
-    }
-}
-
-static uint64_t check_linear(float *x) {
-    float *W = x + SQUARE, *W_transposed = W + SQUARE, *out = W_transposed + SQUARE, *dx = out + 2 * SQUARE;
-    cancelling(x, 3, 1);
-    for (size_t i = 0; i < SQUARE; i++) W_transposed[i] = W[i % SIDE * SIDE + i / SIDE]; /* there, columns cancel */
-    linear_forward(out, NULL, x, W, W, SIDE, SIDE, SIDE);
-    linear_forward(out + SQUARE, NULL, x, W_transposed, NULL, SIDE, SIDE, SIDE);
-    linear_backward_input(dx, dx, x, W, SIDE, SIDE, SIDE);
-    linear_backward_weights(dx + SQUARE, dx + 2 * SQUARE, x, W_transposed, SIDE, SIDE, SIDE);
-    return hash_floats(HASH_START, out, 4 * SQUARE + SIDE);
-}
-
-static uint64_t check_norm(float *x) {
-    float *b = x + SQUARE, *out = b + SQUARE, *dx = out + SQUARE, *normal = dx + SQUARE, *inv_std = normal + SQUARE;
-    cancelling(x, 4, -1);
-    layernorm_forward(out, normal, inv_std, x, x, b, SIDE, SIDE);
-    layernorm_backward(dx, dx, out, inv_std + SIDE, b, normal, inv_std, x, SIDE, SIDE);
-    return hash_floats(HASH_START, out, 2 * SQUARE);
-}
-
-static uint64_t check_attention(float *q) {
-    uint32_t rows[SIDE];
-    double dq[SQUARE], dk[SQUARE], dv[SQUARE];
-    const size_t lists = SIDE / 7;
-    const Attention shape = {.n_lists = lists, .seq_len = 7, .queries_per_list = 1, .d_head = SIDE, .row = rows,
-                             .scale = 0x1p-10f};
-    float *k = q + SQUARE, *z = k + SQUARE, *out = z + lists * SIDE;
-    float *pattern = out + 3 * SQUARE, *dpattern = pattern + lists * 7;
-    memset(dq, 0, sizeof dq), memset(dk, 0, sizeof dk), memset(dv, 0, sizeof dv);
-    for (uint32_t i = 0; i < SIDE; i++) rows[i] = i;
-    cancelling(q, 5, 1);
-    attention_pattern_forward(pattern, q, k, &shape);
-    attention_values_forward(z, pattern, k, &shape);
-    attention_values_backward(dpattern, dv, z, pattern, k, &shape);
-    attention_pattern_backward(dq, dk, dpattern, pattern, q, k, &shape);
-    round_sums(out, dq, SQUARE), round_sums(out + SQUARE, dk, SQUARE), round_sums(out + 2 * SQUARE, dv, SQUARE);
-    return hash_floats(HASH_START, z, lists * SIDE + 3 * SQUARE);
-}
-
-/* function of 20000 floats all over their range. */
-static uint64_t check_function(float (*function)(float)) {
-    uint64_t hash = HASH_START;
-    for (uint32_t i = 0; i < 20000; i++) {
-        const uint32_t word = i * UINT32_C(214748) + 12345;
-        float x;
-        memcpy(&x, &word, 4);
-        const float y = function(x);
-        if (y == y) hash = hash_floats(hash, &y, 1);
-    }
-    return hash;
-}
-
-/* The stages that need no model. */
-static int check_arithmetic(Checker *c) {
-    Mt19937 mt;
-    const double bytes = 8 * SQUARE * sizeof(float) + 4 * SQUARE * sizeof(double);
-    float *work = (float *)allocate(bytes, "the sums", c->session->error);
-    if (!work) return 0;
-    uint32_t *words = (uint32_t *)(void *)work;
-    check_stage(c, "double arithmetic: sums, quotients, roots", check_doubles());
-    mt_seed(&mt, 5489);
-    for (size_t i = 0; i < 7000; i++) words[i] = mt_next(&mt);
-    check_stage(c, "MT19937: 7000 numbers of seed 5489", hash_floats(HASH_START, work, 7000));
-    mt_seed(&mt, 23);
-    make_lists(&mt, words, words + 7000, 1000, 50, 7);
-    check_stage(c, "1000 lists and medians of seed 23", hash_floats(HASH_START, work, 8000));
-    for (int i = 0; i < 100; i++) work[i] = f32(ldexp((1.0 + i) / 3.0, i - 140));
-    check_stage(c, "f32: rounding and flushing", hash_floats(HASH_START, work, 100));
-    for (int i = 0; i < 100; i++) work[i] = f32(1.0 / (i + 3.0) - (double)f32(1.0 / (i + 3.0)));
-    check_stage(c, "f32: the error of rounding", hash_floats(HASH_START, work, 100));
-    check_stage(c, "exp of 20000 floats", check_function(exp_f32));
-    check_stage(c, "log of 20000 floats", check_function(log_f32));
-    check_stage(c, "the order of sums: linear", check_linear(work));
-    check_stage(c, "the order of sums: layer normalization", check_norm(work));
-    check_stage(c, "the order of sums: attention", check_attention(work));
-    for (int i = 0; i < 100; i++) work[i] = cos_pi(f32(i / 99.0));
-    check_stage(c, "cosines of the schedule", hash_floats(HASH_START, work, 100));
-    free(work);
-    return 1;
-}
-
-/* The stages that need a model, on one configuration: a training, and what commands say of its result. */
-static int check_model(Checker *c, const char *of, const Config *config, const Recipe *recipe) {
-    static const char *const runs[][2] = {{"tour"}, {"weights"}, {"circuits", "qk"}, {"circuits", "ov"}, {"explain"}};
-    Session s;
-    Report all;
-    Trainer t;
-    int done = 1;
-    memset(&s, 0, sizeof s), memset(&all, 0, sizeof all);
-    s.error = c->session->error, c->of = of;
-    if (!trainer_create(&t, recipe, config, NULL, s.error)) return 0;
-    check_stage(c, "initial weights", hash_model(&t.model));
-    trainer_step(&t);
-    check_stage(c, "logits", hash_floats(HASH_START, t.workers[0].run.logits, t.workers[0].run.n_lists * config->max_num));
-    check_stage(c, "gradients", hash_model(&t.gradient));
-    check_stage(c, "one Adam step", hash_model(&t.model));
-    while (t.step < t.total_steps && trainer_step(&t)) {}
-    s.model = *trainer_result(&t);
-    check_stage(c, "a short training", hash_model(&s.model));
-    for (size_t i = 0; done && i < sizeof runs / sizeof *runs; i++) {
-        const Command *command = find_command(runs[i][0], s.error);
-        options_default(&s, command, 0);
-        s.numbers[0] = runs[i][1], s.n_numbers = runs[i][1] != NULL, s.csv = i > 2; /* the last two for machines */
-        s.size = 64, s.settings.recipe.seed = 7;
-        all.kind = s.csv ? REPORT_CSV : REPORT_TEXT, all.width = 100;
-        done = run_command(&s, command, &all);
-    }
-    if (done && all.text.failed) done = fail(s.error, "out of memory");
-    if (done) check_stage(c, "reports", hash_bytes(HASH_START, all.text.data, all.text.size));
-    text_free(&all.cells);
-    text_free(&all.text);
-    trainer_free(&t);
-    return done;
-}
-
+/* The golden values stand in test_median.c. */
 static int command_check(Session *s, Report *r) {
-    static const Config deep = {20, 5, 16, 8, 2, 2, 24, 1}, plain = {12, 7, 10, 6, 3, 1, 0, 0};
-    Checker c = {s, r, 0, "", ""};
-    Recipe fresh = recipe_default(), fixed = recipe_original();
-    fresh.steps = 60, fresh.warmup = 10, fresh.batch_size = 64, fresh.valset_size = 200;
-    fixed.epochs = 3, fixed.batch_size = 50, fixed.trainset_size = 330, fixed.valset_size = 100;
-    if (!check_arithmetic(&c) || !check_model(&c, "2 layers, 2 heads, MLP, LN: ", &deep, &fresh) ||
-        !check_model(&c, "1 layer, 3 heads, no LN: ", &plain, &fixed))
-        return 0;
-    return !*c.first_difference || fail(s->error, "check: the first stage that differs is: %s", c.first_difference);
+    const char *differs = check_golden(show_golden, r);
+    return !differs || fail(s->error, "check: the first that differs is: %s", differs);
 }
+
+COMMAND(check, CHECK, .summary = "golden values: does this build compute the same bits?",
+        .example = "check");
+
+/* Prints by itself, as it goes. */
+static int command_test(Session *s, Report *r) {
+    report_flush(r);
+    return run_tests(s->n_words, s->words) == 0 || fail(s->error, "a test failed");
+}
+
+COMMAND(test, TEST, .argument = "NAME...",
+        .argument_is = "test names, or parts of them; all tests without", .summary = "the tests",
+        .example = "test layernorm attention");
+
+#endif
 
 /* ---- 18. The command line -------------------------------------------------------------------- */
 
-#define CLI(field) offsetof(Session, field)
-
-/* The options that are not settings of a model or its training. */
-static const Setting cli_settings[] = {
-    {"preset", SETTING_TEXT, CLI(preset), 0, 0, NULL, "default or original; other options override it"},
-    {"model", SETTING_TEXT, CLI(path), 0, 0, NULL, "checkpoint, " MEDIAN_MODEL " by default"},
-    {"init", SETTING_TEXT, CLI(init), 0, 0, NULL, "start from the weights of this checkpoint"},
-    {"resume", SETTING_TEXT, CLI(resume), 0, 0, NULL, "go on with an interrupted training's state"},
-    {"out", SETTING_TEXT, CLI(out), 0, 0, NULL, "where the checkpoint goes"},
-    {"log", SETTING_TEXT, CLI(log), 0, 0, NULL, "CSV file for step, lr, loss, accuracy"},
-    {"save-every", SETTING_COUNT, CLI(save_every), 1, 4e9, NULL, "steps between saves of the state, OUT.state"},
-    {"size", SETTING_COUNT, CLI(size), 1, 1e9, NULL, "how many lists (bench: steps)"},
-    {"threads", SETTING_COUNT, CLI(threads), 1, 1024, NULL, "threads, if built with OpenMP; same bits for any"},
-    {"effort", SETTING_COUNT, CLI(effort), 1, 4e9, NULL, "millions of table entries the proof may look at (20000)"},
-    {"csv", SETTING_FLAG, CLI(csv), 0, 1, NULL, "print for machines"},
-    {"color", SETTING_FLAG, CLI(color), 0, 1, NULL, "draw in colour"},
-    {"raw", SETTING_FLAG, CLI(raw), 0, 1, NULL, "the weight matrices alone: no LN1, bias or scale"},
-    {"query-pos", SETTING_COUNT, CLI(query_pos), 0, MAX_SEQ_LEN, NULL, "the query's position"},
-    {"key-pos", SETTING_COUNT, CLI(key_pos), 0, MAX_SEQ_LEN, NULL, "the key's position"},
-    {"head", SETTING_LIST, CLI(heads), 0, 0, "L.H", "a head as LAYER.HEAD; ablate takes several, with commas"},
-    {"layer", SETTING_LIST, CLI(layers), 0, 0, "L", "a whole layer, or several, with commas"},
-    {"part", SETTING_CHOICE, CLI(part), 0, 1, "attn|mlp", "of the layer"},
-    {"positions", SETTING_LIST, CLI(positions), 0, 0, "0,1,...", "only there"},
-    {"kind", SETTING_CHOICE, CLI(kind), 0, 2, "mean|zero|resample", "what replaces the values"},
-    {"width", SETTING_COUNT, CLI(width), 40, 1000, NULL, "columns of the terminal"},
-    {"logits", SETTING_FLAG, CLI(logits), 0, 1, NULL, "print every logit instead of the prediction"},
-};
-
+static const Command *const commands[] = {
+    &about_journey, &about_tour,    &about_data,      &about_train,       &about_info,
+    &about_eval,    &about_predict, &about_attention, &about_activations, &about_circuits,
+    &about_weights, &about_ablate,  &about_attribute, &about_patch,       &about_explain,
+    &about_construct, &about_certify, &about_bench,
 #ifndef MEDIAN_NO_MAIN
-static int command_test(Session *s, Report *r) {
-    (void)r;
-    return run_tests(s->n_numbers, s->numbers) == 0 || fail(s->error, "a test failed");
-}
-#endif
-
-#define ON_LISTS "size seed model "
-#define SHAPE "max-num seq-len d-model d-head n-layers n-heads d-mlp normalization batch-size threads "
-#define NO_MODEL 0, 0, RUN_FORWARD
-#define ONE_LIST 1, 1, RUN_FORWARD
-static const Command commands[] = {
-    {"", command_journey, 20000, 1000, NO_MODEL, "color width", NULL,
-     "the whole journey: the data, training, the tour"},
-    {"tour", command_tour, 20000, 1000, 512, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "color width", NULL,
-     "the journey on a trained model"},
-    {"data", command_data, 10, 23, NO_MODEL, "size max-num seq-len seed", NULL, "prints lists and their medians"},
-    {"train", command_train, 1, 23, NO_MODEL,
-     SHAPE "preset trainset-size valset-size epochs steps lr schedule warmup beta1 beta2 eps weight-decay balanced "
-     "ties hard seed no-shuffle keep init resume out log save-every", NULL, "trains a model"},
-    {"info", command_info, 1, 1, ONE_LIST, "model", NULL, "a checkpoint's configuration, recipe, tensors, hash"},
-    {"eval", command_eval, 100000, 1000, 4096, 16384, RUN_FORWARD, ON_LISTS "csv threads", NULL,
-     "accuracy and loss on fresh lists"},
-    {"predict", command_predict, 256, 1, 256, 256, RUN_FORWARD, "model logits color",
-     "the list; without it, lists from stdin, one a line", "the median, as the model sees it"},
-    {"attention", command_attention, 10000, 1000, 256, SIZE_MAX, RUN_ALL_POSITIONS, ON_LISTS "csv color",
-     "a list whose patterns are drawn", "who looks where"},
-    {"circuits", command_circuits, 20000, 1000, 1024, SIZE_MAX, RUN_FORWARD,
-     ON_LISTS "raw query-pos key-pos head csv color width", "qk or ov", "QK and OV circuits"},
-    {"weights", command_weights, 1, 1, ONE_LIST, "model csv color width", NULL,
-     "every tensor: statistics, singular values, picture"},
-    {"ablate", command_ablate, 200, 42, SIZE_MAX, SIZE_MAX, RUN_FORWARD, ON_LISTS "head layer part positions kind csv",
-     NULL, "what breaks when activations are replaced"},
-    {"attribute", command_attribute, 1, 23, ONE_LIST, "model seed csv", "the list; without it, the first of the seed",
-     "what makes the logit of one list's median"},
-    {"patch", command_patch, 1, 23, ONE_LIST, "model seed csv", "a clean list, then one that differs in one number",
-     "which value carries the answer from one list to another"},
-    {"explain", command_explain, 20000, 1000, 1, SIZE_MAX, RUN_FORWARD, ON_LISTS "csv color width", NULL,
-     "the explanation, tested"},
-    {"construct", command_construct, 1, 1, NO_MODEL, "max-num seq-len d-model out", NULL,
-     "writes a network whose weights follow from the explanation, without training"},
-    {"certify", command_certify, 1, 1, ONE_LIST, "model threads effort csv", NULL,
-     "the accuracy over all possible lists: counted, by proof"},
-    {"check", command_check, 1, 1, NO_MODEL, "", NULL, "golden values: does this build compute the same bits?"},
-    {"bench", command_bench, 500, 23, NO_MODEL, SHAPE "size", NULL,
-     "speed of training and inference; --size is the number of steps"},
-#ifndef MEDIAN_NO_MAIN
-    {"test", command_test, 1, 1, NO_MODEL, "", "test names, or parts of them; all tests without", "the tests"},
+    &about_check,   &about_test,
 #endif
 };
-enum { N_COMMANDS = sizeof commands / sizeof *commands, N_CLI = sizeof cli_settings / sizeof *cli_settings };
-enum { MAX_OPTIONS = 48 }; /* of a command */
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
-/* The options that a command takes, in its order; returns how many. */
-static size_t options_of(const Command *command, const Setting **options) {
-    size_t n = 0, length;
-    for (const char *name = command->options; *name; name += length + (name[length] == ' ')) {
-        length = strcspn(name, " ");
-        for (size_t i = 0; i < n_settings + N_CLI; i++) {
-            const Setting *s = i < n_settings ? &settings[i] : &cli_settings[i - n_settings];
-            if (strlen(s->name) == length && strncmp(s->name, name, length) == 0) options[n++] = s;
-        }
+static Options default_options(const Command *command, int original) {
+    Options o = {
+        .size = command->size ? command->size : 1,
+        .threads = 1,
+        .effort = 20000,
+        .save_every = 2000,
+        .query_pos = NO_POSITION,
+        .key_pos = NO_POSITION,
+        .model = MEDIAN_MODEL,
+        .out = "trained.safetensors",
+    };
+    o.settings.config = config_default();
+    if (command->bit == CONSTRUCT) {
+        o.out = "constructed.safetensors";
+        o.settings.config.d_model = o.settings.config.max_num + 1;
     }
-    return n;
+    o.settings.recipe = original ? recipe_original() : recipe_default();
+    o.settings.recipe.seed = command->seed;
+    return o;
 }
 
-static void options_default(Session *s, const Command *command, int original) {
-    memset(s, 0, offsetof(Session, error));
-    s->settings.config = config_default();
-    s->settings.recipe = original ? recipe_original() : recipe_default();
-    s->settings.recipe.seed = command->seed;
-    s->preset = "default", s->path = MEDIAN_MODEL;
-    s->out = command->run == command_construct ? "constructed.safetensors" : "trained.safetensors";
-    s->size = command->size, s->threads = 1, s->save_every = 2000, s->effort = 20000;
-    s->query_pos = s->key_pos = NO_POSITION;
+/* -- help -- */
+
+/* What stands on the left is `indent` characters wide; the text follows it, or the next line has
+ * it. */
+static void help_line(Report *r, size_t indent, const char *left, const char *text) {
+    if (strlen(left) <= indent && 4 + indent + strlen(text) <= r->width)
+        say(r, "  %-*s  %s\n", (int)indent, left, text);
+    else {
+        say(r, "  %s\n", left);
+        prose(r, "      %s", text);
+    }
+}
+
+/* " (50)", if that is the option's value unless it is given; else "". */
+static void print_default(char *text, size_t size, const Setting *s, const Options *defaults) {
+    const char *place = (const char *)defaults + s->offset, *path = NULL;
+    size_t count = 0;
+    char value[400] = "";
+    if (s->kind == SETTING_PATH) memcpy(&path, place, sizeof path);
+    if (s->kind == SETTING_COUNT) memcpy(&count, place, sizeof count);
+    const int odd = s->kind == SETTING_COUNT && ((double)count < s->min || (double)count > s->max);
+    if (path) print_to(value, sizeof value, "%s", path);
+    else if (s->kind <= SETTING_CHOICE && !odd) setting_print(s, defaults, value, sizeof value);
+    print_to(text, size, *value ? " (%s)" : "%s", value);
+}
+
+static void option_help(const Setting *s, const Command *command, Report *r) {
+    static const char *const values[] = {" N", " X", " ", "", " FILE", " "}; /* by SettingKind */
+    const Options defaults = default_options(command, 0);
+    const char *choices = s->choices ? s->choices : "", *help = s->help;
+    char left[64], value[420], text[500];
+    if (!*help) help = command->bit == BENCH ? "how many steps" : "how many lists"; /* --size */
+    print_default(value, sizeof value, s, &defaults);
+    if (s->offset < sizeof(Config) && (command->bit & ON_MODEL)) *value = 0; /* the model has it */
+    print_to(left, sizeof left, "--%s%s%s", s->name, values[s->kind], choices);
+    print_to(text, sizeof text, "%s%s", help, value);
+    help_line(r, 26, left, text);
 }
 
 static void command_help(const Command *command, Report *r) {
-    static const char *const values[] = {" N", " X", "", "", " TEXT", ""}; /* in the order of SettingKind */
-    const Setting *options[MAX_OPTIONS];
-    const size_t n = options_of(command, options);
-    Session defaults;
-    options_default(&defaults, command, 0);
-    say(r, "median%s%s [--option value]...%s\n\n%s\n\n", *command->name ? " " : "", command->name,
-        command->numbers ? " [number...]" : "", command->summary);
-    if (command->numbers) say(r, "  %-28s %s\n", "number...", command->numbers);
-    for (size_t i = 0; i < n; i++) {
-        const Setting *s = options[i];
-        char left[64], value[40] = "";
-        print_to(left, sizeof left, "--%s%s", s->name, values[s->kind]);
-        if ((s->offset < sizeof(Settings) && s->kind != SETTING_FLAG) || s->offset == CLI(size))
-            setting_print(s, &defaults, value, sizeof value);
-        if (s->choices) print_to(left, sizeof left, "--%s %s", s->name, s->choices);
-        say(r, "  %-28s %s%s%s%s\n", left, s->help, *value ? " (" : "", value, *value ? ")" : "");
-    }
+    const char *name = command->name, *of = command->argument;
+    say(r, *name ? "median %s [--option value]..." : "median%s [--option value]...", name);
+    say(r, of ? " %s\n\n" : "\n\n", of);
+    prose(r, "%s\n\n", command->summary);
+    if (of) help_line(r, 26, of, command->argument_is);
+    for (const Setting *s = settings; s < settings + N_OPTIONS; s++)
+        if (s->commands & command->bit) option_help(s, command, r);
+    say(r, "\nExample:\n  median %s\n", command->example);
 }
 
 static void general_help(Report *r) {
-    say(r, "median COMMAND [--option value | --option=value]... [number...]\n\n"
-           "A small transformer that learns to find the median of a list, to be looked into.\n\n");
+    say(r, "median COMMAND [--option value | --option=value]... [argument]...\n\n");
+    prose(r, "A small transformer that learns to find the median of a list, to be looked into.");
+    say(r, "\n");
     for (size_t i = 0; i < N_COMMANDS; i++)
-        say(r, "  %-12s %s\n", *commands[i].name ? commands[i].name : "(none)", commands[i].summary);
-    say(r, "\nmedian COMMAND --help lists a command's options; median --version.\n"
+        help_line(r, 12, *commands[i]->name ? commands[i]->name : "(none)", commands[i]->summary);
+    say(r, "\nmedian COMMAND --help: a command's options. median --version.\n"
            "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
 }
 
-/* Which of n options a word names or, with options NULL, which command. If none, n, and the error tells the most
- * similar name: that with the shortest stretch between what both begin with and what both end with. */
-static size_t find_name(const Setting *const *options, size_t n, const char *word, size_t length, Error *error) {
-    const char *best = NULL, *what = options ? "option" : "command", *dashes = options ? "--" : "";
+static int is_help(const char *word) {
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
+/* -- options -- */
+
+/* The index of a word among n names, of which some may be NULL. If it is none of them, n, and the
+ * error tells the most similar: that with the shortest stretch between what both begin with and
+ * what both end with. kind: "command " or "option --", what the message calls it. */
+static size_t find_name(const char *const *names, size_t n, const char *kind, const char *word,
+                        size_t length, Error *error) {
+    const char *best = NULL, *dashes = strchr(kind, '-');
     size_t least = 4;
     for (size_t i = 0; i < n; i++) {
-        const char *name = options ? options[i]->name : commands[i].name;
-        const size_t size = strlen(name), longer = size > length ? size : length;
+        if (!names[i]) continue;
+        const char *name = names[i];
+        const size_t size = strlen(name), shorter = smaller(size, length);
         size_t head = 0, tail = 0;
-        while (head < size && head < length && name[head] == word[head]) head++;
-        while (tail + head < size && tail + head < length && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
-        const size_t differ = longer - head - tail;
+        while (head < shorter && name[head] == word[head]) head++;
+        while (head + tail < shorter && name[size - 1 - tail] == word[length - 1 - tail]) tail++;
+        const size_t differ = size + length - shorter - head - tail; /* of the longer one */
         if (differ == 0) return i;
-        if (differ < least && differ < size) best = name, least = differ;
+        if (differ < least && differ < size) {
+            best = name;
+            least = differ;
+        }
     }
-    length = smaller(length, 60);
-    if (best) usage(error, "unknown %s %s%.*s; did you mean %s%s?", what, dashes, (int)length, word, dashes, best);
-    else usage(error, "unknown %s %s%.*s", what, dashes, (int)length, word);
+    const int shown = (int)smaller(length, 60);
+    if (best)
+        usage(error, "unknown %s%.*s; did you mean %s%s?", kind, shown, word, dashes ? dashes : "",
+              best);
+    else usage(error, "unknown %s%.*s", kind, shown, word);
     return n;
 }
 
 static const Command *find_command(const char *name, Error *error) {
-    const size_t i = find_name(NULL, N_COMMANDS, name, strlen(name), error);
-    return i < N_COMMANDS ? &commands[i] : NULL;
+    const char *names[N_COMMANDS];
+    for (size_t i = 0; i < N_COMMANDS; i++) names[i] = commands[i]->name;
+    const size_t found = find_name(names, N_COMMANDS, "command ", name, strlen(name), error);
+    return found < N_COMMANDS ? commands[found] : NULL;
 }
 
 /* The option at argv[*i], its value there or in the next argument. */
 static int parse_option(Session *s, const Command *command, int argc, char **argv, int *i) {
-    const Setting *options[MAX_OPTIONS];
-    const char *name = argv[*i] + 2, *value = strchr(name, '=');
-    const size_t n = options_of(command, options), length = value ? (size_t)(value - name) : strlen(name);
-    const size_t found = find_name(options, n, name, length, s->error);
-    if (found == n) return 0;
-    const Setting *option = options[found];
-    if (option->kind == SETTING_FLAG && value) return usage(s->error, "--%s takes no value", option->name);
-    if (option->kind == SETTING_FLAG) value = "1";
-    else if (value) value++;
-    else if (++*i < argc) value = argv[*i];
+    const char *names[N_OPTIONS];
+    const char *word = argv[*i] + 2, *value = strchr(word, '=');
+    const size_t length = value ? (size_t)(value - word) : strlen(word);
+    for (size_t k = 0; k < N_OPTIONS; k++)
+        names[k] = settings[k].commands & command->bit ? settings[k].name : NULL;
+    const size_t found = find_name(names, N_OPTIONS, "option --", word, length, s->error);
+    if (found == N_OPTIONS) return 0;
+    const Setting *option = &settings[found];
+    if (option->kind == SETTING_FLAG) {
+        if (value) return usage(s->error, "--%s takes no value", option->name);
+        value = "1";
+    } else if (value) value++;
+    else if (*i + 1 < argc) value = argv[++*i];
     else return usage(s->error, "--%s needs a value", option->name);
-    if (option->offset < sizeof(Settings) || option->offset == CLI(preset) || option->offset == CLI(init))
-        s->setting_given = option->name;
-    if (option->offset == RECIPE(steps)) s->steps_given = 1;
-    if (option->offset == CONFIG(d_model)) s->width_given = 1;
-    if (option->offset == RECIPE(epochs) && !s->steps_given) s->settings.recipe.steps = 0;
-    return setting_parse(option, s, value, s->error) || (s->error->usage = 1, 0);
+    s->given[found] = 1;
+    if (setting_parse(option, &s->opt, value, s->error)) return 1;
+    s->error->usage = 1;
+    return 0;
 }
 
-/* Options in any order; a preset is taken first, so that the others override it. */
+/* Options in any order. A preset is taken first, so that the others override it. */
 static int parse_options(Session *s, const Command *command, int argc, char **argv) {
-    const char *preset = "default";
     for (int pass = 0; pass < 2; pass++) {
-        const size_t which = choice_index("default|original", preset);
-        if (which > 1) return usage(s->error, "--preset is '%.60s', must be one of default|original", preset);
-        options_default(s, command, which == 1);
+        s->opt = default_options(command, s->opt.preset == 1);
+        s->n_words = 0;
         for (int i = *command->name ? 2 : 1; i < argc; i++) {
-            if (strcmp(argv[i], "--help") == 0) s->help = 1;
+            if (is_help(argv[i])) s->help = 1;
             else if (strncmp(argv[i], "--", 2) == 0) {
                 if (!parse_option(s, command, argc, argv, &i)) return 0;
-            } else if (!command->numbers) return usage(s->error, "unexpected argument '%.60s'", argv[i]);
-            else if (s->n_numbers == MAX_NUMBERS) return usage(s->error, "too many numbers: more than %d", MAX_NUMBERS);
-            else s->numbers[s->n_numbers++] = argv[i];
+            } else if (!command->argument)
+                return usage(s->error, "unexpected argument '%.60s'", argv[i]);
+            else if (s->n_words++ < MAX_WORDS) s->words[s->n_words - 1] = argv[i];
         }
-        preset = s->preset;
     }
+    if (s->n_words > MAX_WORDS)
+        return usage(s->error, "too many arguments: %zu, at most %d", s->n_words, MAX_WORDS);
+    if (is_given(s, "epochs") && !is_given(s, "steps")) s->opt.settings.recipe.steps = 0;
     return 1;
 }
 
-/* -- one command -- */
-
-/* What a command looks at, if anything: the model, which may be there already, and the lists of the seed. */
-static int prepare(Session *s, const Command *command) {
-    const Config *c = command->batch ? &s->model.config : &s->settings.config;
-    Mt19937 mt;
-    if (command->batch && !s->model.params && !load_model(s, s->path)) return 0;
-    s->V = c->max_num, s->T = c->seq_len, s->seed = s->settings.recipe.seed;
-    s->n = smaller(s->size, command->max_lists);
-    if (!command->batch) return 1;
-    if (!run_create(&s->run, c, smaller(s->n, command->batch), command->kind, s->error)) return 0;
-    s->memory = allocate((double)s->n * (double)(s->T + 1) * sizeof(uint32_t), "that many lists", s->error);
-    if (!s->memory) return 0;
-    s->lists = (uint32_t *)s->memory, s->medians = s->lists + s->n * s->T;
-    mt_seed(&mt, (uint32_t)s->seed);
-    make_lists(&mt, s->lists, s->medians, s->n, s->V, s->T);
-    return 1;
-}
-
-static int run_command(Session *s, const Command *command, Report *r) {
-    int done = prepare(s, command) && command->run(s, r);
-    if (done && command->batch && r->overflow)
-        done = fail(s->error, "%.400s: its weights are so great that numbers overflow", s->path);
-    run_free(&s->run);
-    run_free(&s->other);
-    free(s->memory);
-    s->memory = NULL, s->on_tour = 0;
-    return done;
+/* The command line proper: a command and its options. */
+static int run_line(Session *s, Report *r, int argc, char **argv) {
+    const char *name = argc > 1 && strncmp(argv[1], "--", 2) != 0 ? argv[1] : "";
+    const Command *command = find_command(name, s->error);
+    if (!command || !parse_options(s, command, argc, argv)) return 0;
+    const Options *o = &s->opt;
+    const int threads = (int)o->threads;
+    if (o->width) r->width = o->width;
+    if (s->help) {
+        command_help(command, r);
+        return 1;
+    }
+    if (!o->init && !o->resume && !config_check(&o->settings.config, s->error)) {
+        s->error->usage = 1;
+        return 0;
+    }
+    r->kind = o->csv ? REPORT_CSV : REPORT_TEXT;
+    r->color = wants_color(r->out, o->color != 0, o->no_color != 0);
+    if (use_threads(threads) < threads)
+        remark(s, "this build has no threads: --threads %d changes nothing", threads);
+    return run_command(s, command, r);
 }
 
 int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error) {
-    const char *name = argc > 1 ? argv[1] : "";
+    const char *first = argc > 1 ? argv[1] : "";
     Session s;
     Report r;
     int done = 1;
-    memset(&s, 0, sizeof s), memset(&r, 0, sizeof r);
+    memset(&s, 0, sizeof s);
+    memset(&r, 0, sizeof r);
+    s.error = error;
     s.program = argc > 0 ? argv[0] : "median";
-    s.error = error, s.streams = *streams, r.out = streams->out, r.width = terminal_width(r.out);
-    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) general_help(&r);
-    else if (strcmp(name, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");
-    else {
-        const Command *command = find_command(strncmp(name, "--", 2) != 0 ? name : "", error);
-        done = command && parse_options(&s, command, argc, argv);
-        if (done && s.help) command_help(command, &r);
-        else if (done && !s.init && !s.resume && !config_check(&s.settings.config, error)) done = 0, error->usage = 1;
-        else if (done) {
-            r.kind = s.csv ? REPORT_CSV : REPORT_TEXT;
-            if (s.width) r.width = s.width;
-            r.color = wants_color(r.out, s.color != 0, 0);
-            use_threads((int)s.threads);
-            done = run_command(&s, command, &r);
-        }
-        model_free(&s.model);
-    }
+    s.streams = *streams;
+    if (streams->model) s.model = *streams->model;
+    r.out = streams->out;
+    r.width = terminal_width(r.out);
+    if (is_help(first) || strcmp(first, "help") == 0) general_help(&r);
+    else if (strcmp(first, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");
+    else done = run_line(&s, &r, argc, argv);
+    if (!streams->model) model_free(&s.model);
     report_flush(&r);
     if (done && r.text.failed) done = fail(error, "out of memory");
-    if (r.out && (fflush(r.out) != 0 || ferror(r.out)) && done) done = fail(error, "cannot write to standard output");
-    text_free(&r.cells);
+    if (r.out && (fflush(r.out) != 0 || ferror(r.out)) && done)
+        done = fail(error, "cannot write to standard output");
     *text = r.text;
     return done;
 }
 
 #ifndef MEDIAN_NO_MAIN
 
-/* What the outside does to a program before it runs. A file that is opened while stdin, stdout or stderr is closed
- * would take its place, and get its text; so something that fails to read or write does. */
+/* What the outside does to a program before it runs. A file that is opened while stdin, stdout or
+ * stderr is closed would take its place, and get its text; so something that fails to read or write
+ * does. */
 static void prepare_process(void) {
 #ifdef HAVE_STAT
     for (int stream = 0; stream < 3; stream++)
-        if (fcntl(stream, F_GETFD) < 0 && open("/dev/null", stream == 0 ? O_WRONLY : O_RDONLY) < 0) continue;
+        if (fcntl(stream, F_GETFD) < 0 && open("/dev/null", stream == 0 ? O_WRONLY : O_RDONLY) < 0)
+            continue;
 #endif
 #ifdef SIGXFSZ
     signal(SIGXFSZ, SIG_IGN); /* then a write beyond the limit on file sizes fails like any other */
@@ -5860,13 +6381,14 @@ static void prepare_process(void) {
 }
 
 int main(int argc, char **argv) {
-    const Streams streams = {stdin, stdout, stderr};
+    const Streams streams = {.in = stdin, .out = stdout, .progress = stderr};
+    const char *problem = NULL;
     Text text = {0};
     Error error = {0};
+    int done = 0;
     prepare_process();
-    const char *wrong = NULL;
-    const int done = ieee_setup(&wrong) ? median_command(argc, argv, &streams, &text, &error)
-                                        : fail(&error, "%s", wrong);
+    if (ieee_setup(&problem)) done = median_command(argc, argv, &streams, &text, &error);
+    else fail(&error, "%s", problem);
     text_free(&text);
     if (done) return 0;
     fprintf(stderr, "median: %s\n", error.text);

@@ -361,14 +361,7 @@ typedef struct {
 } Settings;
 
 #define LIST_SIZE 256
-typedef enum {
-    SETTING_COUNT,
-    SETTING_REAL,
-    SETTING_CHOICE,
-    SETTING_FLAG,
-    SETTING_TEXT,
-    SETTING_LIST
-} SettingKind;
+typedef enum { SETTING_COUNT, SETTING_REAL, SETTING_CHOICE, SETTING_FLAG, SETTING_PATH, SETTING_LIST } SettingKind;
 
 /* A named value in a struct: size_t, float, const char *, or for a list char[LIST_SIZE]. */
 typedef struct {
@@ -377,10 +370,11 @@ typedef struct {
     size_t offset;
     double min, max;
     const char *choices; /* "a|b|c" */
+    int32_t commands;    /* which take it as an option: see median.c */
     const char *help;
 } Setting;
 
-extern const Setting settings[]; /* the fields of Settings */
+extern const Setting settings[]; /* the first n_settings of them are the fields of Settings */
 extern const size_t n_settings;
 
 int setting_parse(const Setting *setting, void *base, const char *text, Error *error);
@@ -472,13 +466,6 @@ typedef enum {
     REPLACE_SAME      /* by the source's value for the same list: patching */
 } ReplaceKind;
 
-typedef struct {
-    const Run *run, *source;
-    ReplaceKind kind;
-    const Target *targets;
-    size_t n_targets;
-} Intervention;
-
 /* model_forward over source->n_lists lists with the targets' values replaced, all together, by
  * what `source` holds from an earlier model_forward in the same kind of Run. Patching the
  * residual stream of layer 0 needs source->n_lists 1, since lists share rows there. */
@@ -562,8 +549,10 @@ void certificate_free(Certificate *certificate);
 
 /* ---- 14. The command line: not there with MEDIAN_NO_MAIN ------------------------------------- */
 
+/* What a command line is connected to. */
 typedef struct {
     FILE *in, *out, *progress; /* out NULL: what is said stays in *text; progress NULL: none */
+    const Model *model;        /* what commands look at in place of --model's file; NULL: the file */
 } Streams;
 
 /* Runs a command line, argv[0] being the program's name. Returns 0 if it failed; error->usage
@@ -576,6 +565,11 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
  * or "bits" is a suite's, and leaves the other out. Prints a line for each and returns how many
  * failed; a word that no name contains is a failure, too. Ends the program when memory runs out. */
 int run_tests(size_t n_words, const char *const *words);
+
+/* The second suite, but for what needs files, for `median check`: tells each test's name with the hash that was
+ * found and the one that is expected. Returns the first that differs, or NULL. */
+const char *check_golden(void (*tell)(void *context, const char *test, const char *found, const char *expected),
+                          void *context);
 
 /* NULL, or called for each array that is laid out in one piece of memory with others, with the
  * bytes between it and the next: the tests set fences there. */

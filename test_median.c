@@ -834,6 +834,107 @@ TEST(attention_values) {
     }
 }
 
+/* ---- The order of sums ------------------------------------------------------------------------ */
+
+enum { SIDE = 70, SQUARE = SIDE * SIDE };
+
+/* A square of numbers whose sums nearly cancel, so that every bit of a double sum, and with it the order, shows in the
+ * float that it is rounded to: sizes from 2^-30 to 2^30, the second half of each row the first times `sign`, and a
+ * little noise. */
+static float *cancelling(Mt19937 *mt, double sign) {
+    float *x = take(SQUARE, sizeof *x);
+    FOR(i, SQUARE) {
+        const double digits = (double)(mt_next(mt) >> 8) * 0x1p-24;
+        const double size = ldexp(digits, (int)(mt_next(mt) % 61) - 30);
+        const double little = (double)(mt_next(mt) >> 8) * 0x1p-34;
+        const int second = i % SIDE >= SIDE / 2;
+        x[i] = f32((second ? sign * (double)x[i - SIDE / 2] : size) + little);
+    }
+    return x;
+}
+
+static void sum_linear(void) {
+    Mt19937 mt;
+    mt_seed(&mt, 3);
+    const float *x = cancelling(&mt, 1), *W = cancelling(&mt, -1);
+    float *W_transposed = copy(W, SQUARE), *out = copy(W, SQUARE), *db = copy(W, SIDE);
+    FOR(i, SQUARE) W_transposed[i] = W[i % SIDE * SIDE + i / SIDE]; /* there, columns cancel */
+    linear_forward(out, NULL, x, W, W, SIDE, SIDE, SIDE);
+    bits = hash_floats(bits, out, SQUARE);
+    linear_forward(out, out, x, W_transposed, NULL, SIDE, SIDE, SIDE);
+    bits = hash_floats(bits, out, SQUARE);
+    linear_backward_input(out, out, x, W_transposed, SIDE, SIDE, SIDE);
+    linear_backward_weights(out, db, x, W, SIDE, SIDE, SIDE);
+    bits = hash_floats(bits, out, SQUARE);
+    bits = hash_floats(bits, db, SIDE);
+}
+
+static void sum_norm(void) {
+    Mt19937 mt;
+    mt_seed(&mt, 4);
+    const float *x = cancelling(&mt, -1), *b = cancelling(&mt, -1);
+    float *out = copy(x, SQUARE), *normal = copy(x, SQUARE), *inv_std = copy(x, SIDE);
+    float *dw = copy(x, SIDE), *db = copy(x, SIDE);
+    layernorm_forward(out, normal, inv_std, x, x, b, SIDE, SIDE);
+    bits = hash_floats(bits, out, SQUARE);
+    layernorm_backward(out, out, dw, db, b, normal, inv_std, x, SIDE, SIDE);
+    bits = hash_floats(bits, out, SQUARE);
+    bits = hash_floats(bits, dw, SIDE);
+    bits = hash_floats(bits, db, SIDE);
+}
+
+/* Ten lists of seven positions, each a row of its own. */
+static void sum_attention(void) {
+    enum { TEN = SIDE / 7 };
+    uint32_t row[SIDE];
+    const Attention a = {
+        .n_lists = TEN,
+        .seq_len = 7,
+        .queries_per_list = 1,
+        .d_head = SIDE,
+        .row = row,
+        .scale = 0x1p-10f,
+    };
+    Mt19937 mt;
+    mt_seed(&mt, 5);
+    const float *q = cancelling(&mt, 1), *k = cancelling(&mt, -1);
+    float *pattern = randoms(TEN * 7), *dpattern = randoms(TEN * 7), *z = randoms(TEN * SIDE);
+    float *rounded = randoms(SQUARE);
+    double *dq = doubles(NULL, SQUARE), *dk = doubles(NULL, SQUARE), *dv = doubles(NULL, SQUARE);
+    const double *const sums[] = {dq, dk, dv};
+    FOR(i, SIDE) row[i] = (uint32_t)i;
+    attention_pattern_forward(pattern, q, k, &a);
+    attention_values_forward(z, pattern, k, &a);
+    attention_values_backward(dpattern, dv, q, pattern, k, &a);
+    attention_pattern_backward(dq, dk, dpattern, pattern, q, k, &a);
+    bits = hash_floats(bits, z, TEN * SIDE);
+    FOR(i, LENGTH(sums)) {
+        round_sums(rounded, sums[i], SQUARE);
+        bits = hash_floats(bits, rounded, SQUARE);
+    }
+}
+
+/* Their last bits tell whether double operations round to 53 bits, as IEEE-754 demands. */
+static void sum_doubles(void) {
+    double sum = 0;
+    FOR(i, 1000) {
+        unsigned char bytes[8];
+        uint64_t word;
+        sum += sqrt((double)(i + 1)) / (double)(i + 3);
+        memcpy(&word, &sum, sizeof word);
+        FOR(k, 8) bytes[k] = (unsigned char)(word >> 8 * k & 255);
+        bits = hash_bytes(bits, bytes, sizeof bytes);
+    }
+}
+
+/* That the order of every sum is the one it was. */
+TEST(sums) {
+    sum_doubles();
+    sum_linear();
+    sum_norm();
+    sum_attention();
+}
+
 /* ---- The task ---------------------------------------------------------------------------------------------------- */
 
 static uint32_t naive_median(const uint32_t *list, size_t n) {
@@ -1200,6 +1301,80 @@ TEST(ablation) {
             run_intervention(&w.model, &w.run, &w.source, w.lists, (ReplaceKind)kind, &t, 1);
             EQUAL(same(w.run.logits, plain, LISTS * w.V), !here || kind == REPLACE_SAME);
         }
+    }
+}
+
+/* ---- What commands say of a model in memory ---------------------------------------------------- */
+
+/* A command line in words; returns how many. */
+static int split_line(char *line, char **argv) {
+    int argc = 0;
+    for (char *next = strtok(line, " "); next; next = strtok(NULL, " ")) argv[argc++] = next;
+    return argc;
+}
+
+static Text said_of(const Model *model, const char *line) {
+    const Streams streams = {.model = model};
+    char words[100], *argv[20];
+    Text said = {0};
+    print_to(words, sizeof words, "median %s", line);
+    DONE(median_command(split_line(words, argv), argv, &streams, &said, &error));
+    bits = hash_bytes(bits, said.data, said.size);
+    return said;
+}
+
+TEST(reports) {
+    static const char *const lines[] = {"info", "tour --size 20", "weights", "circuits qk --csv",
+                                        "circuits ov --csv", "explain --size 20 --csv"};
+    while (next_model()) FOR(i, LENGTH(lines)) {
+        Text said = said_of(&w.model, lines[i]);
+        text_free(&said);
+    }
+}
+
+/* A value of the table that `activations` prints; the first head's, where there are heads. */
+static double activation(const Text *table, size_t layer, const char *site, size_t query,
+                         size_t index) {
+    char key[100];
+    const char *end;
+    print_to(key, sizeof key, "\nblocks.%zu.%s,%zu,%s,%zu,%zu,", layer, site, layer,
+             strstr(site, "attn.") ? "0" : "", query, index);
+    const char *row = strstr(table->data, key);
+    return CHECK(row != NULL, "no %s", key + 1) ? parse_double(row + strlen(key), &end) : 0;
+}
+
+/* A head's pattern is the softmax of its scores; what a layer adds makes the residual stream. */
+static void check_layer_activations(const Text *table, size_t layer, size_t t) {
+    double scores[8] = {0};
+    FOR(s, t + 1) scores[s] = activation(table, layer, "attn.hook_attn_scores", t, s);
+    naive_softmax(scores, scores, t + 1);
+    FOR(s, w.T) NEAR(activation(table, layer, "attn.hook_pattern", t, s), scores[s], TOLERANCE);
+    FOR(j, w.config.d_model) {
+        double sum = activation(table, layer, "hook_resid_pre", t, j);
+        sum += activation(table, layer, "hook_attn_out", t, j);
+        if (w.config.d_mlp) sum += activation(table, layer, "hook_mlp_out", t, j);
+        NEAR(activation(table, layer, "hook_resid_post", t, j), sum, 50 * TOLERANCE);
+    }
+}
+
+/* Besides, the table ends with the logits of the last position. */
+TEST(activations) {
+    while (next_model()) {
+        char line[80] = "activations";
+        double naive[WIDE];
+        const char *end;
+        FOR(t, w.T) print_to(line + strlen(line), 4, " %u", (unsigned)w.lists[t]);
+        Text table = said_of(&w.model, line);
+        FOR(l, failure[0] ? 0 : w.L) FOR(t, w.T) check_layer_activations(&table, l, t);
+        naive_logits(w.lists, naive);
+        const char *row = table.data + table.size;
+        for (size_t v = w.V; v-- > 0 && !failure[0];) {
+            while (row[-1] != ',') row--;
+            NEAR(parse_double(row, &end), naive[v], 50 * TOLERANCE);
+            while (row[-1] != '\n') row--;
+            row--;
+        }
+        text_free(&table);
     }
 }
 
@@ -1721,11 +1896,12 @@ TEST(foreign) {
 /* ---- The command line -------------------------------------------------------------------------------------------- */
 
 /* Models: the usual kind, trained well; one with everything that a model can have; one of zeros; one of numbers that
- * are too great. And a training's state. */
+ * are too great; one that was trained on uniform lists of seed 5. And a training's state. */
 #define A "median-test-a.tmp"
 #define B "median-test-b.tmp"
 #define C "median-test-c.tmp"
 #define D "median-test-d.tmp"
+#define E "median-test-e.tmp"
 #define ON_A " --model " A
 #define ON_B " --model " B
 #define LOG_NAME "median-test-log.tmp"
@@ -1741,34 +1917,43 @@ static const struct {
     int status;
     const char *said;
 } LINES[] = {
-    {"info", BOTH, "85cc17ff69167668"}, {"tour --size 50", BOTH, "f5e6998fe183cea2"},
-    {"eval --size 500", BOTH, "485a298cfe421ccf"}, {"eval --size 500 --seed 3 --csv", BOTH, "aad10c62149a1db0"},
-    {"predict 1 2 3 4 5", BOTH, "c69f737fe54cf0a9"}, {"predict --logits 9 0 9 -0 5", BOTH, "ae5facd7f70ddeec"},
+    {"info", BOTH, "62cf0d4f49acaff0"}, {"tour --size 50", BOTH, "86214c418114f177"},
+    {"eval --size 500", BOTH, "4166ad2c9771068f"}, {"eval --size 500 --seed 3 --csv", BOTH, "f5a22e0346038871"},
+    {"predict 1 2 3 4 5", BOTH, "800ad1e1f7a20fa8"}, {"predict --logits 9 0 9 -0 5", BOTH, "986f4cc8efabdb01"},
     {"predict < 1 2 3 4 5// 5,4,3,2,1 /01 02 03 04 05", BOTH, "1065def3b0e38f3e"},
-    {"attention --size 20", BOTH, "1285d15b9e46dd4d"}, {"attention --size 20 --csv", BOTH, "8b7db0907ec602c8"},
-    {"attention --color --size 9 1 2 3 4 5", BOTH, "17196d5c42665ffe"}, {"circuits qk", BOTH, "eb65ea8b992825ff"},
-    {"circuits qk --csv --raw --query-pos 1 --key-pos 2", BOTH, "c8a046832fef8f6d"},
-    {"circuits qk --query-pos 1 --width 40", BOTH, "a3e468f16060f358"},
-    {"circuits ov --head 0.0 --key-pos 0", BOTH, "9c6426d7c65dce45"}, {"circuits ov --csv", BOTH, "55b270ba970b1099"},
-    {"circuits ov --raw --color", BOTH, "960b8e2ef0890869"}, {"weights", BOTH, "88457b492a49b21b"},
-    {"weights --csv", BOTH, "ac08f4ef7d52ac03"}, {"ablate --size 20", BOTH, "994910aa794afbb7"},
-    {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "f1ed5d8bed9a52b4"},
-    {"ablate --size 20 --kind zero --layer 0", BOTH, "4e773c755d13374b"},
-    {"ablate --size 20 --positions 4", BOTH, "24e0219711058ef4"}, {"attribute", BOTH, "b7b78abbf68d97b9"},
-    {"attribute --csv 9 1 8 2 7", BOTH, "5c03fc6cc09c1f66"}, {"patch", BOTH, "69f851f132df997b"},
-    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "892f175aa20adc80"}, {"explain --size 300", BOTH, "38c000884ee677da"},
-    {"explain --size 1100 --csv", BOTH, "ac28d8c7e0ffffb2"},
+    {"attention --size 20", BOTH, "2c45859c4cb6c3af"}, {"attention --size 20 --csv", BOTH, "29c575b65a132953"},
+    {"attention --color --size 9 1 2 3 4 5", BOTH, "8760ed1a344fda1e"}, {"circuits qk", BOTH, "dba375e1e1ec490f"},
+    {"circuits qk --csv --raw --query-pos 1 --key-pos 2", BOTH, "200d62642a63c987"},
+    {"circuits qk --query-pos 1 --width 40", BOTH, "476320bb73b925a9"},
+    {"circuits ov --head 0.0 --key-pos 0", BOTH, "2b0ee565be1389fb"}, {"circuits ov --csv", BOTH, "685d42b0ef2f60f9"},
+    {"circuits ov --raw --color", BOTH, "20ccb5f7ff446cfa"}, {"weights", BOTH, "ccb3047c0b010730"},
+    {"weights --csv", BOTH, "00ecccba23db2b51"}, {"ablate --size 20", BOTH, "b6b6978e8bed1e13"},
+    {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "93c772fd48e3b20c"},
+    {"ablate --size 20 --kind zero --layer 0", BOTH, "6f83546f081c0522"},
+    {"ablate --size 20 --positions 4", BOTH, "aa0b4d9c50472894"}, {"attribute", BOTH, "ac979806b9aa0b3f"},
+    {"attribute --csv 9 1 8 2 7", BOTH, "f739fad27bf61bfe"}, {"patch", BOTH, "34e8a88f2005be5a"},
+    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "d80178e00d4b04df"}, {"explain --size 300", BOTH, "f87fa465db9e29f3"},
+    {"explain --size 1100 --csv", BOTH, "f30552c43a9f9762"},
+    {"predict 1,2,3,4 5|x", BOTH, "800ad1e1f7a20fa8"}, {"predict --csv 1 2 3 4 5", BOTH, "7a7bb9d099318dc8"},
+    {"predict --csv < 1 2 3 4 5 | 3/ 5,4,3,2,1|", BOTH, "034ac0a9b212a5d9"},
+    {"predict --csv" ON_A " < \xef\xbb\xbf" "1,2,3,4,5", 0, "1 2 3 4 5,"},
+    {"attention --csv 1 2 3 4 5", BOTH, "0df4617d1627360f"}, {"activations 1 2 3 4 5", BOTH, "bfd920602f598531"},
+    {"circuits ov --color --no-color --width 60", BOTH, "1a443efdc37ca117"},
+    {"tour --size 50 --width 60", BOTH, "9c470aefe81e2bd5"},
+    {"predict -h", 0, "median predict [--option value]... NUMBER..."}, {"predict 1 -h", 0, "median predict"},
+    {"train --help --width 40", 0, "e26effaff0ef347a"},
+    {"eval --size 9 --seed 23 --model " B, 0, "alerts"}, {"eval --size 9 --seed 5 --model " E, 0, "another --seed"},
     {"--version", 0, "median 1."}, {"--help", 0, "Exit status"}, {"-h", 0, "Exit status"}, {"help", 0, "Exit status"},
-    {"train --help", 0, "5b12088271832a42"}, {"data --help", 0, "e7e3f15618cbdb89"},
+    {"train --help", 0, "472300c0e62c2778"}, {"data --help", 0, "a201ddb1961ef0fe"},
     {"--color --help", 0, "median [--option value]"}, {"data --size 1001", 0, "9ee78e9a20bf7b01"},
-    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"}, {"check", 0, "9cf538c9da69b0ac"},
-    {"bench --size 2 --batch-size 8", 0, "MFLOP a step"}, {"info --model " C, 0, "803c6f397fe4851c"},
-    {"tour --size 20 --model " C, 0, "6bbbedef23565e71"}, {"weights --model " C, 0, "d6e38fff8dd66d29"},
-    {"explain --csv --size 5 --model " C, 0, "0566a73b5568d476"},
-    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0, "7285c653b9a38081"},
-    {"train " TINY "--max-num 9 --epochs 9 --steps 2 --out " FILE_NAME, 0, "3011c5b30c0fdb37"},
+    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"},
+    {"bench --size 2 --batch-size 8", 0, "MFLOP a step"}, {"info --model " C, 0, "dcf5ba300b373902"},
+    {"tour --size 20 --model " C, 0, "9ee055dab12e513a"}, {"weights --model " C, 0, "a152fa8486528129"},
+    {"explain --csv --size 5 --model " C, 0, "a5fc9740189dad18"},
+    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0, "e20afc6d366d086b"},
+    {"train " TINY "--max-num 9 --epochs 9 --steps 2 --out " FILE_NAME, 0, "d1cd269b05d9c08e"},
     {"train --init " A " --steps 3 --batch-size 40 --valset-size 0 --threads 2 --out " FILE_NAME, 0,
-     "14b632c69103559d"},
+     "2c276a2f95098184"},
     {"train " TINY "--trainset-size 32 --normalization none --n-layers 4 --lr 1000 --steps 99 --out " FILE_NAME, 1,
      "no longer finite"}, {"train --setps 3", 2, "did you mean --steps?"},
     {"train --zzzzzzzzzzzzzzzz", 2, "unknown option --zzzzzzzzzzzzzzzz"},
@@ -1787,52 +1972,63 @@ static const struct {
     {"train --init median-test-x.tmp", 1, "median-test-x.tmp: "},
     {"train --steps 1 --out ./no/such", 1, "cannot write ./no/such"},
     {"predict 1 2 3 4 10" ON_A, 2, "10 is not in 0..9"}, {"predict 1 2 3 4 -1" ON_A, 2, "-1 is not in 0..9"},
-    {"predict 1 2 3 4 x\n\177" ON_A, 2, "'x?"}, {"predict 1 2 3" ON_A, 2, "too few numbers"},
-    {"predict 1 2 3 4 5 6" ON_A, 2, "too many numbers"}, {"predict " ON_A " < 1 2 3 4 5//1 2 3", 1, "line 3: too few"},
+    {"predict 1 2 3 4 x\177" ON_A, 2, "'x?'"}, {"predict 1 2 3" ON_A, 2, "too few numbers"},
+    {"predict 1 2 3 4 5 6 7 8 9" ON_A, 2, "too many numbers: 9 are given, 5 are expected"}, {"predict " ON_A " < 1 2 3 4 5//1 2 3", 1, "line 3: too few"},
+    {"predict 1 2 3 4 -" ON_A, 2, "'-' is not a whole"}, {"predict 1 2 3 4 5 --model " D, 1, "overflow"},
+    {"predict --model " D " < 1 2 3 4 5", 1, "overflow"}, {"attribute --model " D, 1, "overflow"},
+    {"patch --model " D, 1, "overflow"}, {"eval --width 39" ON_A, 2, "--width is '39'"},
     {"attention 1 2" ON_A, 2, "too few"}, {"attribute 1 2 3" ON_A, 2, "too few"}, {"patch 1 2 3" ON_A, 2, "two lists"},
     {"patch 1 2 3 4 5 1 2 3 4 5" ON_A, 2, "must differ in one number"},
     {"patch 1 2 3 4 5 1 2 3 4 x" ON_A, 2, "'x' is not"}, {"circuits" ON_A, 2, "circuits"},
     {"circuits qk --query-pos 5" ON_A, 2, "--query-pos"}, {"circuits qk --key-pos 5" ON_A, 2, "--key-pos"},
-    {"circuits qk --head 1.0" ON_A, 2, "--head"}, {"ablate --head 0" ON_A, 2, "--head"},
-    {"ablate --head 0.1" ON_A, 2, "--head"}, {"ablate --head x.0" ON_A, 2, "--head"},
+    {"circuits qk --head 2.0 --model " B, 2, "2 layers of 2 heads,"}, {"ablate --head 0" ON_A, 2, "--head"},
+    {"ablate --head 0.1" ON_A, 2, "1 layer of 1 head,"}, {"ablate --head x.0" ON_A, 2, "--head"},
     {"ablate --layer 1" ON_A, 2, "--layer"}, {"ablate --layer 0 --part mlp" ON_A, 2, "no MLP"},
     {"ablate --positions 5" ON_A, 2, "--positions"}, {"ablate --positions x" ON_A, 2, "--positions"},
     {"ablate --layer x" ON_A, 2, "--layer"}, {"ablate --head 0.x" ON_A, 2, "--head"},
-    {"certify" ON_A, 0, "fc84ce740d29e907"}, {"certify --csv" ON_A, 0, "df0bb4159f48081b"},
+    {"certify" ON_A, 0, "74103830d36d3033"}, {"certify --csv" ON_A, 0, "c995fc340b790111"},
     {"certify --model " B, 1, "one layer"}, {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
-    {"circuits qk --raw" ON_A, 0, "b0bf9b259e8dd85b"}, {"explain --size 9 --seed 9" ON_A, 0, "Much of the mechanism"},
-    {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "95962bf31b014990"},
-    {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "aad96826165a929a"},
-    {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "fd3ab32322cedc32"},
-    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "a3717a29df3fd0fd"}
+    {"circuits qk --raw" ON_A, 0, "10eb82493337a621"}, {"explain --size 9 --seed 9" ON_A, 0, "Verdict"},
+    {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "172015bc72ed4ce2"},
+    {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "ac090fcad9a08aa1"},
+    {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "7b02a888e6d8f51b"},
+    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "10ec980a643d3f29"}
 };
+
+/* Adds the lines of what goes to stderr that are no progress. */
+static void add_remarks(Text *text) {
+    char line[300];
+    FILE *f = fopen(OUT_NAME, "rb");
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, "median: ", 8) == 0) text_add(text, "%s", line);
+    if (f) fclose(f);
+}
 
 static void check_line(const char *line, int status, const char *expected) {
     const size_t n = strcspn(line, "<");
     uint64_t hash = HASH_START;
+    char words[500], digits[20], *argv[60];
     Text said = {0};
     FOR(b, status == BOTH ? 2 : 1) {
-        const char *input = line + n;
-        char words[500], *argv[60];
-        int argc = 0;
-        snprintf(words, sizeof words, "median %.*s%s", (int)n, line, status != BOTH ? "" : b ? ON_B : ON_A);
-        for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+        const char *input = line + n, *models[] = {ON_A, ON_B};
+        print_to(words, sizeof words, "median %.*s%s", (int)n, line, status == BOTH ? models[b] : "");
         FILE *in = fopen(IN_NAME, "wb+"), *progress = fopen(OUT_NAME, "wb");
         for (; in && *input; input++) fputc(*input == '/' ? '\n' : *input == '<' ? ' ' : *input, in);
         if (in) rewind(in);
-        const Streams streams = {in, NULL, progress};
-        error.usage = 0, error.text[0] = 0;
+        const Streams streams = {.in = in, .progress = progress};
+        error.usage = 0;
+        error.text[0] = 0;
         text_free(&said);
         const int ready = CHECK(in && progress, "no file can be made here");
-        const int done = ready && median_command(argc, argv, &streams, &said, &error);
+        const int done = ready && median_command(split_line(words, argv), argv, &streams, &said, &error);
         EQUAL(done ? 0 : 1 + error.usage, status == BOTH ? 0 : status);
         hash = hash_bytes(hash, said.data, said.size);
         if (in) fclose(in);
         if (progress) fclose(progress);
     }
-    char digits[20];
-    snprintf(digits, sizeof digits, "%016" PRIx64, hash);
+    print_to(digits, sizeof digits, "%016" PRIx64, hash);
     text_add(&said, "%s", error.text);
+    add_remarks(&said);
     CHECK(strstr(said.data, expected) || !strcmp(digits, expected), "expected %s, got %s: %.200s", expected, digits,
           said.data);
     text_free(&said);
@@ -1846,11 +2042,13 @@ static void make_files(void) {
                "--no-shuffle --n-layers 2 --n-heads 2 --d-mlp 6 --normalization none --weight-decay 0.01 "
                "--log " LOG_NAME " --out " B, 0, "steps");
     DONE(model_create(&zero, &SMALL, &error));
-    zero.notes[0] = note, zero.n_notes = 1;
+    zero.notes[0] = note;
+    zero.n_notes = 1;
     DONE(model_save(&zero, C, &error));
     FOR(i, zero.n_params) zero.params[i] = 1e38f;
     DONE(model_save(&zero, D, &error));
     model_free(&zero);
+    check_line("train --max-num 10 " TINY "--steps 2 --balanced 0 --seed 5 --out " E, 0, "2 steps");
     make_state(0);
 }
 
@@ -1902,6 +2100,8 @@ static const Test STORY[] = {
     WHOLE(model_forward, "64cd8ddcdc38d1aa"),
     WHOLE(model_backward, "a5499ac6bd325b87"),
     WHOLE(trainer_step, "8c81919a77974346"),
+    WHOLE(sums, "cee3a8b86a331503"),
+    WHOLE(reports, "fcc1c251f58d6259"), WHOLE(activations, "6a8a524d8fd79fc8"),
     WHOLE(hooks, NULL), WHOLE(circuits, "50b60d0a9f7e6f48"), WHOLE(attribution, NULL), WHOLE(patching, NULL),
     WHOLE(ablation, NULL),
     WHOLE(resume, "7a8d12249c6ae209"),
@@ -1963,7 +2163,7 @@ static void run_storey(const Test *tests, size_t n) {
 /* Lines of which a hash is expected are in the second suite, the others in the first. */
 static void run_lines(void) {
     static const char *const files[] = {FILE_NAME, STATE_NAME, LOG_NAME, IN_NAME, OUT_NAME,
-                                        A, B, C, D};
+                                        A, B, C, D, E};
     int files_made = 0;
     if (broken && suite == MATH) return;
     FOR(i, LENGTH(LINES)) {
@@ -2009,4 +2209,27 @@ int run_tests(size_t n_words, const char *const *words) {
     for (size_t i = first; i < n_words; i++) run_word(words[i], math, other);
     printf("%d passed, %d failed\n", passed, failed);
     return failed;
+}
+
+const char *check_golden(void (*tell)(void *context, const char *test, const char *found,
+                                      const char *expected),
+                         void *context) {
+    static const struct {
+        const Test *tests;
+        size_t n;
+    } storeys[] = {{GROUND, LENGTH(GROUND)}, {LAYERS, LENGTH(LAYERS)}, {STORY, LENGTH(STORY)}};
+    const char *first = NULL;
+    word = "";
+    FOR(k, LENGTH(storeys)) FOR(i, storeys[k].n) {
+        const Test *t = &storeys[k].tests[i];
+        char found[20];
+        if (!t->golden || t->run == test_resume) continue; /* which writes files */
+        begin(t->name);
+        t->run();
+        release();
+        print_to(found, sizeof found, "%016" PRIx64, bits);
+        tell(context, t->name, found, t->golden);
+        if (!first && strcmp(found, t->golden) != 0) first = t->name;
+    }
+    return first;
 }
