@@ -1252,6 +1252,33 @@ TEST(attribution) {
     }
 }
 
+/* One unit: what the attribution says of a head of layer 0 is attention times its OV circuit, both
+ * at the list's own scale. */
+TEST(logits_of_circuits) {
+    while (next_model()) {
+        float *table = randoms(w.V * w.V), *scratch = randoms(circuit_scratch(&w.config));
+        Term *terms = take(attribution_terms(&w.config), sizeof *terms);
+        FOR(i, LISTS) {
+            const uint32_t *list = w.lists + i * w.T;
+            Attribution a = {.numbers = {i % w.V, 0}, .terms = terms};
+            Circuit which = {.kind = CIRCUIT_OV, .scale = mean_scale(&w.model, &w.run, list, 1)};
+            forward(&w.run, list, 1);
+            attribute(&w.model, &w.run, &a, scratch);
+            FOR(k, a.n_terms) {
+                if (strcmp(terms[k].part, "head") != 0 || terms[k].layer > 0) continue;
+                const LayerRun *layer = &w.run.layers[0];
+                const size_t row = (terms[k].head + 1) * layer->n_queries - 1;
+                const size_t at = terms[k].position;
+                const double weight = layer->pattern[row * w.T + at];
+                which.head = terms[k].head;
+                which.key_pos = at;
+                circuit_table(&w.model, &which, table, scratch);
+                NEAR(terms[k].logit[0], weight * table[list[at] * w.V + a.numbers[0]], 1e-4);
+            }
+        }
+    }
+}
+
 /* The residual stream's rows, layer by layer, and at last before ln_final. */
 static void note_rows(void *context, HookSite site, size_t layer, size_t head, float *values,
                       size_t n, size_t width) {
@@ -1893,6 +1920,226 @@ TEST(foreign) {
     text_free(&many);
 }
 
+/* ---- The explanation --------------------------------------------------------------------------------------------- */
+
+/* Networks whose mechanism is known, because it is built here, most of them from a table: what each
+ * number adds to each logit. */
+enum { KNOWN_V = 12, KNOWN_T = 7 };
+
+typedef enum {
+    BY_TABLE,
+    BY_MLP,
+    TWO_HEADS,
+    TWO_HEADS_BY_POSITION,
+    BY_LAST,
+    UNTRAINED,
+    TRAINED
+} Mechanism;
+
+/* claims: what `explain` must say, y or N in its order: |x - m|; not (x - m)^2; no minority
+ * outweighs a majority; votes balance at the median; the answers are medians; the logits are sums
+ * over the numbers; also at one scale; also with equal votes; also a S + c; the logits are
+ * -a sum |x - m|. */
+typedef struct {
+    const char *name;
+    Mechanism mechanism;
+    double power, offset; /* the table is -|x - m|^power; offset votes go up at every step */
+    const char *claims;
+} Known;
+
+static const Known KNOWN[] = {
+    {"the median", BY_TABLE, 1, 0, "yyyyyyyyyy"},
+    {"the third smallest", BY_TABLE, 1, -2, "yyyNNyyyyN"},
+    {"the second smallest", BY_TABLE, 1, -4, "yyyNNyyyyN"},
+    {"the third greatest", BY_TABLE, 1, 2, "yyyNNyyyyN"},
+    {"the mean", BY_TABLE, 2, 0, "yNyNNyyNNN"},
+    {"between median and mean", BY_TABLE, 1.25, 0, "yyyNNyyNNy"},
+    {"near the mid-range", BY_TABLE, 12, 0, "NNyNNyyNNN"},
+    {"the least sum of roots", BY_TABLE, 0.5, 0, "yyyNNyyNNN"},
+    {"the most frequent", BY_TABLE, 0.01, 0, "NNyNNyyNNN"},
+    {"the last number", BY_LAST, 0, 0, "NNNNNyyyNN"},
+    {"an MLP does it", BY_MLP, 1, 0, "yyyyyNyyyN"},
+    {"an untrained network", UNTRAINED, 0, 0, "NNNNNNNNNN"},
+    {"a trained network", TRAINED, 0, 0, "yyyyyyyyyy"},
+    {"two heads, each for half the numbers", TWO_HEADS, 1, 0, "yyyyyyyyyy"},
+    {"two heads, each for half the positions", TWO_HEADS_BY_POSITION, 1, 0, "yyyyyyyyyy"},
+};
+
+static float entry(const Known *known, size_t x, size_t m) {
+    return x == m ? 0.0f : (float)-pow(fabs((double)x - (double)m), known->power);
+}
+
+/* Entry i of the j-th of d - 1 orthonormal vectors at right angles to (1, ..., 1). */
+static float direction(size_t j, size_t i, size_t d) {
+    const double turns = (double)(j + 1) * ((double)i + 0.5) / (double)d;
+    return (float)(sqrt(2.0 / (double)d) * cos(acos(-1.0) * turns));
+}
+
+static int make_from_table(Model *m, const Known *known) {
+    const size_t V = KNOWN_V, n = V + 1;
+    float *from = take(V * n, sizeof *from), *to = take(n * V, sizeof *to);
+    FOR(x, V) {
+        from[x * n + x + 1] = 1;
+        FOR(v, V) to[(x + 1) * V + v] = entry(known, x, v);
+        to[x] = (float)(known->offset / KNOWN_T * (double)x);
+    }
+    return network_of_sums(m, V, KNOWN_T, n, from, to, &error);
+}
+
+/* The head counts the numbers, each in a direction of its own; the logits read these counts by the
+ * table, but they are so weak that it makes no difference. The MLP has a unit for each count, and
+ * writes its row of the table, many times larger, in directions for the logits. */
+static void build_mlp(Model *m, const Known *known) {
+    const size_t V = KNOWN_V, d = m->config.d_model;
+    const LayerWeights *layer = m->weights.layers;
+    FOR(i, d) FOR(x, V) {
+        const float count = direction(V + x, i, d);
+        layer->W_V[i * V + x] = direction(x, i, d);
+        layer->W_O[x * d + i] = 1e-3f * count;
+        layer->W_in[i * V + x] = count;
+        FOR(v, V) {
+            const float logit = direction(2 * V + v, i, d);
+            layer->W_out[x * d + i] += 1e6f * entry(known, x, v) * logit;
+            m->weights.W_U[i * V + v] += entry(known, x, v) * count + (x == v ? logit : 0.0f);
+        }
+    }
+}
+
+/* Each head looks at all positions and sees every other number, or sees all numbers at every other
+ * position. */
+static void build_two_heads(Model *m, const Known *known) {
+    const size_t V = KNOWN_V, T = KNOWN_T, d = m->config.d_model;
+    const LayerWeights *layer = m->weights.layers;
+    const int by_position = known->mechanism == TWO_HEADS_BY_POSITION;
+    FOR(i, d) FOR(x, V) {
+        FOR(v, V) m->weights.W_U[i * V + v] += entry(known, x, v) * direction(x, i, d);
+        FOR(h, 2) {
+            const size_t seen = h ? T / 2 : T - T / 2;
+            const float weight = by_position ? 1e6f * (float)seen : 1e6f;
+            if (!by_position && x % 2 != h) continue;
+            layer->W_V[(h * d + i) * V + x] = direction(x, i, d);
+            layer->W_O[(h * V + x) * d + i] = weight * direction(x, i, d);
+        }
+    }
+    FOR(i, d) FOR(t, T) m->weights.W_pos[t * d + i] = direction(V, i, d) * (t % 2 ? -1.0f : 1.0f);
+    FOR(h, 2) FOR(i, d) {
+        layer->b_Q[h * V] = by_position ? 100.0f : 0.0f;
+        layer->W_K[(h * d + i) * V] = direction(V, i, d) * (h ? -1.0f : 1.0f);
+    }
+}
+
+/* A network as it is at first, or after a short training. */
+static int make_trained(Model *m, size_t steps) {
+    const Config config = {
+        .max_num = 10,
+        .seq_len = 5,
+        .d_model = 16,
+        .d_head = 16,
+        .n_heads = 1,
+        .n_layers = 1,
+        .normalization = NORMALIZATION_LN,
+    };
+    Recipe r = recipe_default();
+    Trainer t;
+    r.steps = 600;
+    r.warmup = 50;
+    r.batch_size = 128;
+    r.valset_size = 0;
+    if (!DONE(trainer_create(&t, &r, &config, NULL, &error))) return 0;
+    FOR(i, steps) trainer_step(&t);
+    *m = t.model;
+    memset(&t.model, 0, sizeof t.model);
+    trainer_free(&t);
+    return 1;
+}
+
+static int make_known(Model *m, const Known *known) {
+    const size_t V = KNOWN_V, d = 3 * V + 2;
+    const int two = known->mechanism == TWO_HEADS || known->mechanism == TWO_HEADS_BY_POSITION;
+    const Config config = {
+        .max_num = V,
+        .seq_len = KNOWN_T,
+        .d_model = d,
+        .d_head = V,
+        .n_heads = two ? 2 : 1,
+        .n_layers = 1,
+        .d_mlp = known->mechanism == BY_MLP ? V : 0,
+        .normalization = NORMALIZATION_LN,
+    };
+    if (known->mechanism == BY_TABLE) return make_from_table(m, known);
+    if (known->mechanism == TRAINED) return make_trained(m, 600);
+    if (known->mechanism == UNTRAINED) return make_trained(m, 0);
+    if (!model_create(m, &config, &error)) return 0;
+    const LayerWeights *layer = m->weights.layers;
+    FOR(i, d) {
+        layer->ln1_w[i] = m->weights.ln_final_w[i] = 1;
+        if (layer->ln2_w) layer->ln2_w[i] = 1;
+        FOR(x, V) m->weights.W_E[x * d + i] = direction(x, i, d);
+        FOR(v, known->mechanism == BY_LAST ? V : 0) m->weights.W_U[i * V + v] = direction(v, i, d);
+    }
+    if (known->mechanism == BY_MLP) build_mlp(m, known);
+    if (two) build_two_heads(m, known);
+    return 1;
+}
+
+/* y or N for each claim of `explain`, in order. */
+static void read_claims(const Model *m, char *claims, size_t size) {
+    char word[][20] = {"median", "explain", "--csv", "--size", "2000", "--model", FILE_NAME};
+    char *argv[LENGTH(word)];
+    const Streams streams = {NULL, NULL, NULL};
+    Text said = {0};
+    size_t n = 0;
+    FOR(i, LENGTH(word)) argv[i] = word[i];
+    const int done = model_save(m, FILE_NAME, &error) &&
+                     median_command((int)LENGTH(argv), argv, &streams, &said, &error);
+    if (DONE(done))
+        for (const char *at = said.data; n + 1 < size && (at = strstr(at, ",holds,")) != NULL; at++)
+            claims[n++] = at[7];
+    claims[n] = 0;
+    remove(FILE_NAME);
+    text_free(&said);
+}
+
+TEST(explain) {
+    FOR(k, LENGTH(KNOWN)) {
+        const Known *known = &KNOWN[k];
+        char claims[20];
+        Model m = {0};
+        at("%s", known->name);
+        if (!DONE(make_known(&m, known))) return;
+        read_claims(&m, claims, sizeof claims);
+        CHECK(strcmp(claims, known->claims) == 0, "expected %s, got %s", known->claims, claims);
+        model_free(&m);
+        release();
+    }
+}
+
+/* A majority of one has the votes that `construct` promises, and certify proves the result. One
+ * direction less is too few for the first. */
+TEST(construct) {
+    static const struct {
+        size_t max_num, seq_len, d_model;
+        double slack;
+    } cases[] = {{50, 7, 46, 0.0819}, {50, 7, 51, 1}, {20, 5, 21, 1}, {10, 9, 11, 1},
+                 {2, 3, 3, 1},        {10, 3, 14, 1}, {50, 7, 45, -0.0737}};
+    FOR(k, LENGTH(cases)) {
+        const size_t V = cases[k].max_num, T = cases[k].seq_len, d = cases[k].d_model;
+        const CertifyOptions options = {.effort = 20000};
+        Certificate c;
+        Model m = {0};
+        double slack = 0;
+        at("%u numbers, lists of %u, d_model %u", (unsigned)V, (unsigned)T, (unsigned)d);
+        DONE(construct(&m, V, T, d, &slack, &error));
+        NEAR(slack, cases[k].slack, 1e-4);
+        CHECK((m.params != NULL) == (slack > 0), "%s model", m.params ? "a" : "no");
+        if (m.params && DONE(certify(&m, &options, &c, &error))) {
+            EQUAL(c.right, c.lists);
+            certificate_free(&c);
+        }
+        model_free(&m);
+    }
+}
+
 /* ---- The command line -------------------------------------------------------------------------------------------- */
 
 /* Models: the usual kind, trained well; one with everything that a model can have; one of zeros; one of numbers that
@@ -1989,6 +2236,9 @@ static const struct {
     {"certify" ON_A, 0, "74103830d36d3033"}, {"certify --csv" ON_A, 0, "c995fc340b790111"},
     {"certify --model " B, 1, "one layer"}, {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
     {"circuits qk --raw" ON_A, 0, "10eb82493337a621"}, {"explain --size 9 --seed 9" ON_A, 0, "Verdict"},
+    {"construct --max-num 5 --seq-len 3 --out " FILE_NAME, 0, "at least 1.0000"},
+    {"construct --d-model 45 --out " FILE_NAME, 2, "leaves a slack of -0.0737 votes"},
+    {"construct --d-model 2 --out " FILE_NAME, 2, "at least 3"},
     {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "172015bc72ed4ce2"},
     {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "ac090fcad9a08aa1"},
     {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "7b02a888e6d8f51b"},
@@ -2102,11 +2352,13 @@ static const Test STORY[] = {
     WHOLE(trainer_step, "8c81919a77974346"),
     WHOLE(sums, "cee3a8b86a331503"),
     WHOLE(reports, "fcc1c251f58d6259"), WHOLE(activations, "6a8a524d8fd79fc8"),
-    WHOLE(hooks, NULL), WHOLE(circuits, "50b60d0a9f7e6f48"), WHOLE(attribution, NULL), WHOLE(patching, NULL),
+    WHOLE(hooks, NULL), WHOLE(circuits, "50b60d0a9f7e6f48"), WHOLE(attribution, NULL),
+    WHOLE(logits_of_circuits, NULL), WHOLE(patching, NULL),
     WHOLE(ablation, NULL),
     WHOLE(resume, "7a8d12249c6ae209"),
     WHOLE(settings, NULL), WHOLE(text_add, NULL), WHOLE(faults, NULL), WHOLE(strangers, NULL),
-    WHOLE(number_types, NULL), WHOLE(foreign, NULL), WHOLE(certify, NULL)};
+    WHOLE(number_types, NULL), WHOLE(foreign, NULL), WHOLE(certify, NULL), WHOLE(explain, NULL),
+    WHOLE(construct, NULL)};
 
 typedef enum { MATH, BITS } Suite;
 static Suite suite;
