@@ -1315,8 +1315,8 @@ enum {
     TEST = 1 << 19,
     ALL = 2 * TEST - 1,
 
-    ON_SAMPLE = TOUR | EVAL | ATTENTION | CIRCUITS | ABLATE | EXPLAIN, /* they look at --size lists */
-    ON_LIST = ATTRIBUTE | PATCH | ACTIVATIONS, /* at one list, by default the first of --seed */
+    ON_SAMPLE = TOUR | EVAL | ATTENTION | CIRCUITS | ABLATE | EXPLAIN, /* of --size lists */
+    ON_LIST = ATTRIBUTE | PATCH | ACTIVATIONS, /* one list, by default the first of --seed */
     ON_MODEL = ON_SAMPLE | ON_LIST | INFO | PREDICT | WEIGHTS | CERTIFY,
     TRAINS = TRAIN | BENCH,
     HAS_CSV = ON_MODEL & ~(TOUR | INFO | ACTIVATIONS),
@@ -2884,7 +2884,8 @@ static void add_shell_word(Text *text, const char *word) {
 /* Saves the state, if there is a file for it, and says how to go on. */
 static int stop_training(Trainer *t, const Session *s, const char *state) {
     const char *const words[] = {s->program, "train", "--resume",            state,
-                                 "--out",    s->opt.out,  s->opt.log ? "--log" : "", s->opt.log ? s->opt.log : ""};
+                                 "--out", s->opt.out, s->opt.log ? "--log" : "",
+                                 s->opt.log ? s->opt.log : ""};
     Text line = {0};
     if (!state)
         return fail(s->error, "interrupted after step %zu of %zu, and nothing of it is kept; "
@@ -2940,7 +2941,8 @@ static int start_training(Trainer *t, Session *s) {
     if (recipe->trainset_size == 0 && recipe->steps == 0)
         return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps");
     if (s->opt.init && !load_model(s, s->opt.init)) return 0;
-    return trainer_create(t, recipe, &s->opt.settings.config, s->opt.init ? &s->model : NULL, s->error);
+    return trainer_create(t, recipe, &s->opt.settings.config, s->opt.init ? &s->model : NULL,
+                          s->error);
 }
 
 /* What is said of the weights is true of those that are saved; the latest validation may be of
@@ -3012,7 +3014,8 @@ static int command_train(Session *s, Report *r) {
     int keeps_state = print_to(state, sizeof state, "%s.state", s->opt.out);
     if (is_special(s->opt.out)) keeps_state = 0;
     if (!start_training(&t, s)) return 0;
-    int done = check_output(s->opt.out, s->error) && (!keeps_state || check_output(state, s->error)) &&
+    int done = check_output(s->opt.out, s->error) &&
+               (!keeps_state || check_output(state, s->error)) &&
                (!s->opt.log || (log = open_log(s, &t)) != NULL) &&
                run_training(&t, s, log, keeps_state ? state : NULL);
     if (log && fclose(log) != 0 && done) done = cannot_write(s->opt.log, s->error);
