@@ -1,7 +1,9 @@
-/* median.c - a one-layer transformer learns to name the median of a list, and is then taken apart.
+/* median.c - a one-layer transformer learns to name the median of a list, and is then taken
+ * apart.
  *
- * Read it from top to bottom: the task, the model, its forward and backward pass, training, checkpoints; then the
- * instruments for looking inside. The arithmetic of the layers, with their gradients, is in tensor.c. */
+ * Read it from top to bottom: the task, the model, its forward and backward pass, training,
+ * checkpoints; then the instruments for looking inside. The arithmetic of the layers, with their
+ * gradients, is in tensor.c. */
 #if defined __GNUC__ && __GNUC__ >= 8 && !defined __clang__ && !defined __powerpc__
 /* A bare `cc *.c` deserves speed too: see tensor.c. */
 #pragma GCC optimize("O1", "tree-vectorize", "no-trapping-math", "no-associative-math")
@@ -44,7 +46,7 @@ typedef int sig_atomic_t;
 #define isatty _isatty
 #endif
 
-/* ---- Errors and memory ----------------------------------------------------------------------------------------- */
+/* ---- Errors and memory ----------------------------------------------------------------------- */
 
 /* One line, whatever stands in a name or a number that it cites: control characters become '?'. */
 static void set_error(Error *error, const char *format, va_list args) {
@@ -62,8 +64,9 @@ TENSOR_PRINTF(2, 3) static int fail(Error *error, const char *format, ...) {
     return 0;
 }
 
-/* Lays arrays out in one piece of memory. With base NULL it only counts, so one function both measures a layout and
- * makes it. The count is a double: it cannot overflow, whatever a configuration asks for. */
+/* Lays arrays out in one piece of memory. With base NULL it only counts, so one function both
+ * measures a layout and makes it. The count is a double: it cannot overflow, whatever a
+ * configuration asks for. */
 typedef struct {
     char *base;
     double used;
@@ -91,20 +94,24 @@ static uint32_t *lay_words(Layout *layout, size_t a, size_t b) {
     return (uint32_t *)lay_out(layout, (double)a * (double)b, sizeof(uint32_t));
 }
 
-/* No piece of memory is greater, and no file: systems that promise more than they have kill who takes them at their
- * word. */
-static double max_bytes(void) { return (double)SIZE_MAX / 4 < 4294967296.0 ? (double)SIZE_MAX / 4 : 4294967296.0; }
+/* No piece of memory is greater, and no file: systems that promise more than they have kill who
+ * takes them at their word. */
+static double max_bytes(void) {
+    return (double)SIZE_MAX / 4 < 4294967296.0 ? (double)SIZE_MAX / 4 : 4294967296.0;
+}
 
 /* Zeroed memory, or NULL and the amount that is not to be had. */
 static void *allocate(double bytes, const char *purpose, Error *error) {
     void *memory = bytes < max_bytes() ? calloc((size_t)bytes + 1, 1) : NULL;
-    if (!memory) fail(error, "out of memory: %s would need %.0f MiB", purpose, ceil(bytes / 1048576.0));
+    if (!memory)
+        fail(error, "out of memory: %s would need %.0f MiB", purpose, ceil(bytes / 1048576.0));
     return memory;
 }
 
-/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. It begins where the
- * processor's cache lines do. */
-static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char *purpose, Error *error) {
+/* Memory for all that `lay` lays out for an owner: called twice, it measures, then makes. It
+ * begins where the processor's cache lines do. */
+static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char *purpose,
+                         Error *error) {
     Layout layout = {0};
     lay(&layout, owner);
     void *memory = allocate(layout.used + 64.0, purpose, error);
@@ -117,7 +124,7 @@ static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char 
 
 static double max_double(double a, double b) { return a > b ? a : b; }
 
-/* ---- Threads ---------------------------------------------------------------------------------- */
+/* ---- Threads --------------------------------------------------------------------------------- */
 
 /* Threads know only whole lists. Training, evaluation and the certificate have one parallel loop
  * each, over chunks of a size that does not depend on the number of threads; what the chunks bring
@@ -150,7 +157,7 @@ static size_t this_thread(void) {
 #endif
 }
 
-/* ---- 1. The task ------------------------------------------------------------------------------ */
+/* ---- 1. The task ----------------------------------------------------------------------------- */
 
 /* Half a bubble sort: each round carries the greatest number that is left to the end. When more
  * than half have been carried there, the last one carried is the median. */
@@ -213,7 +220,7 @@ void make_training_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t
     make_lists(mt, lists + balanced * T, medians + balanced, n - balanced, mix->max_num, T);
 }
 
-/* ---- 2. The model ----------------------------------------------------------------------------- */
+/* ---- 2. The model ---------------------------------------------------------------------------- */
 
 Config config_default(void) {
     const Config config = {.max_num = 50,
@@ -230,7 +237,8 @@ Config config_default(void) {
 int config_check(const Config *c, Error *error) {
     if (c->seq_len % 2 == 0) return fail(error, "Length must be odd: seq_len is %zu", c->seq_len);
     if (c->seq_len < 3) return fail(error, "Length must be at least 3: seq_len is %zu", c->seq_len);
-    for (const Setting *s = settings; s->offset < sizeof *c; s++) { /* their bounds: see chapter 6 */
+    for (const Setting *s = settings; s->offset < sizeof *c;
+         s++) { /* their bounds: see chapter 6 */
         size_t value;
         memcpy(&value, (const char *)c + s->offset, sizeof value);
         if ((double)value < s->min || (double)value > s->max)
@@ -354,7 +362,7 @@ void model_init(Model *model, Mt19937 *mt) {
     }
 }
 
-/* ---- 3. The forward pass ---------------------------------------------------------------------- */
+/* ---- 3. The forward pass --------------------------------------------------------------------- */
 
 /* A layer works on *rows* of the residual stream, and an index says which row a list has at a
  * position. In later layers every position of every list has a row of its own. But layer 0 sees no
@@ -609,7 +617,8 @@ void model_forward(const Model *m, Run *run, const uint32_t *lists, size_t n, co
             call_hook(hook, HOOK_PATTERN, l, head, pattern, Q, c->seq_len);
             attention_values_forward(z, pattern, rows->v + first, &a);
             call_hook(hook, HOOK_HEAD, l, head, z, Q, dh);
-            linear_forward(out, out, z, w->W_O + head * dh * d, head == 0 ? w->b_O : NULL, Q, dh, d);
+            linear_forward(out, out, z, w->W_O + head * dh * d, head == 0 ? w->b_O : NULL, Q, dh,
+                           d);
         }
 
         /* MLP: out += relu(LN2(out) W_in + b_in) W_out + b_out */
@@ -649,7 +658,7 @@ double model_loss(Run *run, const uint32_t *medians) {
     return loss_sum(run, medians) / (double)run->n_lists;
 }
 
-/* ---- 4. The backward pass --------------------------------------------------------------------- */
+/* ---- 4. The backward pass -------------------------------------------------------------------- */
 
 /* The mirror image of `project`: from dq, dk and dv to the rows, of which dx already holds what the
  * residual stream carries past the layer. dh is scratch. */
@@ -761,7 +770,7 @@ void model_backward(const Model *model, Run *run, const uint32_t *medians, Model
     backward(model, run, medians, f32(1.0 / (double)run->n_lists), gradient);
 }
 
-/* ---- 5. Training ------------------------------------------------------------------------------ */
+/* ---- 5. Training ----------------------------------------------------------------------------- */
 
 /* The numbers that decide the result of a training, apart from its recipe. */
 enum {
@@ -1001,14 +1010,15 @@ static size_t next_batch(Trainer *t) {
     return n;
 }
 
-/* cos(pi x) for 0 <= x <= 1, by its Taylor series around the nearer of 0 and 1/2. Every factor of a product that feeds
- * a sum is a float. */
+/* cos(pi x) for 0 <= x <= 1, by its Taylor series around the nearer of 0 and 1/2. Every factor
+ * of a product that feeds a sum is a float. */
 static float cos_pi(float x) {
     /* c = sum of (-1)^k (pi y)^2k / (2k)!, by Horner's rule from the last term, |y| <= 1/2 */
     const float y = x <= 0.5f ? x : f32(1.0 - (double)x);
     const float square = f32(9.8696044010893586 * (double)f32((double)y * y));
     float c = 0.0f;
-    for (int k = 9; k >= 0; k--) c = f32(1.0 - (double)f32((double)square * c) / (double)((2 * k + 1) * (2 * k + 2)));
+    for (int k = 9; k >= 0; k--)
+        c = f32(1.0 - (double)f32((double)square * c) / (double)((2 * k + 1) * (2 * k + 2)));
     return x <= 0.5f ? c : -c;
 }
 
@@ -1110,7 +1120,8 @@ Model *trainer_result(Trainer *t) {
 
 /* ---- 6. Text and settings -------------------------------------------------------------------- */
 
-/* All output, files included, is first made in memory: it can be hashed, and a failed write loses nothing. */
+/* All output, files included, is first made in memory: it can be hashed, and a failed write
+ * loses nothing. */
 void text_free(Text *text) {
     free(text->data);
     memset(text, 0, sizeof *text);
@@ -3437,7 +3448,8 @@ static void center(float *x, size_t n, size_t step) {
 }
 
 /* What ln_final makes of vectors x (rows, d_model), which may be out, when its scale is taken as
- * given: centred, times scale, times w. Its b is left out. Without normalization, x. Returns out. */
+ * given: centred, times scale, times w. Its b is left out. Without normalization, x. Returns
+ * out. */
 static const float *scale_given(const Model *m, float *out, const float *x, size_t rows,
                                 float scale) {
     const size_t d = m->config.d_model;
@@ -3476,11 +3488,12 @@ static void add_position(float *x, const float *W_E, const float *W_pos, size_t 
     for (size_t i = 0; W_pos && i < n; i++) add_to(x + i * d, W_pos, d);
 }
 
-/* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] + W_pos[position],
- * through LN1, times W, plus b; raw without LN1 and b, and at NO_POSITION without W_pos. (Later layers see it only as
- * far as the residual stream brings it there unchanged.) out (max_num, d_head). */
-static void project_numbers(const Model *m, const Circuit *of, size_t position, const float *W, const float *b, float *out,
-                    float *scratch) {
+/* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] +
+ * W_pos[position], through LN1, times W, plus b; raw without LN1 and b, and at NO_POSITION
+ * without W_pos. (Later layers see it only as far as the residual stream brings it there
+ * unchanged.) out (max_num, d_head). */
+static void project_numbers(const Model *m, const Circuit *of, size_t position, const float *W,
+                            const float *b, float *out, float *scratch) {
     const Config *c = &m->config;
     const LayerWeights *w = &m->weights.layers[of->layer];
     const size_t V = c->max_num, d = c->d_model, dh = c->d_head;
@@ -3488,11 +3501,13 @@ static void project_numbers(const Model *m, const Circuit *of, size_t position, 
     float *x = scratch, *h = c->normalization && !of->raw ? x + V * d : x, *normal = h + V * d;
     add_position(x, m->weights.W_E, W_pos, V, d);
     if (h != x) layernorm_forward(h, normal, normal + V * d, x, w->ln1_w, w->ln1_b, V, d);
-    linear_forward(out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d, dh);
+    linear_forward(out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d,
+                   dh);
 }
 
 /* With both positions given. */
-static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float *table, float *scratch) {
+static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float *table,
+                       float *scratch) {
     const LayerWeights *w = &m->weights.layers[of->layer];
     const size_t V = m->config.max_num, d = m->config.d_model, dh = m->config.d_head;
     float *q = scratch, *k = q + V * dh, *x = k + V * dh;
@@ -3506,7 +3521,8 @@ static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float 
     project_numbers(m, of, of->query_pos, w->W_Q, w->b_Q, q, x);
     project_numbers(m, of, key_pos, w->W_K, w->b_K, k, x);
     const double scale = of->raw ? 1.0 : 1.0 / sqrt((double)dh);
-    for (size_t i = 0; i < V * V; i++) table[i] = f32(dot(q + i / V * dh, 1, k + i % V * dh, 1, dh) * scale);
+    for (size_t i = 0; i < V * V; i++)
+        table[i] = f32(dot(q + i / V * dh, 1, k + i % V * dh, 1, dh) * scale);
 }
 
 size_t circuit_scratch(const Config *c) {
@@ -3515,13 +3531,16 @@ size_t circuit_scratch(const Config *c) {
 
 void circuit_table(const Model *m, const Circuit *which, float *table, float *scratch) {
     const size_t V = m->config.max_num, T = m->config.seq_len;
-    const size_t n = !which->raw && which->key_pos == NO_POSITION ? T : 1; /* the mean is over so many key positions */
+    const size_t n = !which->raw && which->key_pos == NO_POSITION
+                         ? T
+                         : 1; /* the mean is over so many key positions */
     Circuit of = *which;
     if (!which->raw && which->query_pos == NO_POSITION) of.query_pos = T - 1;
     memset(table, 0, V * V * sizeof *table);
     for (size_t p = 0; p < n; p++) {
         circuit_at(m, &of, n > 1 ? p : which->key_pos, scratch, scratch + V * V);
-        for (size_t i = 0; i < V * V; i++) table[i] = f32((double)table[i] + (double)scratch[i] / (double)n);
+        for (size_t i = 0; i < V * V; i++)
+            table[i] = f32((double)table[i] + (double)scratch[i] / (double)n);
     }
 }
 
@@ -4839,9 +4858,11 @@ static void show_verdict(const Explainer *x) {
     }
     table_end(r);
     if (holding == x->n_claims)
-        prose(r, "\nThe mechanism is there: the network adds up one vote per number and climbs "
-                 "from m to m+1 as long as more numbers lie above than below. It minimises sum |x - m|, "
-                 "as the median does.");
+        prose(
+            r,
+            "\nThe mechanism is there: the network adds up one vote per number and climbs "
+            "from m to m+1 as long as more numbers lie above than below. It minimises sum |x - m|, "
+            "as the median does.");
     else prose(r, "\nThe mechanism is not there, or not all of it: see the lines with NO.");
     prose(r, "(Measured on a sample. For all lists there are: `median certify`.)");
 }
@@ -5007,76 +5028,76 @@ COMMAND(construct, CONSTRUCT,
 
 /* ---- 15. The certificate --------------------------------------------------------------------- */
 
-/* For every one of the max_num^seq_len lists: does `predict` name its median? Counted, and proven:
- * by bounds that hold for whole sets of lists, and by running lists that the bounds leave open.
- * (Compare Gross et al. 2024, arXiv 2406.11779.) Two halves may be read apart: how far the pass can
- * be from real arithmetic (lemmas 1 to 6), and how a set is decided (lemmas 7 to 9, and the code).
+/* For every one of the max_num^seq_len lists: does `predict` name its median? Counted, and
+ * proven: by bounds that hold for whole sets of lists, and by running lists that the bounds
+ * leave open. (Compare Gross et al. 2024, arXiv 2406.11779.) Two halves may be read apart: how
+ * far the pass can be from real arithmetic (lemmas 1 to 6), and how a set is decided (lemmas 7
+ * to 9, and the code).
  *
- * Hypotheses, each checked, or the proof is refused:
- *   H1  One layer, no MLP.                                                              certify
- *   H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.                          certify
- *   H3  Fewer than 2^14 roundings follow each other.                                    bound_logits
- *   H4  These floats and bounds are below LIMIT: x, v, scores, A, a, reach.    within_limit's callers
- * So nothing overflows, nothing is NaN, and 1/s below is not flushed to 0.
+ * Hypotheses, each checked, or the proof is refused: H1  One layer, no MLP.
+ * certify H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.
+ * certify H3  Fewer than 2^14 roundings follow each other.
+ * bound_logits H4  These floats and bounds are below LIMIT: x, v, scores, A, a, reach.
+ * within_limit's callers So nothing overflows, nothing is NaN, and 1/s below is not flushed to
+ * 0.
  *
  * q, k, v and x (the residual stream before attention) of a pair, a number at a position, don't
- * depend on the list. Nor do the scores of a last number with the pairs. The proof takes them from
- * model_forward and attention_score as they are, to the bit. Only what follows is bounded.
+ * depend on the list. Nor do the scores of a last number with the pairs. The proof takes them
+ * from model_forward and attention_score as they are, to the bit. Only what follows is bounded.
  *
- * Lemma 1, rounding. f32 of a sum in double of n < 2^20 exact products, whose absolute values add
- *   up to A, is off by at most UNIT (A + FLOOR). Half a bit of a float is 2^-24 A; n roundings of
- *   the sum, n 2^-53 A; flushing takes 2^-126 < UNIT FLOOR. UNIT is 2^-24 and a 64th more: a fourth
- *   of that is for the sums in double, here and in the proof's own bounds, the rest for errors of
- *   errors, as (1 + UNIT)^(2^14) < 1.001. A matrix product over n terms is rounded roundings(n)
- *   times.
- * Lemma 2, softmax. Let x_i be a list's scores, a_i = max x - x_i, E_i = exp(-a_i), E their sum; so
- *   E >= 1. Pattern p has sum |p_i - E_i / E| <= (T + 3) UNIT.
- *   f32(-a_i) is off by UNIT (a_i + FLOOR), so exp_f32 of it by UNIT (a_i E_i + E_i + 2 FLOOR), and
- *   a exp(-a) < 0.37, and 0 for the greatest. Their sum, and the sum of these errors, are off by
- *   UNIT (0.37 (T - 1) + E + 2 T FLOOR): over E, twice less than UNIT (T / 2 + 1). p is rounded: UNIT.
- * Lemma 3, z. With V_j = max over pairs of |v_j| + FLOOR, z_j is off by (T + 4) UNIT V_j.
- * Lemma 4, the residual stream. R_k = x_k + b_O[k] + sum over heads and j of z_j W_O[j][k], x of
- *   the last number. Its terms stay below A_k = max |x_k| + |b_O[k]| + sum of V_j |W_O[j][k]|
- *   + FLOOR. It is off by (T + 4 + heads roundings(d_head)) UNIT A_k.
- *   With LN or LNPre n = f32(R - mean R) is looked at, without them n = R. If the mean of A is
- *   added to A, A_k bounds n_k, too; and there is one rounding more.
- *   The proof has the same as real numbers, N_k = base_k + sum over heads of the average of o_k,
- *   each pair of the list weighing w = exp(score). Of v W_O, o is the centred, rounded result:
- *   roundings(d_head) + 1 roundings; base is that of x + b_O, with 1. In all
+ * Lemma 1, rounding. f32 of a sum in double of n < 2^20 exact products, whose absolute values
+ * add up to A, is off by at most UNIT (A + FLOOR). Half a bit of a float is 2^-24 A; n roundings
+ * of the sum, n 2^-53 A; flushing takes 2^-126 < UNIT FLOOR. UNIT is 2^-24 and a 64th more: a
+ * fourth of that is for the sums in double, here and in the proof's own bounds, the rest for
+ * errors of errors, as (1 + UNIT)^(2^14) < 1.001. A matrix product over n terms is rounded
+ * roundings(n) times. Lemma 2, softmax. Let x_i be a list's scores, a_i = max x - x_i, E_i =
+ * exp(-a_i), E their sum; so E >= 1. Pattern p has sum |p_i - E_i / E| <= (T + 3) UNIT.
+ * f32(-a_i) is off by UNIT (a_i + FLOOR), so exp_f32 of it by UNIT (a_i E_i + E_i + 2 FLOOR),
+ * and a exp(-a) < 0.37, and 0 for the greatest. Their sum, and the sum of these errors, are off
+ * by UNIT (0.37 (T - 1) + E + 2 T FLOOR): over E, twice less than UNIT (T / 2 + 1). p is
+ * rounded: UNIT. Lemma 3, z. With V_j = max over pairs of |v_j| + FLOOR, z_j is off by (T + 4)
+ * UNIT V_j. Lemma 4, the residual stream. R_k = x_k + b_O[k] + sum over heads and j of z_j
+ * W_O[j][k], x of the last number. Its terms stay below A_k = max |x_k| + |b_O[k]| + sum of V_j
+ * |W_O[j][k]| + FLOOR. It is off by (T + 4 + heads roundings(d_head)) UNIT A_k. With LN or LNPre
+ * n = f32(R - mean R) is looked at, without them n = R. If the mean of A is added to A, A_k
+ * bounds n_k, too; and there is one rounding more. The proof has the same as real numbers, N_k =
+ * base_k + sum over heads of the average of o_k, each pair of the list weighing w = exp(score).
+ * Of v W_O, o is the centred, rounded result: roundings(d_head) + 1 roundings; base is that of x
+ * + b_O, with 1. In all
  *       |n_k - N_k| <= pass UNIT A_k,   pass = T + 6 + (heads + 1) roundings(d_head).
- * Lemma 5, logits. Let s = sqrt(mean n_k^2 + 1e-5), or 1 without normalization. inv_std and normal
- *   are off by UNIT each, out by UNIT, a logit by roundings(d_model) UNIT. All of it is relative to
- *   reach_v = |b_U[v]| + sum |b_k W_U[k][v]| + sqrt(d_model) |U_v|, as |n / s| <= sqrt(d_model);
- *   U_kv = w_k W_U[k][v], with w and b of ln_final (1 and 0 in LNPre). So
+ * Lemma 5, logits. Let s = sqrt(mean n_k^2 + 1e-5), or 1 without normalization. inv_std and
+ * normal are off by UNIT each, out by UNIT, a logit by roundings(d_model) UNIT. All of it is
+ * relative to reach_v = |b_U[v]| + sum |b_k W_U[k][v]| + sqrt(d_model) |U_v|, as |n / s| <=
+ * sqrt(d_model); U_kv = w_k W_U[k][v], with w and b of ln_final (1 and 0 in LNPre). So
  *       |logit_v - (sum n_k U_kv / s + c_v)| <= f_v,   c_v = sum b_k W_U[k][v] + b_U[v],
  *       f_v = (roundings(d_model) + 4) UNIT reach_v; the fourth is for a rounding of c_m - c_v.
  *   Without normalization, reach_v = |b_U[v]| + a_v, and only the logit's roundings are there.
- * Lemma 6, products. a_v = sum A_k |U_kv|. P = o U and B = base U are matrix products, and U is
- *   rounded: with lemma 4, sum n_k U_kv is off by e_v = (pass + roundings(d_model) + 1) UNIT a_v
- *   from the sum of B_v and of the heads' averages of P_v.
+ *   Lemma 6, products. a_v = sum A_k |U_kv|. P = o U and B = base U are matrix products, and U
+ *   is rounded: with lemma 4, sum n_k U_kv is off by e_v = (pass + roundings(d_model) + 1) UNIT
+ *   a_v from the sum of B_v and of the heads' averages of P_v.
  *
  * Theorem. Let m be the median. If for every other v
  *       B_m - B_v + (heads' averages of P_m - P_v) + s (c_m - c_v - f_m - f_v) - e_m - e_v > 0
- *   then logit_m > logit_v, and the answer is m. If for some v this with all four errors added is
- *   below 0, the answer is not m. (Lemmas 5 and 6, times s > 0.)
+ *   then logit_m > logit_v, and the answer is m. If for some v this with all four errors added
+ *   is below 0, the answer is not m. (Lemmas 5 and 6, times s > 0.)
  *
- * A box is a set of lists: so many of their numbers in this range, so many in that, in any order.
- * Its table has whole numbers, of which sums and products in double are exact: every total in lemma
- * 8 is below 63 (2^22 + 4) (3 2^22 + 2^8) + 63 2^22 (2^21 + 2) < 2^53.
+ * A box is a set of lists: so many of their numbers in this range, so many in that, in any
+ * order. Its table has whole numbers, of which sums and products in double are exact: every
+ * total in lemma 8 is below 63 (2^22 + 4) (3 2^22 + 2^8) + 63 2^22 (2^21 + 2) < 2^53.
  *
- * Lemma 7, the table. A weight, over the greatest and in WEIGHT_UNITS, is off by less than 1.4 UNIT
- *   of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or coordinate
- *   o_k, in units, is y, |y| <= VALUE_UNITS, in [whole, whole + 1]. A range has the least and the
- *   greatest w, and those of y - b, over its numbers and the positions before the last. Position
- *   i's b_i are any whole numbers with sum 0: they take out what positions add on average.
- * Lemma 8, averages. For any number h, the average of y is that of y + h, less h; and
+ * Lemma 7, the table. A weight, over the greatest and in WEIGHT_UNITS, is off by less than 1.4
+ * UNIT of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or
+ * coordinate o_k, in units, is y, |y| <= VALUE_UNITS, in [whole, whole + 1]. A range has the
+ * least and the greatest w, and those of y - b, over its numbers and the positions before the
+ * last. Position i's b_i are any whole numbers with sum 0: they take out what positions add on
+ * average. Lemma 8, averages. For any number h, the average of y is that of y + h, less h; and
  *       sum w (y + h) = sum w (y - b + h) + sum (w_i - g) b_i   for any g, as the b_i add up to 0.
  *   With w in [l, g'], each term is least at an end: w Y >= (l + g')/2 Y - (g' - l)/2 |Y|, which
  *   rises with Y. The last sum is at most half of the greatest difference of weights, times the
  *   sum of |b_i|. Twice all that is divided by twice the greatest sum of weights, or the least,
- *   whichever is safe. Opposite signs give the upper bound.
- * Lemma 9, s. The averages of o_k bound N_k, with lemma 4 n_k; the squares of the least and the
- *   greatest |n_k| bound s. 4 UNIT has room for four roundings. */
+ *   whichever is safe. Opposite signs give the upper bound. Lemma 9, s. The averages of o_k
+ *   bound N_k, with lemma 4 n_k; the squares of the least and the greatest |n_k| bound s. 4 UNIT
+ *   has room for four roundings. */
 #define UNIT 0x1.04p-24
 #define FLOOR 0x1p-100
 #define LIMIT 0x1p100
@@ -5108,9 +5129,9 @@ typedef struct {
     float *o, *P;                      /* (heads, pairs, d), (heads, pairs, V) */
     float *base, *B;                   /* (V, d), (V, V): by the last number */
     float *U, *A;                      /* (d, V), (d) */
-    float *places;                     /* (heads, T - 1, V + d): what a position adds to P and o, on average */
+    float *places; /* (heads, T - 1, V + d): what a position adds to P and o, on average */
     double *A_sum;                     /* (d) */
-    float *error;                      /* (V + d): e_v for each number, then e_k for each coordinate */
+    float *error; /* (V + d): e_v for each number, then e_k for each coordinate */
     double *constant;                  /* (V): c_v */
     float *constant_error;             /* (V): f_v */
     Bounds *weights;                   /* (heads, V, V + 1): by the last number; V: its own */
@@ -5146,7 +5167,8 @@ static double roundings(size_t n) { return floor((double)(n + SUM_DEPTH - 1) / S
 static int weigh(const Proof *p, size_t head, size_t last, Error *error) {
     const size_t n = p->model->config.d_head, own = p->pairs - p->V + last;
     const float scale = f32(1.0 / sqrt((double)n));
-    const float *q = p->rows->q + (head * p->pairs + own) * n, *k = p->rows->k + head * p->pairs * n;
+    const float *q = p->rows->q + (head * p->pairs + own) * n,
+                *k = p->rows->k + head * p->pairs * n;
     Bounds *weights = p->weights + (head * p->V + last) * (p->V + 1);
     const size_t before = p->pairs - p->V; /* pairs before the last position */
     double most = -LIMIT;
@@ -5229,7 +5251,8 @@ static int bound_logits(const Proof *p, Error *error) {
     const double pass = (double)p->T + 6 + (double)(p->heads + 1) * roundings(c->d_head);
     const double product = roundings(d);
     if (!(pass + product < 0x1p14))
-        return fail(error, "no proof: %.0f roundings in a row, bounded are up to 16384", pass + product);
+        return fail(error, "no proof: %.0f roundings in a row, bounded are up to 16384",
+                    pass + product);
     for (size_t k = 0; k < d; k++) p->error[V + k] = f32((pass + 1) * UNIT * (double)p->A[k]);
     for (size_t v = 0; v < V; v++) {
         const double bias = (double)w->b_U[v];
@@ -5292,9 +5315,11 @@ static int prepare_proof(Proof *p, Error *error) {
     return 1;
 }
 
-/* A row of a prover's table: the last number, or numbers first .. end-1 before the last position. */
+/* A row of a prover's table: the last number, or numbers first .. end-1 before the last
+ * position. */
 typedef struct {
-    uint32_t first, end, halves; /* halves: the first half's row, the second's follows; 0: one number */
+    uint32_t first, end,
+        halves; /* halves: the first half's row, the second's follows; 0: one number */
 } Range;
 
 typedef struct {
@@ -5368,10 +5393,13 @@ static void make_ranges(Prover *w) {
     }
 }
 
-/* What a row of numbers says in column j: of a number less the median's negative; or a coordinate. */
-static double column_value(const Prover *w, const float *by_number, const float *by_coordinate, size_t j) {
+/* What a row of numbers says in column j: of a number less the median's negative; or a
+ * coordinate. */
+static double column_value(const Prover *w, const float *by_number, const float *by_coordinate,
+                           size_t j) {
     const size_t V = w->p->V;
-    return j < V ? (double)by_number[w->median] - (double)by_number[j] : (double)by_coordinate[j - V];
+    return j < V ? (double)by_number[w->median] - (double)by_number[j]
+                 : (double)by_coordinate[j - V];
 }
 
 /* A unit for each column, so that no value is greater than VALUE_UNITS. */
@@ -5397,7 +5425,8 @@ static void choose_offsets(Prover *w, size_t head) {
         wobble[j] = 0;
         for (size_t i = 0; i < n; i++) {
             const float *places = p->places + (head * n + i) * width;
-            const double share = floor(column_value(w, places, places + p->V, j) / (double)w->unit[j]);
+            const double share =
+                floor(column_value(w, places, places + p->V, j) / (double)w->unit[j]);
             const double b = i + 1 < n ? share : -all;
             offset[i * K + j] = f32(b);
             wobble[j] += fabs(b);
@@ -5435,7 +5464,8 @@ static void fill_table(Prover *w) {
         choose_offsets(w, head);
         for (size_t row = w->rows; row-- > 0;) {
             const Range *r = &w->ranges[row];
-            float *low = w->low + (head * w->rows + row) * K, *high = w->high + (head * w->rows + row) * K;
+            float *low = w->low + (head * w->rows + row) * K,
+                  *high = w->high + (head * w->rows + row) * K;
             const size_t half = (r->halves - row) * K;
             for (size_t j = 0; j < K && r->halves; j++) {
                 low[j] = low[j + half] < low[j + half + K] ? low[j + half] : low[j + half + K];
@@ -5447,7 +5477,8 @@ static void fill_table(Prover *w) {
                 high[j] = -INFINITY;
             }
             if (row < V) take_in(w, head, row, p->pairs - V + row);
-            for (size_t i = 0; row >= V && i + 1 < p->T; i++) take_in(w, head, row, i * V + r->first);
+            for (size_t i = 0; row >= V && i + 1 < p->T; i++)
+                take_in(w, head, row, i * V + r->first);
         }
     }
 }
@@ -5459,7 +5490,8 @@ static void take_last(Prover *w, size_t last) {
     w->last = last;
     for (size_t j = 0; j < p->columns; j++) {
         const float *B = p->B + last * V;
-        w->start[j] = j < V ? (double)B[w->median] - (double)B[j] : (double)p->base[last * p->d + j - V];
+        w->start[j] =
+            j < V ? (double)B[w->median] - (double)B[j] : (double)p->base[last * p->d + j - V];
     }
     for (size_t head = 0; head < p->heads; head++) {
         const Bounds *from = p->weights + (head * V + last) * (V + 1);
@@ -5495,7 +5527,8 @@ static void add_average(const Prover *w, const Box *box, size_t head, size_t beg
             heaviest = max_double(heaviest, (double)w->weights[row].high);
         }
         for (size_t j = begin; j < end; j++) {
-            const double low = (double)y_low[j] + w->shift[j], high = (double)y_high[j] + w->shift[j];
+            const double low = (double)y_low[j] + w->shift[j],
+                         high = (double)y_high[j] + w->shift[j];
             w->sum_low[j] += twice * low - wide * fabs(low);
             w->sum_high[j] += twice * high + wide * fabs(high);
         }
@@ -5585,7 +5618,8 @@ static uint64_t lists_of(const Prover *w, const Box *box, uint32_t *list) {
     for (size_t i = 0; i < box->n_parts; i++) {
         const Part part = box->parts[i];
         const Range range = w->ranges[part.row];
-        uint64_t choices = 1; /* of this part's places among the parts' so far; 62 C(61, 30) < 2^64 */
+        uint64_t choices =
+            1; /* of this part's places among the parts' so far; 62 C(61, 30) < 2^64 */
         if (part.row < w->p->V) list[w->p->T - 1] = part.row;
         for (uint64_t n = 1; part.row >= w->p->V && n <= part.count; n++) {
             list[places++] = (range.first + range.end - 1) / 2;
@@ -5679,7 +5713,8 @@ static int cut(Prover *w, Box *box) {
             const size_t row = head * w->rows + box->parts[i].row;
             const Bounds b = w->weights[row];
             const double low = (double)w->low[row * w->p->columns + w->rival] + w->shift[w->rival];
-            const double high = (double)w->high[row * w->p->columns + w->rival] + w->shift[w->rival];
+            const double high =
+                (double)w->high[row * w->p->columns + w->rival] + w->shift[w->rival];
             open += (double)f32(fabs(low) * ((double)b.high - b.low) +
                                 (high - low) * ((double)b.high + b.low));
         }
@@ -5695,11 +5730,13 @@ static int cut(Prover *w, Box *box) {
     return 1;
 }
 
-/* The boxes that hold all lists with this last number and median: how many numbers lie below and above. */
+/* The boxes that hold all lists with this last number and median: how many numbers lie below and
+ * above. */
 static uint64_t push_roots(Prover *w) {
     const uint32_t V = (uint32_t)w->p->V, m = (uint32_t)w->median, last = (uint32_t)w->last;
     const uint32_t others = (uint32_t)w->p->T - 1, half = others / 2;
-    const uint32_t most_below = m > 0 ? half - (last < m) : 0, most_above = m + 1 < V ? half - (last > m) : 0;
+    const uint32_t most_below = m > 0 ? half - (last < m) : 0,
+                   most_above = m + 1 < V ? half - (last > m) : 0;
     uint32_t list[CERTIFIED_SEQ_LEN];
     uint64_t lists = 0;
     for (uint32_t below = 0; below <= most_below; below++)
@@ -5749,8 +5786,10 @@ static void certify_cell(Prover *w) {
 static int certify_median(const Proof *p, size_t median, double effort, Error *error) {
     const size_t V = p->V, T = p->T;
     Certificate *r = p->result;
-    Prover w = {.p = p, .median = median, .rows = 3 * V + 3, .stack_size = 2 * T * T, .margin = INFINITY};
-    for (size_t n = V; n > 0; n /= 2) w.stack_size += T * T; /* a number's range is halved so often */
+    Prover w = {
+        .p = p, .median = median, .rows = 3 * V + 3, .stack_size = 2 * T * T, .margin = INFINITY};
+    for (size_t n = V; n > 0; n /= 2)
+        w.stack_size += T * T; /* a number's range is halved so often */
     void *memory = make_layout(lay_out_prover, &w, "the certificate", error);
     if (!memory || !run_create(&w.run, &p->model->config, PROOF_BATCH, RUN_FORWARD, error)) {
         free(memory);
@@ -5791,7 +5830,8 @@ static int certify_median(const Proof *p, size_t median, double effort, Error *e
 static double table_cost(const Config *c) {
     const double V = (double)c->max_num, d = (double)c->d_model, n = (double)c->d_head;
     const double pairs = (double)c->n_heads * (double)c->seq_len * V;
-    return pairs * (d * V + d * n + n * V) + 4 * V * pairs * (V + d) + 3 * V * V * V * (double)c->n_heads;
+    return pairs * (d * V + d * n + n * V) + 4 * V * pairs * (V + d) +
+           3 * V * V * V * (double)c->n_heads;
 }
 
 int certify(const Model *model, const CertifyOptions *options, Certificate *r, Error *error) {
@@ -5801,15 +5841,18 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *r, E
     int done = 1;
     memset(r, 0, sizeof *r);
     if (c->n_layers != 1 || c->d_mlp)
-        return fail(error, "no proof: it needs one layer without MLP; n_layers is %zu, d_mlp %zu", c->n_layers,
-                    c->d_mlp);
+        return fail(error, "no proof: it needs one layer without MLP; n_layers is %zu, d_mlp %zu",
+                    c->n_layers, c->d_mlp);
     r->lists = 1;
     for (size_t i = 0; i < c->seq_len; i++) {
-        if (r->lists > UINT64_MAX / V) return fail(error, "no proof: %zu^%zu lists are more than 64 bits count", V, c->seq_len);
+        if (r->lists > UINT64_MAX / V)
+            return fail(error, "no proof: %zu^%zu lists are more than 64 bits count", V,
+                        c->seq_len);
         r->lists *= V;
     }
     if (effort < 0)
-        return fail(error, "no proof: the tables alone need --effort %.0f", floor(table_cost(c) / 1e6) + 1);
+        return fail(error, "no proof: the tables alone need --effort %.0f",
+                    floor(table_cost(c) / 1e6) + 1);
     r->margin = INFINITY;
     Proof p = {.model = model, .options = options, .result = r};
     p.T = c->seq_len;
@@ -5819,8 +5862,10 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *r, E
     p.pairs = p.T * V;
     p.columns = V + (c->normalization ? p.d : 0);
     void *memory = make_layout(lay_out_proof, &p, "the certificate", error);
-    r->cells = (uint64_t(*)[3])allocate((double)V * (double)V * sizeof *r->cells, "the certificate", error);
-    done = memory && r->cells && run_create(&p.run, c, V, RUN_FORWARD, error) && prepare_proof(&p, error);
+    r->cells = (uint64_t(*)[3])allocate((double)V * (double)V * sizeof *r->cells, "the certificate",
+                                        error);
+    done = memory && r->cells && run_create(&p.run, c, V, RUN_FORWARD, error) &&
+           prepare_proof(&p, error);
     if (done) {
         OMP(omp parallel for ordered schedule(dynamic))
         for (size_t median = 0; median < V; median++) {
@@ -5880,7 +5925,8 @@ static int command_certify(Session *s, Report *r) {
                                     .go_on = show_certified,
                                     .context = &progress};
     if (progress.stream && effort * 1e6 / entries_per_second > 60)
-        print_file(progress.stream, "certify: --effort %.0f may take up to %.0f minutes on one core; "
+        print_file(progress.stream,
+                   "certify: --effort %.0f may take up to %.0f minutes on one core; "
                    "interrupted, it prints what is proven by then\n",
                    effort, effort / (60e-6 * entries_per_second) + 1);
     catch_interrupts(1);

@@ -343,14 +343,15 @@ typedef struct {
     int failed, fixed; /* fixed: data is the caller's array; what exceeds its capacity is cut */
 } Text;
 
-/* Formats are printf's, for %s %c %d %u %x %f %e %g %% with the flags - + 0 #, width, precision, '*', and the lengths
- * z, l, ll; what comes out does not depend on platform or locale. */
+/* Formats are printf's, for %s %c %d %u %x %f %e %g %% with the flags - + 0 #, width, precision,
+ * '*', and the lengths z, l, ll; what comes out does not depend on platform or locale. */
 TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...);
 void text_add_args(Text *text, const char *format, va_list args);
 void text_bytes(Text *text, const void *bytes, size_t n);
 void text_free(Text *text);
 
-/* The same into an array of `size` characters, at least 1; 0 if it had to be cut. Or to a file; 0 if that failed. */
+/* The same into an array of `size` characters, at least 1; 0 if it had to be cut. Or to a file;
+ * 0 if that failed. */
 TENSOR_PRINTF(3, 4) int print_to(char *to, size_t size, const char *format, ...);
 int print_to_args(char *to, size_t size, const char *format, va_list args);
 TENSOR_PRINTF(2, 3) int print_file(FILE *file, const char *format, ...);
@@ -361,7 +362,14 @@ typedef struct {
 } Settings;
 
 #define LIST_SIZE 256
-typedef enum { SETTING_COUNT, SETTING_REAL, SETTING_CHOICE, SETTING_FLAG, SETTING_PATH, SETTING_LIST } SettingKind;
+typedef enum {
+    SETTING_COUNT,
+    SETTING_REAL,
+    SETTING_CHOICE,
+    SETTING_FLAG,
+    SETTING_PATH,
+    SETTING_LIST
+} SettingKind;
 
 /* A named value in a struct: size_t, float, const char *, or for a list char[LIST_SIZE]. */
 typedef struct {
@@ -397,9 +405,9 @@ int model_save(const Model *model, const char *path, Error *error);
 int trainer_save(Trainer *trainer, const char *path, Error *error);
 int trainer_resume(Trainer *trainer, const char *path, Error *error);
 
-/* Creates *model from a safetensors file of F32, F16, BF16 or F64 numbers. normalization is for a
- * file that does not say what it has; NORMALIZATION_FROM_FILE leaves it to the file. What was assumed
- * or passed over stands in model->remarks. */
+/* Creates *model from a safetensors file of F32, F16, BF16 or F64 numbers. normalization is for
+ * a file that does not say what it has; NORMALIZATION_FROM_FILE leaves it to the file. What was
+ * assumed or passed over stands in model->remarks. */
 int model_load(Model *model, const char *path, size_t normalization, Error *error);
 
 /* ---- 9. Looking at attention ----------------------------------------------------------------- */
@@ -535,7 +543,7 @@ typedef struct {
     uint64_t lists, right, wrong, undecided; /* lists: max_num^seq_len, the sum of the others */
     uint64_t (*cells)[3]; /* (max_num, max_num): by last number and median, of which Verdict */
     uint64_t boxes, lists_run; /* sets looked at; lists run */
-    double margin;             /* every list proven right has at least this one; INFINITY: none is */
+    double margin; /* every list proven right has at least this one; INFINITY: none is */
     int interrupted;
     Sighting closest[SIGHTINGS]; /* of the lists that were run, those of least |margin| */
     Sighting worst[SIGHTINGS];   /* wrong lists; for one that was not run, and those like it, the
@@ -552,7 +560,7 @@ void certificate_free(Certificate *certificate);
 /* What a command line is connected to. */
 typedef struct {
     FILE *in, *out, *progress; /* out NULL: what is said stays in *text; progress NULL: none */
-    const Model *model;        /* what commands look at in place of --model's file; NULL: the file */
+    const Model *model; /* what commands look at in place of --model's file; NULL: the file */
 } Streams;
 
 /* Runs a command line, argv[0] being the program's name. Returns 0 if it failed; error->usage
@@ -566,10 +574,11 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
  * failed; a word that no name contains is a failure, too. Ends the program when memory runs out. */
 int run_tests(size_t n_words, const char *const *words);
 
-/* The second suite, but for what needs files, for `median check`: tells each test's name with the hash that was
- * found and the one that is expected. Returns the first that differs, or NULL. */
-const char *check_golden(void (*tell)(void *context, const char *test, const char *found, const char *expected),
-                          void *context);
+/* The second suite, but for what needs files, for `median check`: tells each test's name with
+ * the hash that was found and the one that is expected. Returns the first that differs, or NULL. */
+const char *check_golden(void (*tell)(void *context, const char *test, const char *found,
+                                      const char *expected),
+                         void *context);
 
 /* NULL, or called for each array that is laid out in one piece of memory with others, with the
  * bytes between it and the next: the tests set fences there. */

@@ -32,7 +32,8 @@
 #define TENSOR_H
 
 #ifndef __USE_MINGW_ANSI_STDIO
-#define __USE_MINGW_ANSI_STDIO 1 /* mingw: PRIu64 is "llu" then, as the formats of median.h want it */
+/* Then PRIu64 is "llu" with mingw, too, as the formats of median.h want it. */
+#define __USE_MINGW_ANSI_STDIO 1
 #endif
 
 #include <float.h>
@@ -253,21 +254,24 @@ typedef struct {
 void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, const float *gradient,
                size_t n);
 
-/* ---- Numbers as text -------------------------------------------------------------------------------------------- */
+/* ---- Numbers as text ------------------------------------------------------------------------- */
 
-/* The C library's printf and strtod differ from platform to platform and obey the locale; these two don't. Both are
- * exact: a double's decimal expansion is written out in full, up to 1074 places, and only then rounded. */
+/* The C library's printf and strtod differ from platform to platform and obey the locale; these
+ * two don't. Both are exact: a double's decimal expansion is written out in full, up to 1074
+ * places, and only then rounded. */
 
 #define MAX_PRECISION 40
 #define NUMBER_TEXT 400 /* room for any number */
 
-/* Writes x as printf would in style 'f', 'e' or 'g' with up to MAX_PRECISION digits, rounded to the nearest, ties to
- * even: 0.125 is 0.12 as %.2f. keep: style g keeps its last zeros, and every style its point, as printf's flag # asks.
- * NaN is "nan" of either sign. Returns the length, without the 0 at the end. */
+/* Writes x as printf would in style 'f', 'e' or 'g' with up to MAX_PRECISION digits, rounded to
+ * the nearest, ties to even: 0.125 is 0.12 as %.2f. keep: style g keeps its last zeros, and
+ * every style its point, as printf's flag # asks. NaN is "nan" of either sign. Returns the
+ * length, without the 0 at the end. */
 size_t print_double(char *text, double x, char style, int precision, int keep);
 
-/* The double nearest to the decimal number at the start of text, ties to even: a sign or none, digits with a point or
- * without, an exponent or none. *end is where it ends, or text if no number is there. Too great a number is infinite. */
+/* The double nearest to the decimal number at the start of text, ties to even: a sign or none,
+ * digits with a point or without, an exponent or none. *end is where it ends, or text if no
+ * number is there. Too great a number is infinite. */
 double parse_double(const char *text, const char **end);
 
 #ifdef __cplusplus

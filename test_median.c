@@ -152,7 +152,9 @@ static double *doubles(const float *x, size_t n) { /* a copy of x, or zeros */
     return y;
 }
 
-static float *copy(const float *x, size_t n) { return memcpy(take(n, sizeof *x), x, n * sizeof *x); }
+static float *copy(const float *x, size_t n) {
+    return memcpy(take(n, sizeof *x), x, n * sizeof *x);
+}
 
 static int same(const float *x, const float *y, size_t n) {
     return memcmp(x, y, n * sizeof *x) == 0;
@@ -204,20 +206,41 @@ TEST(print_double) {
         char style;
         int precision;
         const char *text;
-    } cases[] = {
-        {32.8125, 'f', 3, "32.812"}, {0.00046, 'f', 3, "0.000"}, {0.5, 'f', 0, "0"}, {1.5, 'f', 0, "2"},
-        {2.5, 'f', 0, "2"}, {0.125, 'f', 2, "0.12"}, {0.375, 'f', 2, "0.38"}, {9.995, 'f', 2, "9.99"},
-        {-999999.5, 'f', 0, "-1000000"}, {1e22, 'f', 0, "10000000000000000000000"},
-        {1e23, 'f', 1, "99999999999999991611392.0"}, {9.5, 'e', 0, "1e+01"}, {0.0, 'e', 2, "0.00e+00"}, {2501, 'e', 0, "3e+03"},
-        {0x1p-1070, 'e', 15, "7.905050333459945e-323"},
-        {0x1p-1074, 'e', 20, "4.94065645841246544177e-324"}, {0x1p-1022, 'e', 16, "2.2250738585072014e-308"},
-        {0x1p-1074, 'f', 40, "0.0000000000000000000000000000000000000000"},
-        {DBL_MAX, 'e', 40, "1.7976931348623157081452742373170435679807e+308"},
-        {0.1, 'f', 40, "0.1000000000000000055511151231257827021182"}, {0.3, 'e', 17, "2.99999999999999989e-01"},
-        {0.0, 'g', 9, "0"}, {-0.0, 'f', 1, "-0.0"}, {100, 'g', 3, "100"}, {1000, 'g', 3, "1e+03"},
-        {999.5, 'g', 3, "1e+03"}, {998.5, 'g', 3, "998"}, {0.0001, 'g', 9, "0.0001"}, {0.00001, 'g', 9, "1e-05"},
-        {0.1, 'g', 17, "0.10000000000000001"}, {123456789.5, 'g', 9, "123456790"}, {-0x1p-149, 'g', 9, "-1.40129846e-45"},
-        {0.25, 'g', 0, "0.2"}, {HUGE_VAL, 'f', 3, "inf"}, {-HUGE_VAL, 'g', 9, "-inf"}};
+    } cases[] = {{32.8125, 'f', 3, "32.812"},
+                 {0.00046, 'f', 3, "0.000"},
+                 {0.5, 'f', 0, "0"},
+                 {1.5, 'f', 0, "2"},
+                 {2.5, 'f', 0, "2"},
+                 {0.125, 'f', 2, "0.12"},
+                 {0.375, 'f', 2, "0.38"},
+                 {9.995, 'f', 2, "9.99"},
+                 {-999999.5, 'f', 0, "-1000000"},
+                 {1e22, 'f', 0, "10000000000000000000000"},
+                 {1e23, 'f', 1, "99999999999999991611392.0"},
+                 {9.5, 'e', 0, "1e+01"},
+                 {0.0, 'e', 2, "0.00e+00"},
+                 {2501, 'e', 0, "3e+03"},
+                 {0x1p-1070, 'e', 15, "7.905050333459945e-323"},
+                 {0x1p-1074, 'e', 20, "4.94065645841246544177e-324"},
+                 {0x1p-1022, 'e', 16, "2.2250738585072014e-308"},
+                 {0x1p-1074, 'f', 40, "0.0000000000000000000000000000000000000000"},
+                 {DBL_MAX, 'e', 40, "1.7976931348623157081452742373170435679807e+308"},
+                 {0.1, 'f', 40, "0.1000000000000000055511151231257827021182"},
+                 {0.3, 'e', 17, "2.99999999999999989e-01"},
+                 {0.0, 'g', 9, "0"},
+                 {-0.0, 'f', 1, "-0.0"},
+                 {100, 'g', 3, "100"},
+                 {1000, 'g', 3, "1e+03"},
+                 {999.5, 'g', 3, "1e+03"},
+                 {998.5, 'g', 3, "998"},
+                 {0.0001, 'g', 9, "0.0001"},
+                 {0.00001, 'g', 9, "1e-05"},
+                 {0.1, 'g', 17, "0.10000000000000001"},
+                 {123456789.5, 'g', 9, "123456790"},
+                 {-0x1p-149, 'g', 9, "-1.40129846e-45"},
+                 {0.25, 'g', 0, "0.2"},
+                 {HUGE_VAL, 'f', 3, "inf"},
+                 {-HUGE_VAL, 'g', 9, "-inf"}};
     char text[NUMBER_TEXT];
     FOR(i, LENGTH(cases)) {
         const size_t n = print_double(text, cases[i].x, cases[i].style, cases[i].precision, 0);
@@ -236,17 +259,40 @@ TEST(parse_double) {
         const char *text;
         double x;
         size_t n;
-    } cases[] = {
-        {"0", 0.0, 1}, {"+00012", 12, 6}, {"-.5x", -0.5, 3}, {"5.", 5, 2}, {"1.5e3", 1500, 5}, {"1.5E+3,2", 1500, 6},
-        {"1e", 1, 1}, {"1e+", 1, 1}, {"1e-x", 1, 1}, {"1,5", 1, 1}, {"", 0, 0}, {".", 0, 0}, {"-", 0, 0}, {"e5", 0, 0},
-        {" 1", 0, 0}, {"inf", 0, 0}, {"0x10", 0, 1}, {"1e330", HUGE_VAL, 5}, {"1e400", HUGE_VAL, 5}, {"-1e400", -HUGE_VAL, 6}, {"1e-400", 0, 6},
-        {"1e99999999999999999999", HUGE_VAL, 22}, {"1e-99999999999999999999", 0, 23}, {"0e99999999999999999999", 0, 22},
-        {"2.4703282292062327e-324", 0, 23}, {"2.4703282292062328e-324", 0x1p-1074, 23}, /* half of the least */
-        {"1.7976931348623158e308", DBL_MAX, 22}, {"1.7976931348623159e308", HUGE_VAL, 22},
-        {"2.2250738585072011e-308", 0x0.fffffffffffffp-1022, 23}, {"2.2250738585072012e-308", 0x1p-1022, 23},
-        {"9007199254740993", 0x1p53, 16}, {"9007199254740995", 0x1p53 + 4, 16}, /* ties */
-        {"9007199254740993.00000000000000000000000000000000001", 0x1p53 + 2, 52},
-        {"9007199254740992999999999999999999999999999999999e-33", 0x1p53, 53}};
+    } cases[] = {{"0", 0.0, 1},
+                 {"+00012", 12, 6},
+                 {"-.5x", -0.5, 3},
+                 {"5.", 5, 2},
+                 {"1.5e3", 1500, 5},
+                 {"1.5E+3,2", 1500, 6},
+                 {"1e", 1, 1},
+                 {"1e+", 1, 1},
+                 {"1e-x", 1, 1},
+                 {"1,5", 1, 1},
+                 {"", 0, 0},
+                 {".", 0, 0},
+                 {"-", 0, 0},
+                 {"e5", 0, 0},
+                 {" 1", 0, 0},
+                 {"inf", 0, 0},
+                 {"0x10", 0, 1},
+                 {"1e330", HUGE_VAL, 5},
+                 {"1e400", HUGE_VAL, 5},
+                 {"-1e400", -HUGE_VAL, 6},
+                 {"1e-400", 0, 6},
+                 {"1e99999999999999999999", HUGE_VAL, 22},
+                 {"1e-99999999999999999999", 0, 23},
+                 {"0e99999999999999999999", 0, 22},
+                 {"2.4703282292062327e-324", 0, 23},
+                 {"2.4703282292062328e-324", 0x1p-1074, 23}, /* half of the least */
+                 {"1.7976931348623158e308", DBL_MAX, 22},
+                 {"1.7976931348623159e308", HUGE_VAL, 22},
+                 {"2.2250738585072011e-308", 0x0.fffffffffffffp-1022, 23},
+                 {"2.2250738585072012e-308", 0x1p-1022, 23},
+                 {"9007199254740993", 0x1p53, 16},
+                 {"9007199254740995", 0x1p53 + 4, 16}, /* ties */
+                 {"9007199254740993.00000000000000000000000000000000001", 0x1p53 + 2, 52},
+                 {"9007199254740992999999999999999999999999999999999e-33", 0x1p53, 53}};
     static char far[1220];
     char text[NUMBER_TEXT];
     const char *end;
@@ -255,7 +301,8 @@ TEST(parse_double) {
         CHECK(x == cases[i].x, "%s is read as %.17g", cases[i].text, x);
         EQUAL(end - cases[i].text, cases[i].n);
     }
-    FOR(i, 1200) { /* a tie to even, unless there is another digit, be it behind the last place of any double */
+    FOR(i, 1200) { /* a tie to even, unless there is another digit, be it behind the last place of
+                      any double */
         memset(far, '0', sizeof far - 1);
         memcpy(far, "9007199254740993.", 17);
         if (i) far[16 + i] = '1';
@@ -263,7 +310,8 @@ TEST(parse_double) {
         EQUAL(end - far, sizeof far - 1);
     }
     FOR(i, 3000) { /* 17 digits tell any two doubles apart */
-        const uint64_t word = (uint64_t)(uniform() * 0x1p30f + 0x1p30f) << 32 | (uint64_t)(uniform() * 0x1p30f + 0x1p30f);
+        const uint64_t word = (uint64_t)(uniform() * 0x1p30f + 0x1p30f) << 32 |
+                              (uint64_t)(uniform() * 0x1p30f + 0x1p30f);
         double x, back;
         memcpy(&x, &word, sizeof x);
         if (!(x < HUGE_VAL)) continue;
@@ -834,13 +882,13 @@ TEST(attention_values) {
     }
 }
 
-/* ---- The order of sums ------------------------------------------------------------------------ */
+/* ---- The order of sums ----------------------------------------------------------------------- */
 
 enum { SIDE = 70, SQUARE = SIDE * SIDE };
 
-/* A square of numbers whose sums nearly cancel, so that every bit of a double sum, and with it the order, shows in the
- * float that it is rounded to: sizes from 2^-30 to 2^30, the second half of each row the first times `sign`, and a
- * little noise. */
+/* A square of numbers whose sums nearly cancel, so that every bit of a double sum, and with it
+ * the order, shows in the float that it is rounded to: sizes from 2^-30 to 2^30, the second half
+ * of each row the first times `sign`, and a little noise. */
 static float *cancelling(Mt19937 *mt, double sign) {
     float *x = take(SQUARE, sizeof *x);
     FOR(i, SQUARE) {
@@ -935,7 +983,7 @@ TEST(sums) {
     sum_attention();
 }
 
-/* ---- The task ---------------------------------------------------------------------------------------------------- */
+/* ---- The task -------------------------------------------------------------------------------- */
 
 static uint32_t naive_median(const uint32_t *list, size_t n) {
     FOR(i, n) {
@@ -1224,7 +1272,8 @@ TEST(circuits) {
         forward(&w.run, w.lists, LISTS);
         FOR(head, w.config.n_heads) FOR(i, LISTS) {
             const uint32_t *list = w.lists + i * w.T;
-            const size_t query = (head + 1) * layer->n_queries - LISTS + i; /* the last position's */
+            const size_t query =
+                (head + 1) * layer->n_queries - LISTS + i; /* the last position's */
             double scores[8];
             FOR(s, w.T) {
                 const Circuit which = {
@@ -1303,7 +1352,8 @@ static Target target(size_t site, size_t layer, size_t place) {
 }
 
 /* A clean run's values, put at every place of a site into the clean run, change nothing, and nor
- * does their mean over lists that are all the same; the residual stream's restore a corrupted run. */
+ * does their mean over lists that are all the same; the residual stream's restore a corrupted
+ * run. */
 TEST(patching) {
     while (next_model()) {
         forward(&w.source, w.lists, 1);
@@ -1331,7 +1381,7 @@ TEST(ablation) {
     }
 }
 
-/* ---- What commands say of a model in memory ---------------------------------------------------- */
+/* ---- What commands say of a model in memory -------------------------------------------------- */
 
 /* A command line in words; returns how many. */
 static int split_line(char *line, char **argv) {
@@ -1405,16 +1455,19 @@ TEST(activations) {
     }
 }
 
-/* ---- The certificate --------------------------------------------------------------------------------------------- */
+/* ---- The certificate ------------------------------------------------------------------------- */
 
-/* Runs every possible list; cells (max_num, max_num, 2): by last number and median, how many are right and wrong. */
+/* Runs every possible list; cells (max_num, max_num, 2): by last number and median, how many are
+ * right and wrong. */
 static void run_all_lists(const Model *model, size_t n, uint64_t *cells) {
     const size_t V = model->config.max_num, T = model->config.seq_len;
     uint32_t *lists = indices(n * T, 1);
     Run run;
     if (!DONE(run_create(&run, &model->config, n, RUN_FORWARD, &error))) return;
-    CHECK(run.bytes > (double)(n * V * sizeof *run.logits), "%.0f bytes: less than the logits", run.bytes);
-    FOR(i, n) for (size_t t = 0, rest = i; t < T; t++, rest /= V) lists[i * T + t] = (uint32_t)(rest % V);
+    CHECK(run.bytes > (double)(n * V * sizeof *run.logits), "%.0f bytes: less than the logits",
+          run.bytes);
+    FOR(i, n)
+    for (size_t t = 0, rest = i; t < T; t++, rest /= V) lists[i * T + t] = (uint32_t)(rest % V);
     model_forward(model, &run, lists, n, NULL);
     FOR(i, n) {
         const uint32_t median = naive_median(lists + i * T, T), last = lists[i * T + T - 1];
@@ -1423,7 +1476,8 @@ static void run_all_lists(const Model *model, size_t n, uint64_t *cells) {
     run_free(&run);
 }
 
-/* Does the certificate state nothing that running every list refutes? `complete`: it decides all. */
+/* Does the certificate state nothing that running every list refutes? `complete`: it decides
+ * all. */
 static void check_certificate(const Model *model, uint64_t effort, int complete) {
     const size_t V = model->config.max_num;
     const CertifyOptions options = {.least = 0, .effort = effort};
@@ -1439,7 +1493,8 @@ static void check_certificate(const Model *model, uint64_t effort, int complete)
         const uint64_t *cell = c.cells[i], right = cells[2 * i], wrong = cells[2 * i + 1];
         CHECK(cell[0] <= right && cell[1] <= wrong && cell[0] + cell[1] + cell[2] == right + wrong,
               "last number %u, median %u: proven %u right, %u wrong; are %u, %u", (unsigned)(i / V),
-              (unsigned)(i % V), (unsigned)cell[0], (unsigned)cell[1], (unsigned)right, (unsigned)wrong);
+              (unsigned)(i % V), (unsigned)cell[0], (unsigned)cell[1], (unsigned)right,
+              (unsigned)wrong);
     }
     CHECK(!complete || c.undecided == 0, "%u lists undecided", (unsigned)c.undecided);
     certificate_free(&c);
@@ -1451,15 +1506,16 @@ TEST(certify) {
         Config config;
         size_t steps;
         float far;
-    } cases[] = {
-        {{20, 3, 8, 8, 2, 1, 0, 1}, 40, 0}, {{6, 5, 16, 8, 1, 1, 0, 1}, 0, 0}, {{6, 5, 16, 8, 3, 1, 0, 2}, 300, 0},
-        {{6, 5, 16, 8, 1, 1, 0, 0}, 40, 0}, {{10, 5, 16, 16, 1, 1, 0, 1}, 300, 0}, {{10, 5, 12, 4, 3, 1, 0, 1}, 40, 0},
-        {{4, 7, 16, 8, 1, 1, 0, 1}, 20, 0}, {{4, 7, 16, 8, 3, 1, 0, 0}, 0, 0}, {{6, 5, 16, 8, 1, 1, 0, 1}, 40, 1e4f},
-        {{6, 5, 8, 8, 2, 1, 0, 0}, 40, 1e5f}};
+    } cases[] = {{{20, 3, 8, 8, 2, 1, 0, 1}, 40, 0},    {{6, 5, 16, 8, 1, 1, 0, 1}, 0, 0},
+                 {{6, 5, 16, 8, 3, 1, 0, 2}, 300, 0},   {{6, 5, 16, 8, 1, 1, 0, 0}, 40, 0},
+                 {{10, 5, 16, 16, 1, 1, 0, 1}, 300, 0}, {{10, 5, 12, 4, 3, 1, 0, 1}, 40, 0},
+                 {{4, 7, 16, 8, 1, 1, 0, 1}, 20, 0},    {{4, 7, 16, 8, 3, 1, 0, 0}, 0, 0},
+                 {{6, 5, 16, 8, 1, 1, 0, 1}, 40, 1e4f}, {{6, 5, 8, 8, 2, 1, 0, 0}, 40, 1e5f}};
     FOR(k, LENGTH(cases)) {
         Recipe r = recipe_default();
         Trainer t;
-        r.steps = 300, r.batch_size = 64, r.valset_size = 10, r.warmup = 0, r.cosine = 0, r.hard = 0, r.balanced = 0;
+        r.steps = 300, r.batch_size = 64, r.valset_size = 10, r.warmup = 0, r.cosine = 0,
+        r.hard = 0, r.balanced = 0;
         if (!DONE(trainer_create(&t, &r, &cases[k].config, NULL, &error))) return;
         FOR(i, cases[k].steps) trainer_step(&t);
         FOR(v, cases[k].config.max_num) t.model.weights.b_U[v] += cases[k].far;
@@ -1471,7 +1527,8 @@ TEST(certify) {
     }
 }
 
-/* Biases are tuned until lists of small networks tie, so that every rounding of the table counts. */
+/* Biases are tuned until lists of small networks tie, so that every rounding of the table
+ * counts. */
 TEST(certify_ties) {
     FOR(k, 300) {
         const Config config = {2 + k % 2, 3, 2 + k % 3, 1 + k % 2, 1, 1, 0, k % 3};
@@ -1482,10 +1539,12 @@ TEST(certify_ties) {
         FOR(i, model.n_params) model.params[i] = 2 * uniform();
         FOR(round, 4) {
             const size_t V = config.max_num, v = (k + round) % V;
-            const uint32_t list[3] = {(uint32_t)v, (uint32_t)(k % V), (uint32_t)((k / 2 + round) % V)};
+            const uint32_t list[3] = {(uint32_t)v, (uint32_t)(k % V),
+                                      (uint32_t)((k / 2 + round) % V)};
             const uint32_t m = naive_median(list, 3);
             model_forward(&model, &run, list, 1, NULL);
-            model.weights.b_U[v] = f32((double)model.weights.b_U[v] + run.logits[m] - run.logits[v]);
+            model.weights.b_U[v] =
+                f32((double)model.weights.b_U[v] + run.logits[m] - run.logits[v]);
             at("network %u, round %u", (unsigned)k, (unsigned)round);
             check_certificate(&model, 1000, 0);
         }
@@ -1495,8 +1554,8 @@ TEST(certify_ties) {
     }
 }
 
-/* Heads add less than half a bit to 8192, 64 values after 64, and every time it is lost: seven bits in all, while the
- * logits differ by half a bit. */
+/* Heads add less than half a bit to 8192, 64 values after 64, and every time it is lost: seven
+ * bits in all, while the logits differ by half a bit. */
 TEST(certify_lost_bits) {
     const Config config = {2, 3, 1, 320, 3, 1, 0, NORMALIZATION_NONE};
     const double bit = 0.0009765625; /* of 8192 */
@@ -1523,8 +1582,10 @@ TEST(certify_limits) {
         const Config *config;
         float weight; /* of all parameters */
         const char *refusal;
-    } cases[] = {{&longest, 0.5f, NULL}, {&layers, 1, "one layer"}, {&mlp, 1, "one layer"}, {&many, 1, "64 bits"},
-                 {&large, 1, "--effort"}, {&small, 1e30f, "bounds hold below"}, {&small, 3e38f, "no proof"}};
+    } cases[] = {{&longest, 0.5f, NULL},     {&layers, 1, "one layer"},
+                 {&mlp, 1, "one layer"},     {&many, 1, "64 bits"},
+                 {&large, 1, "--effort"},    {&small, 1e30f, "bounds hold below"},
+                 {&small, 3e38f, "no proof"}};
     FOR(k, LENGTH(cases)) {
         const CertifyOptions options = {.least = 0, .effort = 100};
         Certificate c;
@@ -1544,21 +1605,25 @@ TEST(certify_limits) {
     }
 }
 
-/* ---- Training and files ------------------------------------------------------------------------------------------ */
+/* ---- Training and files ---------------------------------------------------------------------- */
 
 #define FILE_NAME "median-test.tmp"
 #define STATE_NAME "median-test-state.tmp"
 
 static const Config SMALL = {10, 5, 16, 16, 1, 1, 0, 1}, NARROW = {10, 3, 4, 4, 1, 1, 0, 1};
 
-/* With fixed lists, validated; or with fresh ones, and so many that the collection of hard lists is full in the end. */
+/* With fixed lists, validated; or with fresh ones, and so many that the collection of hard lists
+ * is full in the end. */
 static void start_training(Trainer *t, int fresh) {
     Recipe r = recipe_original();
-    r.trainset_size = fresh ? 0 : 70, r.valset_size = 10, r.batch_size = fresh ? 1000 : 16, r.steps = 13;
+    r.trainset_size = fresh ? 0 : 70, r.valset_size = 10, r.batch_size = fresh ? 1000 : 16,
+    r.steps = 13;
     r.keep_best = !fresh, r.cosine = (size_t)fresh, r.balanced = 0.5f, r.hard = 0.5f;
     DONE(trainer_create(t, &r, fresh ? &NARROW : &SMALL, NULL, &error));
-    CHECK(same(trainer_result(t)->params, t->model.params, t->model.n_params), "at first, the best is another");
-    mt_seed(&t->data, 1), mt_seed(&t->order_mt, 1); /* a generator without a number left is a case of its own */
+    CHECK(same(trainer_result(t)->params, t->model.params, t->model.n_params),
+          "at first, the best is another");
+    mt_seed(&t->data, 1),
+        mt_seed(&t->order_mt, 1); /* a generator without a number left is a case of its own */
 }
 
 static void make_state(int fresh) {
@@ -1569,7 +1634,8 @@ static void make_state(int fresh) {
     trainer_free(&t);
 }
 
-/* A training ends with the same bits, saved, forgotten and resumed after every step or not; its losses count, too. */
+/* A training ends with the same bits, saved, forgotten and resumed after every step or not; its
+ * losses count, too. */
 TEST(resume) {
     FOR(fresh, 2) FOR(interrupted, 2) {
         static uint64_t plain;
@@ -1594,24 +1660,28 @@ TEST(resume) {
         CHECK(hash == plain, "other bits than without interruption");
         if (interrupted) bits = plain;
         t.v.params[0] = HUGE_VALF;
-        CHECK(!trainer_save(&t, FILE_NAME, &error) && strstr(error.text, "no longer finite"), "%s", error.text);
+        CHECK(!trainer_save(&t, FILE_NAME, &error) && strstr(error.text, "no longer finite"), "%s",
+              error.text);
         trainer_free(&t);
     }
 }
 
-/* The bounds of every number: they are taken, and printed as they were given; what lies beyond them is not, nor does a
- * model come of it. */
+/* The bounds of every number: they are taken, and printed as they were given; what lies beyond
+ * them is not, nor does a model come of it. */
 TEST(settings) {
     static const struct {
         const char *name;
         double least, most;
-    } bounds[] = {{"max-num", 2, 65536}, {"seq-len", 3, 255}, {"d-model", 1, 65536}, {"d-head", 1, 65536},
-                  {"n-layers", 1, 256}, {"n-heads", 1, 4096}, {"d-mlp", 0, 1048576}, {"trainset-size", 0, 1e9},
-                  {"balanced", 0, 1}, {"hard", 0, 1}, {"valset-size", 0, 1e9}, {"epochs", 0, 1e9}, {"steps", 0, 4e9},
-                  {"batch-size", 1, 1e6}, {"lr", 0, 1000}, {"warmup", 0, 4e9}, {"beta1", 0, 0.999999},
-                  {"beta2", 0, 0.999999}, {"eps", 1e-30, 1}, {"weight-decay", 0, 1000}, {"seed", 0, 4294967295.0}};
+    } bounds[] = {{"max-num", 2, 65536}, {"seq-len", 3, 255},       {"d-model", 1, 65536},
+                  {"d-head", 1, 65536},  {"n-layers", 1, 256},      {"n-heads", 1, 4096},
+                  {"d-mlp", 0, 1048576}, {"trainset-size", 0, 1e9}, {"balanced", 0, 1},
+                  {"hard", 0, 1},        {"valset-size", 0, 1e9},   {"epochs", 0, 1e9},
+                  {"steps", 0, 4e9},     {"batch-size", 1, 1e6},    {"lr", 0, 1000},
+                  {"warmup", 0, 4e9},    {"beta1", 0, 0.999999},    {"beta2", 0, 0.999999},
+                  {"eps", 1e-30, 1},     {"weight-decay", 0, 1000}, {"seed", 0, 4294967295.0}};
     Run run;
-    FOR(i, n_settings) FOR(k, LENGTH(bounds)) FOR(most, 2) if (strcmp(settings[i].name, bounds[k].name) == 0) {
+    FOR(i, n_settings)
+    FOR(k, LENGTH(bounds)) FOR(most, 2) if (strcmp(settings[i].name, bounds[k].name) == 0) {
         const double bound = most ? bounds[k].most : bounds[k].least;
         const size_t beyond = most ? (size_t)bound + 2 : (size_t)bound - 1;
         Settings all = {config_default(), recipe_default()};
@@ -1620,22 +1690,27 @@ TEST(settings) {
         Model model;
         at("%s", settings[i].name);
         snprintf(text, sizeof text, "%.10g", most ? bound + 1 : bound - 1);
-        CHECK(!setting_parse(&settings[i], &all, text, &error) || !config_check(&all.config, &error), "%s too", text);
+        CHECK(!setting_parse(&settings[i], &all, text, &error) ||
+                  !config_check(&all.config, &error),
+              "%s too", text);
         snprintf(text, sizeof text, "%.10g", bound);
         DONE(setting_parse(&settings[i], &all, text, &error) && config_check(&all.config, &error));
         setting_print(&settings[i], &all, text, sizeof text);
         CHECK(parse_double(text, &end) == bound, "%.10g is printed as %s", bound, text);
         if (settings[i].offset >= sizeof all.config) continue;
         memcpy((char *)&all + settings[i].offset, &beyond, sizeof beyond);
-        CHECK(!model_create(&model, &all.config, &error) && !model.params, "an impossible model is made");
+        CHECK(!model_create(&model, &all.config, &error) && !model.params,
+              "an impossible model is made");
     }
-    CHECK(!run_create(&run, &SMALL, SIZE_MAX / 16, RUN_GRADIENTS, &error) && !run.memory, "an impossible run is made");
+    CHECK(!run_create(&run, &SMALL, SIZE_MAX / 16, RUN_GRADIENTS, &error) && !run.memory,
+          "an impossible run is made");
     FOR(missing, 2) { /* a recipe has no text: trainer_create itself must see what it lacks */
         static const char *const what[] = {"at least one list", "need --steps"};
         Recipe r = recipe_default();
         Trainer t;
         *(missing ? &r.steps : &r.batch_size) = 0;
-        CHECK(!trainer_create(&t, &r, &SMALL, NULL, &error) && strstr(error.text, what[missing]), "%s", error.text);
+        CHECK(!trainer_create(&t, &r, &SMALL, NULL, &error) && strstr(error.text, what[missing]),
+              "%s", error.text);
     }
 }
 
@@ -1647,7 +1722,8 @@ TENSOR_PRINTF(2, 3) static void check_format(const char *expected, const char *f
     va_start(args, format);
     text_add_args(&text, format, args);
     va_end(args);
-    CHECK(text.data && strcmp(text.data, expected) == 0, "%s gives '%s', should be '%s'", format, text.data, expected);
+    CHECK(text.data && strcmp(text.data, expected) == 0, "%s gives '%s', should be '%s'", format,
+          text.data, expected);
     EQUAL(text.size, strlen(expected));
     EQUAL(print_to(array, sizeof array, "%s", text.data), strlen(expected) < sizeof array);
     CHECK(strncmp(array, expected, sizeof array - 1) == 0, "cut to '%s'", array);
@@ -1662,15 +1738,20 @@ TEST(text_add) {
     Text text = {0};
     check_format("7 -7 +7 +0|0", "%d %d %+d %+d|%u", 7, -7, 7, 0, 0u);
     check_format("-2147483648 4294967295", "%d %u", INT32_MIN, UINT32_MAX);
-    check_format("18446744073709551615 ffffffffffffffff 0", "%" PRIu64 " %" PRIx64 " %zu", most, most, (size_t)0);
-    check_format("00000000000000ff|  ff|ff  |", "%016" PRIx64 "|%4x|%-4x|", (uint64_t)255, 255u, 255u);
+    check_format("18446744073709551615 ffffffffffffffff 0", "%" PRIu64 " %" PRIx64 " %zu", most,
+                 most, (size_t)0);
+    check_format("00000000000000ff|  ff|ff  |", "%016" PRIx64 "|%4x|%-4x|", (uint64_t)255, 255u,
+                 255u);
     check_format("    7|7    |-0007|+0007|   -7|", "%5d|%-5d|%05d|%+05d|%*d|", 7, 7, -7, 7, 5, -7);
     check_format("7  |", "%*d|", -3, 7);
     check_format("+7   |+0007|1.50  |+1.50 |", "%-+5d|%0+5d|%-#6.3g|%#-+6.3g|", 7, 7, 1.5, 1.5);
-    check_format("abc|ab|ab|   ab|ab   ||", "%s|%.2s|%.*s|%5.2s|%-5.2s|%.0s|", "abc", "abc", 2, "abc", "abc", "abc", "abc");
+    check_format("abc|ab|ab|   ab|ab   ||", "%s|%.2s|%.*s|%5.2s|%-5.2s|%.0s|", "abc", "abc", 2,
+                 "abc", "abc", "abc", "abc");
     check_format("100 % x%", "%d %% %c%%", 100, 'x');
-    check_format("1.500000 1.5 2 2. 1.500e+00 1.50000", "%f %g %.0f %#.0f %.3e %#g", 1.5, 1.5, 1.5, 1.5, 1.5, 1.5);
-    check_format("+1.50|  -1.5|-001.5|1.5   |inf", "%+.2f|%6.1f|%06.1f|%-6.1f|%f", 1.5, -1.5, -1.5, 1.5, HUGE_VAL);
+    check_format("1.500000 1.5 2 2. 1.500e+00 1.50000", "%f %g %.0f %#.0f %.3e %#g", 1.5, 1.5, 1.5,
+                 1.5, 1.5, 1.5);
+    check_format("+1.50|  -1.5|-001.5|1.5   |inf", "%+.2f|%6.1f|%06.1f|%-6.1f|%f", 1.5, -1.5, -1.5,
+                 1.5, HUGE_VAL);
     FOR(i, LENGTH(locales)) { /* those with a decimal comma, where they are installed */
         const char *end;
         setlocale(LC_ALL, locales[i]);
@@ -1680,7 +1761,8 @@ TEST(text_add) {
     }
     text_add(&text, "%d%5000d", 7, 1); /* longer than any buffer */
     EQUAL(text.size, 5001);
-    CHECK(text.data[0] == '7' && text.data[1] == ' ' && text.data[5000] == '1', "got %.30s", text.data);
+    CHECK(text.data[0] == '7' && text.data[1] == ' ' && text.data[5000] == '1', "got %.30s",
+          text.data);
     text_free(&text);
 }
 
@@ -1993,7 +2075,7 @@ TEST(foreign) {
     text_free(&many);
 }
 
-/* ---- The explanation --------------------------------------------------------------------------------------------- */
+/* ---- The explanation ------------------------------------------------------------------------- */
 
 /* Networks whose mechanism is known, because it is built here, most of them from a table: what each
  * number adds to each logit. */
@@ -2213,10 +2295,11 @@ TEST(construct) {
     }
 }
 
-/* ---- The command line -------------------------------------------------------------------------------------------- */
+/* ---- The command line ------------------------------------------------------------------------ */
 
-/* Models: the usual kind, trained well; one with everything that a model can have; one of zeros; one of numbers that
- * are too great; one that was trained on uniform lists of seed 5. And a training's state. */
+/* Models: the usual kind, trained well; one with everything that a model can have; one of zeros;
+ * one of numbers that are too great; one that was trained on uniform lists of seed 5. And a
+ * training's state. */
 #define A "median-test-a.tmp"
 #define B "median-test-b.tmp"
 #define C "median-test-c.tmp"
@@ -2229,94 +2312,149 @@ TEST(construct) {
 #define OUT_NAME "median-test-out.tmp"
 #define TINY "--seq-len 5 --d-model 8 --d-head 8 --valset-size 50 --batch-size 32 "
 
-/* Command lines; behind '<' stands the input, with / for the end of a line. Their exit status (BOTH: to be run on A,
- * then on B, with success), and what the output or the error says, or the hash of the output. */
+/* Command lines; behind '<' stands the input, with / for the end of a line. Their exit status
+ * (BOTH: to be run on A, then on B, with success), and what the output or the error says, or the
+ * hash of the output. */
 enum { BOTH = -1 };
 static const struct {
     const char *line;
     int status;
     const char *said;
 } LINES[] = {
-    {"info", BOTH, "62cf0d4f49acaff0"}, {"tour --size 50", BOTH, "709763358533588b"},
-    {"eval --size 500", BOTH, "4166ad2c9771068f"}, {"eval --size 500 --seed 3 --csv", BOTH, "f5a22e0346038871"},
-    {"predict 1 2 3 4 5", BOTH, "efcaf5c6bf6299b0"}, {"predict --logits 9 0 9 -0 5", BOTH, "986f4cc8efabdb01"},
+    {"info", BOTH, "62cf0d4f49acaff0"},
+    {"tour --size 50", BOTH, "709763358533588b"},
+    {"eval --size 500", BOTH, "4166ad2c9771068f"},
+    {"eval --size 500 --seed 3 --csv", BOTH, "f5a22e0346038871"},
+    {"predict 1 2 3 4 5", BOTH, "efcaf5c6bf6299b0"},
+    {"predict --logits 9 0 9 -0 5", BOTH, "986f4cc8efabdb01"},
     {"predict < 1 2 3 4 5// 5,4,3,2,1 /01 02 03 04 05", BOTH, "1065def3b0e38f3e"},
-    {"attention --size 20", BOTH, "834e55f9795183c7"}, {"attention --size 20 --csv", BOTH, "29c575b65a132953"},
-    {"attention --color --size 9 1 2 3 4 5", BOTH, "cbfd493c3577ecee"}, {"circuits qk", BOTH, "f844a83deea5b7cc"},
+    {"attention --size 20", BOTH, "834e55f9795183c7"},
+    {"attention --size 20 --csv", BOTH, "29c575b65a132953"},
+    {"attention --color --size 9 1 2 3 4 5", BOTH, "cbfd493c3577ecee"},
+    {"circuits qk", BOTH, "f844a83deea5b7cc"},
     {"circuits qk --csv --raw --query-pos 1 --key-pos 2", BOTH, "200d62642a63c987"},
     {"circuits qk --query-pos 1 --width 40", BOTH, "ed869aa6d4ea3dd0"},
-    {"circuits ov --head 0.0 --key-pos 0", BOTH, "40383c4f25c43945"}, {"circuits ov --csv", BOTH, "685d42b0ef2f60f9"},
-    {"circuits ov --raw --color", BOTH, "35d1e6112b677c5a"}, {"weights", BOTH, "3a9cf842706a905c"},
-    {"weights --csv", BOTH, "00ecccba23db2b51"}, {"ablate --size 20", BOTH, "b6b6978e8bed1e13"},
+    {"circuits ov --head 0.0 --key-pos 0", BOTH, "40383c4f25c43945"},
+    {"circuits ov --csv", BOTH, "685d42b0ef2f60f9"},
+    {"circuits ov --raw --color", BOTH, "35d1e6112b677c5a"},
+    {"weights", BOTH, "3a9cf842706a905c"},
+    {"weights --csv", BOTH, "00ecccba23db2b51"},
+    {"ablate --size 20", BOTH, "b6b6978e8bed1e13"},
     {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "93c772fd48e3b20c"},
     {"ablate --size 20 --kind zero --layer 0", BOTH, "6f83546f081c0522"},
-    {"ablate --size 20 --positions 4", BOTH, "aa0b4d9c50472894"}, {"attribute", BOTH, "ac979806b9aa0b3f"},
-    {"attribute --csv 9 1 8 2 7", BOTH, "f739fad27bf61bfe"}, {"patch", BOTH, "34e8a88f2005be5a"},
-    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "d80178e00d4b04df"}, {"explain --size 300", BOTH, "6a9c52cc28c0d257"},
+    {"ablate --size 20 --positions 4", BOTH, "aa0b4d9c50472894"},
+    {"attribute", BOTH, "ac979806b9aa0b3f"},
+    {"attribute --csv 9 1 8 2 7", BOTH, "f739fad27bf61bfe"},
+    {"patch", BOTH, "34e8a88f2005be5a"},
+    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "d80178e00d4b04df"},
+    {"explain --size 300", BOTH, "6a9c52cc28c0d257"},
     {"explain --size 1100 --csv", BOTH, "f30552c43a9f9762"},
-    {"predict 1,2,3,4 5|x", BOTH, "efcaf5c6bf6299b0"}, {"predict --csv 1 2 3 4 5", BOTH, "7a7bb9d099318dc8"},
+    {"predict 1,2,3,4 5|x", BOTH, "efcaf5c6bf6299b0"},
+    {"predict --csv 1 2 3 4 5", BOTH, "7a7bb9d099318dc8"},
     {"predict --csv < 1 2 3 4 5 | 3/ 5,4,3,2,1|", BOTH, "034ac0a9b212a5d9"},
-    {"predict --csv" ON_A " < \xef\xbb\xbf" "1,2,3,4,5", 0, "1 2 3 4 5,"},
-    {"attention --csv 1 2 3 4 5", BOTH, "0df4617d1627360f"}, {"activations 1 2 3 4 5", BOTH, "bfd920602f598531"},
+    {"predict --csv" ON_A " < \xef\xbb\xbf"
+     "1,2,3,4,5",
+     0, "1 2 3 4 5,"},
+    {"attention --csv 1 2 3 4 5", BOTH, "0df4617d1627360f"},
+    {"activations 1 2 3 4 5", BOTH, "bfd920602f598531"},
     {"circuits ov --color --no-color --width 60", BOTH, "575349074fd4e8a0"},
     {"tour --size 50 --width 60", BOTH, "b425d44c306c01fd"},
-    {"predict -h", 0, "median predict [--option value]... NUMBER..."}, {"predict 1 -h", 0, "median predict"},
+    {"predict -h", 0, "median predict [--option value]... NUMBER..."},
+    {"predict 1 -h", 0, "median predict"},
     {"train --help --width 40", 0, "e26effaff0ef347a"},
-    {"eval --size 9 --seed 23 --model " B, 0, "alerts"}, {"eval --size 9 --seed 5 --model " E, 0, "another --seed"},
-    {"--version", 0, "median 1."}, {"--help", 0, "Exit status"}, {"-h", 0, "Exit status"}, {"help", 0, "Exit status"},
-    {"train --help", 0, "472300c0e62c2778"}, {"data --help", 0, "a201ddb1961ef0fe"},
-    {"--color --help", 0, "median [--option value]"}, {"data --size 1001", 0, "9ee78e9a20bf7b01"},
+    {"eval --size 9 --seed 23 --model " B, 0, "alerts"},
+    {"eval --size 9 --seed 5 --model " E, 0, "another --seed"},
+    {"--version", 0, "median 1."},
+    {"--help", 0, "Exit status"},
+    {"-h", 0, "Exit status"},
+    {"help", 0, "Exit status"},
+    {"train --help", 0, "472300c0e62c2778"},
+    {"data --help", 0, "a201ddb1961ef0fe"},
+    {"--color --help", 0, "median [--option value]"},
+    {"data --size 1001", 0, "9ee78e9a20bf7b01"},
     {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"},
-    {"bench --size 2 --batch-size 8", 0, "MFLOP a step"}, {"info --model " C, 0, "dcf5ba300b373902"},
-    {"tour --size 20 --model " C, 0, "1668ff4174893da2"}, {"weights --model " C, 0, "0805b1b99ec01f61"},
+    {"bench --size 2 --batch-size 8", 0, "MFLOP a step"},
+    {"info --model " C, 0, "dcf5ba300b373902"},
+    {"tour --size 20 --model " C, 0, "1668ff4174893da2"},
+    {"weights --model " C, 0, "0805b1b99ec01f61"},
     {"explain --csv --size 5 --model " C, 0, "a5fc9740189dad18"},
-    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0, "e20afc6d366d086b"},
+    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0,
+     "e20afc6d366d086b"},
     {"train " TINY "--max-num 9 --epochs 9 --steps 2 --out " FILE_NAME, 0, "d1cd269b05d9c08e"},
     {"train --init " A " --steps 3 --batch-size 40 --valset-size 0 --threads 2 --out " FILE_NAME, 0,
      "2c276a2f95098184"},
-    {"train " TINY "--trainset-size 32 --normalization none --n-layers 4 --lr 1000 --steps 99 --out " FILE_NAME, 1,
-     "no longer finite"}, {"train --setps 3", 2, "did you mean --steps?"},
+    {"train " TINY
+     "--trainset-size 32 --normalization none --n-layers 4 --lr 1000 --steps 99 --out " FILE_NAME,
+     1, "no longer finite"},
+    {"train --setps 3", 2, "did you mean --steps?"},
     {"train --zzzzzzzzzzzzzzzz", 2, "unknown option --zzzzzzzzzzzzzzzz"},
-    {"train --an-option-of-more-than-sixty-three-characters-which-is-not-like-any", 2, "unknown option"},
-    {"eval --lr 3", 2, "unknown option --lr"}, {"tran", 2, "did you mean train?"},
-    {"nonsensical", 2, "unknown command"}, {"train --steps", 2, "--steps needs a value"},
-    {"eval --csv=1", 2, "--csv takes no value"}, {"eval x", 2, "unexpected argument 'x'"},
-    {"train --preset fast", 2, "--preset is 'fast'"}, {"train --keep worst", 2, "--keep is 'worst'"},
-    {"train --steps=", 2, "--steps is empty"}, {"train --steps=3.5", 2, "--steps is '3.5'"},
-    {"train --lr=nan", 2, "--lr is 'nan'"}, {"train --lr 1e", 2, "--lr is '1e'"},
-    {"data --seq-len 4", 2, "Length must be odd"}, {"train --seq-len 1", 2, "Length must be at least 3"},
-    {"bench --seq-len 2", 2, "Length must be odd"}, {"train --steps 0", 2, "--steps"},
-    {"train --max-num 65536 --d-model 65536", 1, "MiB"}, {"attention --size 1000000000" ON_A, 1, "MiB"},
+    {"train --an-option-of-more-than-sixty-three-characters-which-is-not-like-any", 2,
+     "unknown option"},
+    {"eval --lr 3", 2, "unknown option --lr"},
+    {"tran", 2, "did you mean train?"},
+    {"nonsensical", 2, "unknown command"},
+    {"train --steps", 2, "--steps needs a value"},
+    {"eval --csv=1", 2, "--csv takes no value"},
+    {"eval x", 2, "unexpected argument 'x'"},
+    {"train --preset fast", 2, "--preset is 'fast'"},
+    {"train --keep worst", 2, "--keep is 'worst'"},
+    {"train --steps=", 2, "--steps is empty"},
+    {"train --steps=3.5", 2, "--steps is '3.5'"},
+    {"train --lr=nan", 2, "--lr is 'nan'"},
+    {"train --lr 1e", 2, "--lr is '1e'"},
+    {"data --seq-len 4", 2, "Length must be odd"},
+    {"train --seq-len 1", 2, "Length must be at least 3"},
+    {"bench --seq-len 2", 2, "Length must be odd"},
+    {"train --steps 0", 2, "--steps"},
+    {"train --max-num 65536 --d-model 65536", 1, "MiB"},
+    {"attention --size 1000000000" ON_A, 1, "MiB"},
     {"train --resume x --lr 1", 2, "keeps its own settings"},
     {"train --resume median-test-x.tmp", 1, "median-test-x.tmp: "},
     {"train --init median-test-x.tmp", 1, "median-test-x.tmp: "},
     {"train --steps 1 --out ./no/such", 1, "cannot write ./no/such"},
-    {"predict 1 2 3 4 10" ON_A, 2, "10 is not in 0..9"}, {"predict 1 2 3 4 -1" ON_A, 2, "-1 is not in 0..9"},
-    {"predict 1 2 3 4 x\177" ON_A, 2, "'x?'"}, {"predict 1 2 3" ON_A, 2, "too few numbers"},
-    {"predict 1 2 3 4 5 6 7 8 9" ON_A, 2, "too many numbers: 9 are given, 5 are expected"}, {"predict " ON_A " < 1 2 3 4 5//1 2 3", 1, "line 3: too few"},
-    {"predict 1 2 3 4 -" ON_A, 2, "'-' is not a whole"}, {"predict 1 2 3 4 5 --model " D, 1, "overflow"},
-    {"predict --model " D " < 1 2 3 4 5", 1, "overflow"}, {"attribute --model " D, 1, "overflow"},
-    {"patch --model " D, 1, "overflow"}, {"eval --width 39" ON_A, 2, "--width is '39'"},
-    {"attention 1 2" ON_A, 2, "too few"}, {"attribute 1 2 3" ON_A, 2, "too few"}, {"patch 1 2 3" ON_A, 2, "two lists"},
+    {"predict 1 2 3 4 10" ON_A, 2, "10 is not in 0..9"},
+    {"predict 1 2 3 4 -1" ON_A, 2, "-1 is not in 0..9"},
+    {"predict 1 2 3 4 x\177" ON_A, 2, "'x?'"},
+    {"predict 1 2 3" ON_A, 2, "too few numbers"},
+    {"predict 1 2 3 4 5 6 7 8 9" ON_A, 2, "too many numbers: 9 are given, 5 are expected"},
+    {"predict " ON_A " < 1 2 3 4 5//1 2 3", 1, "line 3: too few"},
+    {"predict 1 2 3 4 -" ON_A, 2, "'-' is not a whole"},
+    {"predict 1 2 3 4 5 --model " D, 1, "overflow"},
+    {"predict --model " D " < 1 2 3 4 5", 1, "overflow"},
+    {"attribute --model " D, 1, "overflow"},
+    {"patch --model " D, 1, "overflow"},
+    {"eval --width 39" ON_A, 2, "--width is '39'"},
+    {"attention 1 2" ON_A, 2, "too few"},
+    {"attribute 1 2 3" ON_A, 2, "too few"},
+    {"patch 1 2 3" ON_A, 2, "two lists"},
     {"patch 1 2 3 4 5 1 2 3 4 5" ON_A, 2, "must differ in one number"},
-    {"patch 1 2 3 4 5 1 2 3 4 x" ON_A, 2, "'x' is not"}, {"circuits" ON_A, 2, "circuits"},
-    {"circuits qk --query-pos 5" ON_A, 2, "--query-pos"}, {"circuits qk --key-pos 5" ON_A, 2, "--key-pos"},
-    {"circuits qk --head 2.0 --model " B, 2, "2 layers of 2 heads,"}, {"ablate --head 0" ON_A, 2, "--head"},
-    {"ablate --head 0.1" ON_A, 2, "1 layer of 1 head,"}, {"ablate --head x.0" ON_A, 2, "--head"},
-    {"ablate --layer 1" ON_A, 2, "--layer"}, {"ablate --layer 0 --part mlp" ON_A, 2, "no MLP"},
-    {"ablate --positions 5" ON_A, 2, "--positions"}, {"ablate --positions x" ON_A, 2, "--positions"},
-    {"ablate --layer x" ON_A, 2, "--layer"}, {"ablate --head 0.x" ON_A, 2, "--head"},
-    {"certify" ON_A, 0, "708edcbb8b56bf44"}, {"certify --csv" ON_A, 0, "c995fc340b790111"},
-    {"certify --model " B, 1, "one layer"}, {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
-    {"circuits qk --raw" ON_A, 0, "10eb82493337a621"}, {"explain --size 9 --seed 9" ON_A, 0, "Verdict"},
+    {"patch 1 2 3 4 5 1 2 3 4 x" ON_A, 2, "'x' is not"},
+    {"circuits" ON_A, 2, "circuits"},
+    {"circuits qk --query-pos 5" ON_A, 2, "--query-pos"},
+    {"circuits qk --key-pos 5" ON_A, 2, "--key-pos"},
+    {"circuits qk --head 2.0 --model " B, 2, "2 layers of 2 heads,"},
+    {"ablate --head 0" ON_A, 2, "--head"},
+    {"ablate --head 0.1" ON_A, 2, "1 layer of 1 head,"},
+    {"ablate --head x.0" ON_A, 2, "--head"},
+    {"ablate --layer 1" ON_A, 2, "--layer"},
+    {"ablate --layer 0 --part mlp" ON_A, 2, "no MLP"},
+    {"ablate --positions 5" ON_A, 2, "--positions"},
+    {"ablate --positions x" ON_A, 2, "--positions"},
+    {"ablate --layer x" ON_A, 2, "--layer"},
+    {"ablate --head 0.x" ON_A, 2, "--head"},
+    {"certify" ON_A, 0, "708edcbb8b56bf44"},
+    {"certify --csv" ON_A, 0, "c995fc340b790111"},
+    {"certify --model " B, 1, "one layer"},
+    {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
+    {"circuits qk --raw" ON_A, 0, "10eb82493337a621"},
+    {"explain --size 9 --seed 9" ON_A, 0, "Verdict"},
     {"construct --max-num 5 --seq-len 3 --out " FILE_NAME, 0, "at least 1.0000"},
     {"construct --d-model 45 --out " FILE_NAME, 2, "leaves a slack of -0.0737 votes"},
     {"construct --d-model 2 --out " FILE_NAME, 2, "at least 3"},
     {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "172015bc72ed4ce2"},
     {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "ac090fcad9a08aa1"},
     {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "7b02a888e6d8f51b"},
-    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "10ec980a643d3f29"}
-};
+    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "10ec980a643d3f29"}};
 
 /* Adds the lines of what goes to stderr that are no progress. */
 static void add_remarks(Text *text) {
@@ -2334,16 +2472,19 @@ static void check_line(const char *line, int status, const char *expected) {
     Text said = {0};
     FOR(b, status == BOTH ? 2 : 1) {
         const char *input = line + n, *models[] = {ON_A, ON_B};
-        print_to(words, sizeof words, "median %.*s%s", (int)n, line, status == BOTH ? models[b] : "");
+        print_to(words, sizeof words, "median %.*s%s", (int)n, line,
+                 status == BOTH ? models[b] : "");
         FILE *in = fopen(IN_NAME, "wb+"), *progress = fopen(OUT_NAME, "wb");
-        for (; in && *input; input++) fputc(*input == '/' ? '\n' : *input == '<' ? ' ' : *input, in);
+        for (; in && *input; input++)
+            fputc(*input == '/' ? '\n' : *input == '<' ? ' ' : *input, in);
         if (in) rewind(in);
         const Streams streams = {.in = in, .progress = progress};
         error.usage = 0;
         error.text[0] = 0;
         text_free(&said);
         const int ready = CHECK(in && progress, "no file can be made here");
-        const int done = ready && median_command(split_line(words, argv), argv, &streams, &said, &error);
+        const int done =
+            ready && median_command(split_line(words, argv), argv, &streams, &said, &error);
         EQUAL(done ? 0 : 1 + error.usage, status == BOTH ? 0 : status);
         hash = hash_bytes(hash, said.data, said.size);
         if (in) fclose(in);
@@ -2352,18 +2493,22 @@ static void check_line(const char *line, int status, const char *expected) {
     print_to(digits, sizeof digits, "%016" PRIx64, hash);
     text_add(&said, "%s", error.text);
     add_remarks(&said);
-    CHECK(strstr(said.data, expected) || !strcmp(digits, expected), "expected %s, got %s: %.200s", expected, digits,
-          said.data);
+    CHECK(strstr(said.data, expected) || !strcmp(digits, expected), "expected %s, got %s: %.200s",
+          expected, digits, said.data);
     text_free(&said);
 }
 
 static void make_files(void) {
-    const Note note = {"a note of 23 characters", "that is kept, but not its \177"}; /* the longest name; 127 */
+    const Note note = {"a note of 23 characters",
+                       "that is kept, but not its \177"}; /* the longest name; 127 */
     Model zero;
     check_line("train --max-num 10 " TINY "--steps 1500 --warmup 20 --out " A, 0, "1500 steps");
-    check_line("train --preset original --max-num 19 " TINY "--trainset-size 200 --epochs 8 --balanced 0.3 "
-               "--no-shuffle --n-layers 2 --n-heads 2 --d-mlp 6 --normalization none --weight-decay 0.01 "
-               "--log " LOG_NAME " --out " B, 0, "steps");
+    check_line(
+        "train --preset original --max-num 19 " TINY
+        "--trainset-size 200 --epochs 8 --balanced 0.3 "
+        "--no-shuffle --n-layers 2 --n-heads 2 --d-mlp 6 --normalization none --weight-decay 0.01 "
+        "--log " LOG_NAME " --out " B,
+        0, "steps");
     DONE(model_create(&zero, &SMALL, &error));
     zero.notes[0] = note;
     zero.n_notes = 1;
@@ -2416,23 +2561,36 @@ static const Test LAYERS[] = {
     PART(attention_values_forward, attention_values, "1383952c563affa6"),
     PART(attention_values_backward, attention_values, "75db333237ac8b67")};
 
-static const Test STORY[] = {
-    WHOLE(use_threads, NULL), WHOLE(median_of, NULL), WHOLE(make_lists, NULL),
-    WHOLE(make_training_lists, NULL),
-    WHOLE(model_init, "2b4e58e9a734e18f"),
-    WHOLE(model_forward, "64cd8ddcdc38d1aa"),
-    WHOLE(model_backward, "a5499ac6bd325b87"),
-    WHOLE(trainer_step, "8c81919a77974346"),
-    WHOLE(sums, "cee3a8b86a331503"),
-    WHOLE(reports, "fcc1c251f58d6259"), WHOLE(activations, "6a8a524d8fd79fc8"),
-    WHOLE(hooks, NULL), WHOLE(circuits, "50b60d0a9f7e6f48"), WHOLE(attribution, NULL),
-    WHOLE(logits_of_circuits, NULL), WHOLE(patching, NULL),
-    WHOLE(ablation, NULL),
-    WHOLE(resume, "7a8d12249c6ae209"),
-    WHOLE(settings, NULL), WHOLE(text_add, NULL), WHOLE(faults, NULL), WHOLE(strangers, NULL),
-    WHOLE(number_types, NULL), WHOLE(foreign, NULL), WHOLE(certify, NULL), WHOLE(certify_ties, NULL),
-    WHOLE(certify_lost_bits, NULL), WHOLE(certify_limits, NULL), WHOLE(explain, NULL),
-    WHOLE(construct, NULL)};
+static const Test STORY[] = {WHOLE(use_threads, NULL),
+                             WHOLE(median_of, NULL),
+                             WHOLE(make_lists, NULL),
+                             WHOLE(make_training_lists, NULL),
+                             WHOLE(model_init, "2b4e58e9a734e18f"),
+                             WHOLE(model_forward, "64cd8ddcdc38d1aa"),
+                             WHOLE(model_backward, "a5499ac6bd325b87"),
+                             WHOLE(trainer_step, "8c81919a77974346"),
+                             WHOLE(sums, "cee3a8b86a331503"),
+                             WHOLE(reports, "fcc1c251f58d6259"),
+                             WHOLE(activations, "6a8a524d8fd79fc8"),
+                             WHOLE(hooks, NULL),
+                             WHOLE(circuits, "50b60d0a9f7e6f48"),
+                             WHOLE(attribution, NULL),
+                             WHOLE(logits_of_circuits, NULL),
+                             WHOLE(patching, NULL),
+                             WHOLE(ablation, NULL),
+                             WHOLE(resume, "7a8d12249c6ae209"),
+                             WHOLE(settings, NULL),
+                             WHOLE(text_add, NULL),
+                             WHOLE(faults, NULL),
+                             WHOLE(strangers, NULL),
+                             WHOLE(number_types, NULL),
+                             WHOLE(foreign, NULL),
+                             WHOLE(certify, NULL),
+                             WHOLE(certify_ties, NULL),
+                             WHOLE(certify_lost_bits, NULL),
+                             WHOLE(certify_limits, NULL),
+                             WHOLE(explain, NULL),
+                             WHOLE(construct, NULL)};
 
 typedef enum { MATH, BITS } Suite;
 static Suite suite;
@@ -2475,7 +2633,8 @@ static void run_test(const Test *test) {
     test->run();
     snprintf(got, sizeof got, "%016" PRIx64, bits);
     if (suite == BITS) failure[0] = where[0] = 0;
-    CHECK(suite == MATH || strcmp(got, test->golden) == 0, "expected %s, got %s", test->golden, got);
+    CHECK(suite == MATH || strcmp(got, test->golden) == 0, "expected %s, got %s", test->golden,
+          got);
     finish();
 }
 
