@@ -567,7 +567,7 @@ typedef struct {
  * then tells wrong usage apart. *text is to be freed. */
 int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error);
 
-/* ---- Tests: test_median.c ---- */
+/* ---- Tests: test_median.c -------------------------------------------------------------------- */
 
 /* Runs the tests whose names contain one of the words, or all if there is none; a first word "math"
  * or "bits" is a suite's, and leaves the other out. Prints a line for each and returns how many

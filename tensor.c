@@ -67,7 +67,7 @@ enum {
     PANEL = 64        /* columns of the right factor that are widened to double together */
 };
 
-/* ---- Rounding ---- */
+/* ---- Rounding -------------------------------------------------------------------------------- */
 
 int ieee_setup(const char **problem) {
 #if defined __GNUC__ && (defined __i386__ || defined __x86_64__) && !TENSOR_EXACT_TYPES
@@ -89,7 +89,7 @@ int ieee_setup(const char **problem) {
     return wrong == NULL;
 }
 
-/* ---- Sums: the primitives ----------------------------------------------------------------- */
+/* ---- Sums: the primitives -------------------------------------------------------------------- */
 
 /* out[i] = f32(sums[i]). */
 KERNEL void round_sums(float *out, const double *sums, size_t n) {
@@ -207,7 +207,7 @@ KERNEL static void add_columns(float *sums, const float *x, const float *times, 
     if (j < d) add_strip(sums + j, x + j, times ? times + j : NULL, rows, d, d - j);
 }
 
-/* ---- Random numbers ---- */
+/* ---- Random numbers -------------------------------------------------------------------------- */
 
 void mt_seed(Mt19937 *mt, uint32_t seed) {
     mt->state[0] = seed;
@@ -272,7 +272,7 @@ void mt_normal(Mt19937 *mt, float *out, size_t n, float deviation) {
     }
 }
 
-/* ---- exp, log ---- */
+/* ---- exp, log -------------------------------------------------------------------------------- */
 
 /* Correctly rounded means: of all floats the one nearest to the true value. A result defined
  * this way depends on neither the compiler nor the C library, and it needs no exact arithmetic,
@@ -416,7 +416,7 @@ float log_f32(float x) {
                           : f32(log_core(x, 0)); /* subnormal: x = u * 2^-149 */
 }
 
-/* ---- Hashing ---- */
+/* ---- Hashing --------------------------------------------------------------------------------- */
 
 uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
     const unsigned char *b = (const unsigned char *)bytes;
@@ -434,7 +434,7 @@ uint64_t hash_floats(uint64_t hash, const float *x, size_t n) {
     return hash;
 }
 
-/* ---- Embedding and gathering ---------------------------------------------------------------- */
+/* ---- Embedding and gathering ----------------------------------------------------------------- */
 
 void embed_forward(float *x, const float *W_E, const float *W_pos, const uint32_t *token,
                    const uint32_t *position, size_t rows, size_t d) {
@@ -562,7 +562,8 @@ TENSOR_INLINE void widen_rows(double wide[TILE_ROWS * DEPTH], Matrix a, size_t M
 /* The product in N <= PANEL columns, over K <= DEPTH terms. */
 TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N,
                                   int by_column) {
-    const size_t a_row = by_column ? 1 : DEPTH, a_col = by_column ? TILE_ROWS : 1;
+    const size_t a_row = by_column ? 1 : DEPTH;
+    const size_t a_col = by_column ? TILE_ROWS : 1;
     double b_wide[PANEL / TILE_COLUMNS][DEPTH][TILE_COLUMNS], a_wide[TILE_ROWS * DEPTH];
     for (size_t n = 0; n < N; n += TILE_COLUMNS)
         widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), K, N - n);
@@ -866,7 +867,7 @@ KERNEL void attention_values_backward(float *dpattern, double *dv, const float *
             }
 }
 
-/* ---- Singular values ---- */
+/* ---- Singular values ------------------------------------------------------------------------- */
 
 /* One-sided Jacobi (Hestenes 1958): pairs of columns are rotated until all are orthogonal; then
  * their lengths are the singular values and their directions the left singular vectors. For
@@ -912,7 +913,7 @@ void singular_values(float *values, float *columns, size_t n_columns, size_t n) 
     }
 }
 
-/* ---- Adam ---- */
+/* ---- Adam ------------------------------------------------------------------------------------ */
 
 /* (1 - beta^step), the power by repeated squaring with every product rounded to float. */
 static float one_minus_power(float beta, uint32_t step) {
@@ -943,7 +944,7 @@ KERNEL void adam_step(const Adam *adam, uint32_t step, float *restrict x, float 
     }
 }
 
-/* ---- Numbers as text ---- */
+/* ---- Numbers as text ------------------------------------------------------------------------- */
 
 /* A number from 0 to 10^UNITS in decimal, digit[UNITS] being its units. Digits before `first`
  * and from `end` on are 0. Every double is such a number: none ends later than 1074 places

@@ -149,7 +149,7 @@ uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n);
  * either byte order. */
 uint64_t hash_floats(uint64_t hash, const float *x, size_t n);
 
-/* ---- Layers --------------------------------------------------------------------------------- */
+/* ---- Layers ---------------------------------------------------------------------------------- */
 
 /* x[r] = W_E[token[r]] + W_pos[position[r]]. x (rows, d), W_E (vocabulary, d), W_pos (places,
  * d). */

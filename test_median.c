@@ -498,6 +498,17 @@ TEST(singular_values) {
     bits = hash_floats(bits, columns, COLUMNS * N);
 }
 
+TEST(attention_score) {
+    FOR(d, 70) {
+        const float *q = randoms(d), *k = randoms(d);
+        double sum = 0;
+        FOR(j, d) sum += (double)q[j] * (double)k[j];
+        at("%u numbers", (unsigned)d);
+        NEAR(attention_score(q, k, d, 0.375f), 0.375 * sum, 1e-6 * (1 + fabs(sum)));
+        release();
+    }
+}
+
 TEST(round_sums) {
     const double sums[] = {1.0 + 0x1p-24, 1e-40, -3.0, 1e6 + 0x1p-30, 0x1.fffffefp127};
     float *out = randoms(5);
@@ -2534,7 +2545,7 @@ typedef struct {
 static const Test GROUND[] = {
     WHOLE(smaller, NULL), WHOLE(f32, NULL), WHOLE(ieee_setup, NULL), WHOLE(mt_seed, NULL),
     WHOLE(mt_fill, NULL), WHOLE(mt_next, NULL), WHOLE(hash_bytes, NULL), WHOLE(hash_floats, NULL),
-    WHOLE(round_sums, NULL), WHOLE(print_double, NULL), WHOLE(parse_double, NULL),
+    WHOLE(round_sums, NULL), WHOLE(attention_score, NULL), WHOLE(print_double, NULL), WHOLE(parse_double, NULL),
     WHOLE(exp_f32, "8620d060f1beb2e7"),
     WHOLE(log_f32, "5e6c71a97f4dfd3f"),
     WHOLE(mt_normal, "d2c0915838d3d1e4"),
