@@ -324,6 +324,7 @@ static void lay_out_model(Layout *m, void *owner) {
     list_tensors(&count, &model->config, &unused);
     model->params = (float *)lay_out(m, count.n_params, sizeof(float));
     model->tensors = (Tensor *)lay_out(m, (double)count.n_tensors, sizeof(Tensor));
+    model->notes = (Note *)lay_out(m, MAX_NOTES, sizeof(Note));
     model->weights.layers =
         (LayerWeights *)lay_out(m, (double)model->config.n_layers, sizeof(LayerWeights));
 }
@@ -2030,7 +2031,7 @@ static int read_model(Checkpoint *file, Model *model, size_t normalization) {
         if (!read_tensor(file, &model->tensors[i])) return 0;
     if (!judge_unused(file)) return 0;
     memcpy(model->remarks, file->remarks, sizeof model->remarks);
-    memcpy(model->notes, file->notes, sizeof model->notes);
+    memcpy(model->notes, file->notes, sizeof file->notes);
     model->n_notes = file->n_notes;
     return 1;
 }
@@ -4035,11 +4036,12 @@ static void ablate_singly(Session *s, Report *r) {
 static int command_ablate(Session *s, Report *r) {
     static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
     Target targets[MAX_TARGETS];
+    const size_t n_lists = smaller(s->n, s->run.capacity); /* the tour has more */
     size_t n = 0;
     if (!parse_targets(s, targets, &n) || !ensure_second_run(s)) return 0;
-    model_forward(&s->model, &s->run, s->lists, s->n, NULL);
+    model_forward(&s->model, &s->run, s->lists, n_lists, NULL);
     prose(r, "Values replaced by %s, over %zu lists of seed %zu. An alert is a loss above 0.7.\n\n",
-         titles[s->opt.kind], s->n, s->seed);
+         titles[s->opt.kind], n_lists, s->seed);
     table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists");
     if (r->kind == REPORT_TEXT) show_ablation(s, r, NULL, 0, "-", "-", "nothing");
     if (n) ablate_jointly(s, r, targets, n);

@@ -121,7 +121,7 @@ typedef struct {
     Tensor *tensors;
     void *memory; /* in which all these arrays stand */
     size_t n_notes; /* what the checkpoint says about its training, as `info` shows it */
-    Note notes[MAX_NOTES];
+    Note *notes;    /* room for MAX_NOTES */
     char remarks[2][200]; /* of model_load: what it assumed, what it passed over; or empty */
 } Model;
 
@@ -519,12 +519,14 @@ int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, doub
 
 /* ---- 13. The certificate --------------------------------------------------------------------- */
 
+#define CERTIFIED_SEQ_LEN 63 /* no longer list has less than 2^64 cases */
+
 /* A list that is kept, as one of those with the least keys. */
 typedef struct {
     uint64_t count;     /* for how many lists it stands that are alike; 0: none is kept here */
     double key, margin; /* margin: the median's logit minus the greatest of the others */
     size_t median, answer;
-    uint32_t list[MAX_SEQ_LEN];
+    uint32_t list[CERTIFIED_SEQ_LEN];
 } Sighting;
 
 typedef enum { CERTIFIED_RIGHT, CERTIFIED_WRONG, CERTIFIED_OPEN } Verdict;
@@ -537,7 +539,6 @@ typedef struct {
 } CertifyOptions;
 
 #define SIGHTINGS 8
-#define CERTIFIED_SEQ_LEN 63 /* no longer list has less than 2^64 cases */
 
 typedef struct {
     uint64_t lists, right, wrong, undecided; /* lists: max_num^seq_len, the sum of the others */

@@ -64,7 +64,7 @@ enum {
     STRIP = 16, /* columns whose sums stay in registers */
     TILE_ROWS = 4,
     TILE_COLUMNS = 8, /* the piece of a matrix product that stays in registers */
-    PANEL = 64        /* columns of the right factor that are widened to double together */
+    PANEL = 32        /* columns of the right factor that are widened to double together */
 };
 
 /* ---- Rounding -------------------------------------------------------------------------------- */
