@@ -32,7 +32,7 @@
 #else
 typedef int sig_atomic_t;
 #endif
-#if (defined __unix__ || defined __APPLE__) && !defined __EMSCRIPTEN__ /* whose isatty is always 1 */
+#if (defined __unix__ || defined __APPLE__) && !defined __EMSCRIPTEN__ /* its isatty says 1 */
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
