@@ -60,7 +60,8 @@ extern "C" {
 typedef int sig_atomic_t;
 int *__cdecl _errno(void);
 FILE *__cdecl __acrt_iob_func(unsigned);
-double __cdecl sqrt(double), fabs(double), floor(double), ceil(double), exp(double), log(double), sin(double), cos(double), pow(double, double), ldexp(double, int);
+double __cdecl sqrt(double), fabs(double), floor(double), ceil(double), exp(double), log(double), pow(double, double), ldexp(double, int);
+double __cdecl sin(double), cos(double), tan(double), asin(double), acos(double), atan(double), atan2(double, double), fmod(double, double);
 float __cdecl fabsf(float);
 int __cdecl printf(const char *, ...), fprintf(FILE *, const char *, ...), snprintf(char *, size_t, const char *, ...);
 int __cdecl sprintf(char *, const char *, ...), sscanf(const char *, const char *, ...);
