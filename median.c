@@ -2600,9 +2600,19 @@ static void draw_curve(Report *r, const float *y, size_t n, const char *x_title)
 
 /* -- a command at work -- */
 
-#ifndef MEDIAN_MODEL /* `make install` knows another place */
+#ifndef MEDIAN_MODEL
 #define MEDIAN_MODEL "median.safetensors"
 #endif
+
+/* The checkpoint that comes with the program: here, or else where `make install` put it. */
+static const char *shipped_model(void) {
+#ifdef MEDIAN_MODEL_INSTALLED
+    FILE *file = fopen(MEDIAN_MODEL, "rb");
+    if (!file) return MEDIAN_MODEL_INSTALLED;
+    fclose(file);
+#endif
+    return MEDIAN_MODEL;
+}
 
 enum { LIST_TEXT = 7 * MAX_SEQ_LEN, MAX_WORDS = 2 * MAX_SEQ_LEN + 1 };
 
@@ -6207,7 +6217,7 @@ static Options default_options(const Command *command, int original) {
         .save_every = 2000,
         .query_pos = NO_POSITION,
         .key_pos = NO_POSITION,
-        .model = MEDIAN_MODEL,
+        .model = shipped_model(),
         .out = "trained.safetensors",
     };
     o.settings.config = config_default();
