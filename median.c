@@ -6415,6 +6415,7 @@ int median_command(int argc, char **argv, const Streams *streams, Text *text, Er
     else done = run_line(&s, &r, argc, argv);
     if (!streams->model) model_free(&s.model);
     report_flush(&r);
+    text_free(&r.cells);
     if (done && r.text.failed) done = fail(error, "out of memory");
     if (r.out && (fflush(r.out) != 0 || ferror(r.out)) && done)
         done = fail(error, "cannot write to standard output");
