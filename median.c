@@ -3,7 +3,12 @@
  *
  * Read it from top to bottom: the task, the model, its forward and backward pass, training,
  * checkpoints; then the instruments for looking inside. The arithmetic of the layers, with their
- * gradients, is in tensor.c. */
+ * gradients, is in tensor.c.
+ *
+ * To see how it learns, read chapters 1 to 5. Skip at first: the lay_out functions (memory);
+ * chapters 6, 8 and 9 (text, options, reports, the terminal); in 7 all between "reading" and
+ * read_file; and 16 to 18. In 14 read the first comment, make_tables and the ladder; in 15 the
+ * theorem and certify_cell. */
 #if defined __GNUC__ && __GNUC__ >= 8 && !defined __clang__ && !defined __powerpc__
 /* A bare `cc *.c` deserves speed too: see tensor.c. */
 #pragma GCC optimize("O1", "tree-vectorize", "no-trapping-math", "no-associative-math")
@@ -126,9 +131,10 @@ static double max_double(double a, double b) { return a > b ? a : b; }
 
 /* ---- Threads --------------------------------------------------------------------------------- */
 
-/* Threads know only whole lists. Training, evaluation and the certificate have one parallel loop
- * each, over chunks of a size that does not depend on the number of threads; what the chunks bring
- * is added in the order of the chunks. So no result depends on the number of threads. */
+/* Each list is computed by one thread. Training and evaluation have one parallel loop each, over
+ * chunks of lists of a size that does not depend on the number of threads; what the chunks bring is
+ * added in the order of the chunks. The certificate has one over medians, and adds whole numbers.
+ * So no result depends on the number of threads. */
 int use_threads(int n) {
 #ifdef _OPENMP
     omp_set_num_threads(n > 1 ? n : 1);
@@ -380,7 +386,7 @@ static size_t queries_per_list(const Config *c, size_t layer, RunKind kind) {
     return layer + 1 == c->n_layers && kind != RUN_ALL_POSITIONS ? 1 : c->seq_len;
 }
 
-/* At most so many rows come of so many lists. */
+/* The most rows that so many lists can need. */
 static size_t max_rows(const Config *c, size_t layer, size_t lists) {
     return c->seq_len * (layer == 0 ? smaller(c->max_num, lists) : lists);
 }
@@ -662,7 +668,7 @@ double model_loss(Run *run, const uint32_t *medians) {
 /* ---- 4. The backward pass -------------------------------------------------------------------- */
 
 /* The mirror image of `project`: from dq, dk and dv to the rows, of which dx already holds what the
- * residual stream carries past the layer. dh is scratch. */
+ * residual stream carries past the layer. scratch (rows, d_model) takes the gradient of h. */
 static void backward_project(const Config *c, const LayerWeights *w, const LayerWeights *dw,
                              const LayerRows *rows, const RowGradients *g, float *scratch) {
     const size_t d = c->d_model, dh = c->d_head, R = rows->n_rows, asking = rows->first_query;
@@ -852,15 +858,15 @@ Recipe recipe_original(void) {
 Recipe recipe_default(void) {
     const Recipe recipe = {
         .valset_size = 24000,
-        .steps = 50000,
+        .steps = 35000,
         .batch_size = 1024,
         .warmup = 100,
         .cosine = 1,
         .seed = 23,
         .adam = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f},
-        .balanced = 0.5f,
+        .balanced = 1.0f,
         .ties = 0.5f,
-        .hard = 0.5f,
+        .hard = 0.6f,
     };
     return recipe;
 }
@@ -972,8 +978,8 @@ static void draw_hard_lists(Trainer *t) {
     }
 }
 
-/* A fresh list that is hard is kept: where there is room, or in place of a drawn one that has
- * become easier. */
+/* A fresh list that is hard is kept: where there is room, or in place of the next drawn one whose
+ * loss is no greater. */
 static void keep_hard_lists(Trainer *t, size_t n) {
     const size_t T = t->model.config.seq_len;
     size_t drawn = 0;
@@ -1011,8 +1017,8 @@ static size_t next_batch(Trainer *t) {
     return n;
 }
 
-/* cos(pi x) for 0 <= x <= 1, by its Taylor series around the nearer of 0 and 1/2. Every factor
- * of a product that feeds a sum is a float. */
+/* cos(pi x) for 0 <= x <= 1, by its Taylor series around 0, after cos(pi x) = -cos(pi (1 - x))
+ * for x above 1/2. Every factor of a product that feeds a sum is a float. */
 static float cos_pi(float x) {
     /* c = sum of (-1)^k (pi y)^2k / (2k)!, by Horner's rule from the last term, |y| <= 1/2 */
     const float y = x <= 0.5f ? x : f32(1.0 - (double)x);
@@ -1062,8 +1068,11 @@ static void validate(Trainer *t) {
     t->validated = 1;
 }
 
-/* Forward and backward, chunk by chunk: the gradient of the mean loss of the n lists of the batch,
- * and t->loss and t->accuracy. */
+/* The gradient of the mean loss of the n lists of the batch, and t->loss and t->accuracy:
+ *   1. All different (number, position) pairs of the batch are embedded and projected, once.
+ *   2. Chunk by chunk, the lists go forward from there to the loss, and backward to there.
+ *   3. What each chunk adds to the gradients of weights and rows is added in the chunks' order.
+ *   4. Once, the rows' gradients go on to W_Q, W_K, W_V, LN1 and the embeddings. */
 static void batch_gradient(Trainer *t, size_t n) {
     const Config *c = &t->model.config;
     const size_t T = c->seq_len;
@@ -4679,8 +4688,11 @@ static void show_votes(Explainer *x) {
         certain += slack > 0;
     }
     table_end(r);
-    prose(r, "\nc/a from %.3f to %.3f; mean R2 %.3f. Slack above 0 at every step would be a proof; "
-             "it is for %zu of %zu.", least, most, fits, certain, V - 1);
+    prose(r,
+          "\nc/a from %.3f to %.3f; mean R2 %.3f. Slack above 0 at every step would prove rung 2 "
+          "right for every list, but for the biases; "
+          "it is for %zu of %zu.",
+          least, most, fits, certain, V - 1);
     /* trained 1, original 0.69, other ranks 0, mean 0.3, mid-range 0.1, untrained 0 */
     claim(x, "Votes balance at the median: steps with a > 0 and -1 < c/a < 1 / all steps",
           share(balanced, V - 1), 1 - 0.5 / (double)(V - 1));
@@ -5040,80 +5052,85 @@ COMMAND(construct, CONSTRUCT,
 
 /* ---- 15. The certificate --------------------------------------------------------------------- */
 
-/* For every one of the max_num^seq_len lists: does `predict` name its median? Counted, and
- * proven: by bounds that hold for whole sets of lists, and by running lists that the bounds
- * leave open. (Compare Gross et al. 2024, arXiv 2406.11779.) Two halves may be read apart: how
- * far the pass can be from real arithmetic (lemmas 1 to 6), and how a set is decided (lemmas 7
- * to 9, and the code).
+/* For every one of the max_num^seq_len lists: does `predict` name its median? Counted, and proven:
+ * by bounds that hold for whole sets of lists, and by running lists that the bounds leave open.
+ * (Compare Gross et al. 2024, arXiv 2406.11779.) Two halves may be read apart: how far the pass can
+ * be from real arithmetic (lemmas 1 to 6), and how a set is decided (lemmas 7 to 9, and the code).
  *
- * Hypotheses, each checked, or the proof is refused: H1  One layer, no MLP.
- * certify H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.
- * certify H3  Fewer than 2^14 roundings follow each other.
- * bound_logits H4  These floats and bounds are below LIMIT: x, v, scores, A, a, reach.
- * within_limit's callers So nothing overflows, nothing is NaN, and 1/s below is not flushed to
- * 0.
+ * In short: a cell is a last number and a median. Its lists are cut into boxes (push_roots). For
+ * each box, judge bounds the median's margin over all its lists: right, wrong, or open. An open box
+ * is cut in halves (cut); a box of single numbers is run (run_orders).
+ *
+ * Hypotheses, each checked, or the proof is refused:
+ *   H1  One layer, no MLP.                                        (certify)
+ *   H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.    (certify)
+ *   H3  Fewer than 2^14 roundings follow each other.              (bound_logits)
+ *   H4  x, v, scores, A, a and reach are below LIMIT, so nothing overflows or is NaN, and 1/s below
+ *       is not flushed to 0.                                      (callers of within_limit)
  *
  * q, k, v and x (the residual stream before attention) of a pair, a number at a position, don't
- * depend on the list. Nor do the scores of a last number with the pairs. The proof takes them
- * from model_forward and attention_score as they are, to the bit. Only what follows is bounded.
+ * depend on the list. Nor do the scores of a last number with the pairs. The proof takes them from
+ * model_forward and attention_score as they are, to the bit. Only what follows is bounded.
  *
- * Lemma 1, rounding. f32 of a sum in double of n < 2^20 exact products, whose absolute values
- * add up to A, is off by at most UNIT (A + FLOOR). Half a bit of a float is 2^-24 A; n roundings
- * of the sum, n 2^-53 A; flushing takes 2^-126 < UNIT FLOOR. UNIT is 2^-24 and a 64th more: a
- * fourth of that is for the sums in double, here and in the proof's own bounds, the rest for
- * errors of errors, as (1 + UNIT)^(2^14) < 1.001. A matrix product over n terms is rounded
- * roundings(n) times. Lemma 2, softmax. Let x_i be a list's scores, a_i = max x - x_i, E_i =
- * exp(-a_i), E their sum; so E >= 1. Pattern p has sum |p_i - E_i / E| <= (T + 3) UNIT.
- * f32(-a_i) is off by UNIT (a_i + FLOOR), so exp_f32 of it by UNIT (a_i E_i + E_i + 2 FLOOR),
- * and a exp(-a) < 0.37, and 0 for the greatest. Their sum, and the sum of these errors, are off
- * by UNIT (0.37 (T - 1) + E + 2 T FLOOR): over E, twice less than UNIT (T / 2 + 1). p is
- * rounded: UNIT. Lemma 3, z. With V_j = max over pairs of |v_j| + FLOOR, z_j is off by (T + 4)
- * UNIT V_j. Lemma 4, the residual stream. R_k = x_k + b_O[k] + sum over heads and j of z_j
- * W_O[j][k], x of the last number. Its terms stay below A_k = max |x_k| + |b_O[k]| + sum of V_j
- * |W_O[j][k]| + FLOOR. It is off by (T + 4 + heads roundings(d_head)) UNIT A_k. With LN or LNPre
- * n = f32(R - mean R) is looked at, without them n = R. If the mean of A is added to A, A_k
- * bounds n_k, too; and there is one rounding more. The proof has the same as real numbers, N_k =
- * base_k + sum over heads of the average of o_k, each pair of the list weighing w = exp(score).
- * Of v W_O, o is the centred, rounded result: roundings(d_head) + 1 roundings; base is that of x
- * + b_O, with 1. In all
+ * Lemma 1, rounding. f32 of a sum in double of n < 2^20 exact products, whose absolute values add
+ *   up to A, is off by at most UNIT (A + FLOOR). Half a bit of a float is 2^-24 A; n roundings of
+ *   the sum, n 2^-53 A; flushing takes 2^-126 < UNIT FLOOR. UNIT is 2^-24 and a 64th more: a fourth
+ *   of that is for the sums in double, here and in the proof's own bounds, the rest for errors of
+ *   errors, as (1 + UNIT)^(2^14) < 1.001. A matrix product over n terms is rounded roundings(n)
+ *   times.
+ * Lemma 2, softmax. Let x_i be a list's scores, a_i = max x - x_i, E_i = exp(-a_i), E their sum; so
+ *   E >= 1. Pattern p has sum |p_i - E_i / E| <= (T + 3) UNIT.
+ *   f32(-a_i) is off by UNIT (a_i + FLOOR), so exp_f32 of it by UNIT (a_i E_i + E_i + 2 FLOOR), and
+ *   a exp(-a) < 0.37, and 0 for the greatest. Their sum, and the sum of these errors, are off by
+ *   UNIT (0.37 (T - 1) + E + 2 T FLOOR): over E, twice less than UNIT (T / 2 + 1). p is rounded:
+ *   UNIT.
+ * Lemma 3, z. With V_j = max over pairs of |v_j| + FLOOR, z_j is off by (T + 4) UNIT V_j.
+ * Lemma 4, the residual stream. R_k = x_k + b_O[k] + sum over heads and j of z_j W_O[j][k], x of
+ *   the last number. Its terms stay below A_k = max |x_k| + |b_O[k]| + sum of V_j |W_O[j][k]|
+ *   + FLOOR. It is off by (T + 4 + heads roundings(d_head)) UNIT A_k.
+ *   With LN or LNPre n = f32(R - mean R) is looked at, without them n = R. If the mean of A is
+ *   added to A, A_k bounds n_k, too; and there is one rounding more.
+ *   The proof has the same as real numbers, N_k = base_k + sum over heads of the average of o_k,
+ *   each pair of the list weighing w = exp(score). Of v W_O, o is the centred, rounded result:
+ *   roundings(d_head) + 1 roundings; base is that of x + b_O, with 1. In all
  *       |n_k - N_k| <= pass UNIT A_k,   pass = T + 6 + (heads + 1) roundings(d_head).
- * Lemma 5, logits. Let s = sqrt(mean n_k^2 + 1e-5), or 1 without normalization. inv_std and
- * normal are off by UNIT each, out by UNIT, a logit by roundings(d_model) UNIT. All of it is
- * relative to reach_v = |b_U[v]| + sum |b_k W_U[k][v]| + sqrt(d_model) |U_v|, as |n / s| <=
- * sqrt(d_model); U_kv = w_k W_U[k][v], with w and b of ln_final (1 and 0 in LNPre). So
+ * Lemma 5, logits. Let s = sqrt(mean n_k^2 + 1e-5), or 1 without normalization. inv_std and normal
+ *   are off by UNIT each, out by UNIT, a logit by roundings(d_model) UNIT. All of it is relative to
+ *   reach_v = |b_U[v]| + sum |b_k W_U[k][v]| + sqrt(d_model) |U_v|, as |n / s| <= sqrt(d_model);
+ *   U_kv = w_k W_U[k][v], with w and b of ln_final (1 and 0 in LNPre). So
  *       |logit_v - (sum n_k U_kv / s + c_v)| <= f_v,   c_v = sum b_k W_U[k][v] + b_U[v],
  *       f_v = (roundings(d_model) + 4) UNIT reach_v; the fourth is for a rounding of c_m - c_v.
  *   Without normalization, reach_v = |b_U[v]| + a_v, and only the logit's roundings are there.
- *   Lemma 6, products. a_v = sum A_k |U_kv|. P = o U and B = base U are matrix products, and U
- *   is rounded: with lemma 4, sum n_k U_kv is off by e_v = (pass + roundings(d_model) + 1) UNIT
- *   a_v from the sum of B_v and of the heads' averages of P_v.
+ * Lemma 6, products. a_v = sum A_k |U_kv|. P = o U and B = base U are matrix products, and U is
+ *   rounded: with lemma 4, sum n_k U_kv is off by e_v = (pass + roundings(d_model) + 1) UNIT a_v
+ *   from the sum of B_v and of the heads' averages of P_v.
  *
  * Theorem. Let m be the median. If for every other v
  *       B_m - B_v + (heads' averages of P_m - P_v) + s (c_m - c_v - f_m - f_v) - e_m - e_v > 0
- *   then logit_m > logit_v, and the answer is m. If for some v this with all four errors added
- *   is below 0, the answer is not m. (Lemmas 5 and 6, times s > 0.)
+ *   then logit_m > logit_v, and the answer is m. If for some v this with all four errors added is
+ *   below 0, the answer is not m. (Lemmas 5 and 6, times s > 0.)
  *
- * A box is a set of lists: so many of their numbers in this range, so many in that, in any
- * order. Its table has whole numbers, of which sums and products in double are exact: every
- * total in lemma 8 is below 63 (2^22 + 4) (3 2^22 + 2^8) + 63 2^22 (2^21 + 2) < 2^53.
+ * A box is a set of lists: so many of their numbers in this range, so many in that, in any order.
+ * Its table has whole numbers, of which sums and products in double are exact: every total in lemma
+ * 8 is below 63 (2^22 + 4) (3 2^22 + 2^8) + 63 2^22 (2^21 + 2) < 2^53.
  *
- * Lemma 7, the table. A weight, over the greatest and in WEIGHT_UNITS, is off by less than 1.4
- * UNIT of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or
- * coordinate o_k, in units, is y, |y| <= VALUE_UNITS, in [whole, whole + 1]. A range has the
- * least and the greatest w, and those of y - b, over its numbers and the positions before the
- * last. Position i's b_i are any whole numbers with sum 0: they take out what positions add on
- * average. Lemma 8, averages. For any number h, the average of y is that of y + h, less h; and
+ * Lemma 7, the table. A weight, divided by the greatest and times WEIGHT_UNITS, is off by less than
+ *   1.4 UNIT of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or coordinate
+ *   o_k, in units, is y, |y| <= VALUE_UNITS, in [whole, whole + 1]. A range has the least and the
+ *   greatest w, and those of y - b, over its numbers and the positions before the last. Position
+ *   i's b_i are any whole numbers with sum 0: they take out what positions add on average.
+ * Lemma 8, averages. For any number h, the average of y is that of y + h, less h; and
  *       sum w (y + h) = sum w (y - b + h) + sum (w_i - g) b_i   for any g, as the b_i add up to 0.
  *   With w in [l, g'], each term is least at an end: w Y >= (l + g')/2 Y - (g' - l)/2 |Y|, which
  *   rises with Y. The last sum is at most half of the greatest difference of weights, times the
  *   sum of |b_i|. Twice all that is divided by twice the greatest sum of weights, or the least,
- *   whichever is safe. Opposite signs give the upper bound. Lemma 9, s. The averages of o_k
- *   bound N_k, with lemma 4 n_k; the squares of the least and the greatest |n_k| bound s. 4 UNIT
- *   has room for four roundings. */
+ *   whichever is safe. Opposite signs give the upper bound.
+ * Lemma 9, s. The averages of o_k bound N_k, with lemma 4 n_k; the squares of the least and the
+ *   greatest |n_k| bound s. 4 UNIT has room for four roundings. */
 #define UNIT 0x1.04p-24
 #define FLOOR 0x1p-100
 #define LIMIT 0x1p100
-enum { WEIGHT_UNITS = 1 << 21, VALUE_UNITS = 1 << 21, SUM_DEPTH = 64, PROOF_BATCH = 64 };
+enum { WEIGHT_UNITS = 1 << 21, VALUE_UNITS = 1 << 21, PROOF_BATCH = 64 };
 
 /* Puts a list among the n that are kept, those with the least keys, in order. */
 static void sight(Sighting *kept, size_t n, const Sighting *s) {
@@ -5520,7 +5537,7 @@ static void take_last(Prover *w, size_t last) {
     }
 }
 
-/* Adds a head's average over a box's lists, to the bounds of columns begin .. end-1: Lemma 6. */
+/* Adds a head's average over a box's lists, to the bounds of columns begin .. end-1: lemma 8. */
 static void add_average(const Prover *w, const Box *box, size_t head, size_t begin, size_t end) {
     const size_t K = w->p->columns;
     const double *wobble = w->wobble + head * K;
@@ -5553,7 +5570,7 @@ static void add_average(const Prover *w, const Box *box, size_t head, size_t beg
     }
 }
 
-/* Bounds of s for all of a box's lists: Lemma 7. */
+/* Bounds of s for all of a box's lists: lemma 9. */
 static void bound_scale(Prover *w, const Box *box) {
     const Proof *p = w->p;
     double squares[2] = {0, 0};

@@ -5,8 +5,8 @@
  * gradients, is in tensor.h.
  *
  * A function that can fail returns 1 when it is done and 0 when it failed; then *error says why,
- * in one line. Nothing here prints, exits or keeps state between calls, use_threads and the tests
- * excepted: two models in one program don't disturb each other. */
+ * in one line. Only print_file, median_command and the tests print. Nothing exits, or keeps state
+ * between calls, use_threads excepted: two models in one program don't disturb each other. */
 #ifndef MEDIAN_H
 #define MEDIAN_H
 
@@ -28,8 +28,9 @@ typedef struct {
 
 #define MAX_SEQ_LEN 255
 
-/* How many threads passes and training may use, where OpenMP was compiled in; without it,
- * nothing happens. Returns the number in force, at least 1. No result depends on it. */
+/* How many threads training, evaluation and the certificate may use, where OpenMP was compiled
+ * in; without it, nothing happens. Returns the number in force, at least 1. No result depends on
+ * it. */
 int use_threads(int n);
 
 /* ---- 1. The task ----------------------------------------------------------------------------- */

@@ -2,8 +2,9 @@
  *
  * The chapters: rounding; sums, the primitives that everything below is made of; random numbers;
  * exp and log; hashing; then layer after layer, each forward pass with its backward pass and the
- * derivation between them; singular values; Adam. Whoever comes for the transformer may skip to
- * "Embedding". */
+ * derivation between them; singular values; Adam; numbers as text. Whoever comes for the
+ * transformer may skip to "Embedding"; in "Linear layers" the comment above start_row says all,
+ * and one may go on at linear_forward. KERNEL, VECTOR_LOOP and FOUR only make it fast. */
 #include "tensor.h"
 
 #include <string.h>
@@ -56,11 +57,10 @@ double sqrt(double) __attribute__((const));
 #define KERNEL
 #endif
 
-/* Two numbers of this file decide results, since they fix the order of sums: LANES and DEPTH. All
+/* LANES decides results, since it fixes the order of sums, and so does tensor.h's SUM_DEPTH. All
  * other sizes decide only how fast it is. */
 enum {
     LANES = 8,  /* running sums of a row */
-    DEPTH = 64, /* terms of a matrix product that are added up before they are rounded to float */
     STRIP = 16, /* columns whose sums stay in registers */
     TILE_ROWS = 4,
     TILE_COLUMNS = 8, /* the piece of a matrix product that stays in registers */
@@ -496,9 +496,10 @@ TENSOR_INLINE Result result_from(Result to, size_t row, size_t col) {
  *
  *     for each m, n:  out[m][n] = f32(residual[m][n] + bias[n] + sum over k of a[m][k] b[k][n])
  *
- * with one rounding for every DEPTH terms: what they add up to is the residual of the next. To be
- * fast, it widens the floats of both factors to double once, in the order of use, and keeps the
- * sums of TILE_ROWS x TILE_COLUMNS results in registers. Each sum still runs over k in order. */
+ * with one rounding for every SUM_DEPTH terms: what they add up to is the residual of the next.
+ * To be fast, it widens the floats of both factors to double once, in the order of use, and
+ * keeps the sums of TILE_ROWS x TILE_COLUMNS results in registers. Each sum still runs over k in
+ * order. */
 
 /* What the sums of a row start from: residual + bias. */
 TENSOR_INLINE void start_row(double *sums, const float *residual, const float *bias, size_t N) {
@@ -547,7 +548,7 @@ TENSOR_INLINE void widen_columns(double (*wide)[TILE_COLUMNS], Matrix b, size_t 
 
 /* A tile's rows of a, from row m = M on filled up with zeros. Where neighbours in a column of a
  * stand side by side in memory, so they do in the copy; otherwise neighbours in a row do. */
-TENSOR_INLINE void widen_rows(double wide[TILE_ROWS * DEPTH], Matrix a, size_t M, size_t K,
+TENSOR_INLINE void widen_rows(double wide[TILE_ROWS * SUM_DEPTH], Matrix a, size_t M, size_t K,
                               int by_column) {
     if (by_column)
         for (size_t k = 0; k < K; k++)
@@ -556,15 +557,15 @@ TENSOR_INLINE void widen_rows(double wide[TILE_ROWS * DEPTH], Matrix a, size_t M
     else
         for (size_t m = 0; m < TILE_ROWS; m++)
             for (size_t k = 0; k < K; k++)
-                wide[m * DEPTH + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
+                wide[m * SUM_DEPTH + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
 }
 
-/* The product in N <= PANEL columns, over K <= DEPTH terms. */
+/* The product in N <= PANEL columns, over K <= SUM_DEPTH terms. */
 TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N,
                                   int by_column) {
-    const size_t a_row = by_column ? 1 : DEPTH;
+    const size_t a_row = by_column ? 1 : SUM_DEPTH;
     const size_t a_col = by_column ? TILE_ROWS : 1;
-    double b_wide[PANEL / TILE_COLUMNS][DEPTH][TILE_COLUMNS], a_wide[TILE_ROWS * DEPTH];
+    double b_wide[PANEL / TILE_COLUMNS][SUM_DEPTH][TILE_COLUMNS], a_wide[TILE_ROWS * SUM_DEPTH];
     for (size_t n = 0; n < N; n += TILE_COLUMNS)
         widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), K, N - n);
     for (size_t m = 0; m < M; m += TILE_ROWS) {
@@ -598,9 +599,9 @@ KERNEL static void multiply_stretch(Result to, Matrix a, Matrix b, size_t M, siz
 static void multiply(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N) {
     for (size_t n = 0; n < N; n += PANEL) {
         Result part = result_from(to, 0, n);
-        for (size_t k = 0; k < K; k += DEPTH) {
+        for (size_t k = 0; k < K; k += SUM_DEPTH) {
             multiply_stretch(part, matrix_from(a, 0, k), matrix_from(b, k, n), M,
-                             smaller(K - k, DEPTH), smaller(N - n, PANEL));
+                             smaller(K - k, SUM_DEPTH), smaller(N - n, PANEL));
             part.residual = part.out;
             part.bias = NULL;
         }
@@ -669,6 +670,7 @@ KERNEL void layernorm_forward(float *out, float *normal, float *inv_std, const f
 KERNEL static void layernorm_backward_row(float *dx, const float *dresidual, const float *dout,
                                           const float *n, float s, const float *w, size_t d) {
     const double g_mean = (w ? dot(dout, w, d) : row_sum(dout, d)) / (double)d;
+    /* a float, since it becomes a factor */
     const float gn_mean = f32((w ? weighted_dot(dout, w, n, d) : dot(dout, n, d)) / (double)d);
     for (size_t i = 0; i < d; i++) {
         const float g = w ? f32(dout[i] * w[i]) : dout[i];
@@ -816,9 +818,9 @@ KERNEL void attention_pattern_backward(double *dq, double *dk, float *dpattern,
     for (size_t query = 0; query < a->queries_per_list * n; query++) {
         const float *p = pattern + query * T;
         float *ds = dscore + query * T;
-        const double mean = dot(p, ds, T);
+        const double p_dp = dot(p, ds, T); /* sum_u p[u] dL/dp[u] */
         for (size_t s = 0; s < T; s++)
-            ds[s] = f32((double)p[s] * ((double)ds[s] - mean) * (double)a->scale);
+            ds[s] = f32((double)p[s] * ((double)ds[s] - p_dp) * (double)a->scale);
     }
     for (size_t t = first; t < T; t++)
         for (size_t i = 0; i < n; i++) {
@@ -929,12 +931,13 @@ static float one_minus_power(float beta, uint32_t step) {
  *   lr (m/c1) / (sqrt(v/c2) + eps) = (lr sqrt(c2)/c1) m / (sqrt(v) + eps sqrt(c2)). */
 KERNEL void adam_step(const Adam *adam, uint32_t step, float *restrict x, float *restrict m,
                       float *restrict v, const float *restrict gradient, size_t n) {
-    const double c1 = (double)one_minus_power(adam->beta1, step),
-                 c2 = sqrt((double)one_minus_power(adam->beta2, step));
-    const float rate = f32(adam->lr * c2 / c1), decay = f32((double)adam->lr * adam->weight_decay);
+    const double c1 = (double)one_minus_power(adam->beta1, step);
+    const double root_c2 = sqrt((double)one_minus_power(adam->beta2, step));
+    const float rate = f32(adam->lr * root_c2 / c1),
+                decay = f32((double)adam->lr * adam->weight_decay);
     const float rest1 = f32(1.0 - (double)adam->beta1), rest2 = f32(1.0 - (double)adam->beta2);
     const float beta1 = adam->beta1, beta2 = adam->beta2;
-    const double eps = (double)f32(adam->eps * c2);
+    const double eps = (double)f32(adam->eps * root_c2);
     for (size_t i = 0; i < n; i++) {
         const float g = gradient[i], g_squared = f32((double)g * g);
         m[i] = f32((double)beta1 * m[i] + (double)rest1 * g);

@@ -164,6 +164,10 @@ void gather_forward(float *out, const float *x, const uint32_t *index, size_t ro
 /* dx[index[r]] += dout[r], in the order of the rows. */
 void gather_backward(float *dx, const float *dout, const uint32_t *index, size_t rows, size_t d);
 
+/* So many terms of a matrix product are added up in double before they are rounded to float; what
+ * they come to goes on as the residual of the next. */
+enum { SUM_DEPTH = 64 };
+
 /* out = residual + b + x W. x (rows, n_in), W (n_in, n_out), b (n_out), out and residual (rows,
  * n_out). b may be NULL; residual may be NULL or out itself. */
 void linear_forward(float *out, const float *residual, const float *x, const float *W,
@@ -217,15 +221,16 @@ typedef struct {
 
 /* A score: scale q . k, of two rows (d_head). */
 float attention_score(const float *q, const float *k, size_t d_head, float scale);
-/* pattern[i][s] = softmax over the seen s of scale q[i's row] . k[s's row], and 0 for later s.
+/* pattern[query][s] = softmax over the seen s of scale q[query's row] . k[s's row], 0 for later s.
  * q, k (any number of rows, d_head); pattern (queries, seq_len). */
 void attention_pattern_forward(float *pattern, const float *q, const float *k, const Attention *a);
-/* Turns dpattern into the gradient of the scores, then dq += ..., dk += .... dq and dk (rows,
- * d_head) are sums in double. */
+/* Turns dpattern into the gradient of q . k, the scale included, then dq += ..., dk += .... dq
+ * and dk (rows, d_head) are sums in double. */
 void attention_pattern_backward(double *dq, double *dk, float *dpattern, const float *pattern,
                                 const float *q, const float *k, const Attention *a);
 
-/* z[i] = sum over the seen s of pattern[i][s] v[s's row]. v (rows, d_head), z (queries, d_head). */
+/* z[query] = sum over the seen s of pattern[query][s] v[s's row]. v (rows, d_head), z (queries,
+ * d_head). */
 void attention_values_forward(float *z, const float *pattern, const float *v, const Attention *a);
 /* dpattern = ... (queries, seq_len; 0 for later s),  dv += ..., a sum in double. */
 void attention_values_backward(float *dpattern, double *dv, const float *dz, const float *pattern,

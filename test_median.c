@@ -2542,15 +2542,23 @@ typedef struct {
 #define WHOLE(function, hash) {#function, test_##function, hash}
 #define PART(function, layer, hash) {#function, test_##layer, hash}
 
-static const Test GROUND[] = {
-    WHOLE(smaller, NULL), WHOLE(f32, NULL), WHOLE(ieee_setup, NULL), WHOLE(mt_seed, NULL),
-    WHOLE(mt_fill, NULL), WHOLE(mt_next, NULL), WHOLE(hash_bytes, NULL), WHOLE(hash_floats, NULL),
-    WHOLE(round_sums, NULL), WHOLE(attention_score, NULL), WHOLE(print_double, NULL), WHOLE(parse_double, NULL),
-    WHOLE(exp_f32, "8620d060f1beb2e7"),
-    WHOLE(log_f32, "5e6c71a97f4dfd3f"),
-    WHOLE(mt_normal, "d2c0915838d3d1e4"),
-    WHOLE(adam_step, "67d3ec2348742ce5"),
-    WHOLE(singular_values, "e694aff63a8ee6c1")};
+static const Test GROUND[] = {WHOLE(smaller, NULL),
+                              WHOLE(f32, NULL),
+                              WHOLE(ieee_setup, NULL),
+                              WHOLE(mt_seed, NULL),
+                              WHOLE(mt_fill, NULL),
+                              WHOLE(mt_next, NULL),
+                              WHOLE(hash_bytes, NULL),
+                              WHOLE(hash_floats, NULL),
+                              WHOLE(round_sums, NULL),
+                              WHOLE(attention_score, NULL),
+                              WHOLE(print_double, NULL),
+                              WHOLE(parse_double, NULL),
+                              WHOLE(exp_f32, "8620d060f1beb2e7"),
+                              WHOLE(log_f32, "5e6c71a97f4dfd3f"),
+                              WHOLE(mt_normal, "d2c0915838d3d1e4"),
+                              WHOLE(adam_step, "67d3ec2348742ce5"),
+                              WHOLE(singular_values, "e694aff63a8ee6c1")};
 
 static const Test LAYERS[] = {
     PART(gather_forward, gather, "bdc425fb7a1c1000"),
