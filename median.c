@@ -5115,7 +5115,8 @@ COMMAND(construct, CONSTRUCT,
  * 8 is below 63 (2^22 + 4) (3 2^22 + 2^8) + 63 2^22 (2^21 + 2) < 2^53.
  *
  * Lemma 7, the table. A weight, divided by the greatest and times WEIGHT_UNITS, is off by less than
- *   1.4 UNIT of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or coordinate
+ *   1.4 UNIT of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or
+ *   coordinate
  *   o_k, in units, is y, |y| <= VALUE_UNITS, in [whole, whole + 1]. A range has the least and the
  *   greatest w, and those of y - b, over its numbers and the positions before the last. Position
  *   i's b_i are any whole numbers with sum 0: they take out what positions add on average.
