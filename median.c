@@ -3212,15 +3212,15 @@ static void show_attention(Report *r, const AttentionStats *a, const Config *c) 
          "median, %zu the "
          "greatest).\n\n",
          T / 2, T - 1);
-    table_begin(r, "attention", "layer,head,by,index,deviation,mean");
+    table_begin(r, "attention", "layer,head,by,index,mean,deviation");
     r->bar_limit = 1;
     for (size_t head = 0; head < a->heads; head++) {
         const Moments *by[] = {a->query + (head * T + T - 1) * T, a->rank + head * T,
                                a->token + head * V};
         for (size_t k = 0; k < 3; k++)
             for (size_t i = 0; i < sizes[k]; i++)
-                table_row(r, "%zu %zu %s %zu %.3f %.3f|", head / c->n_heads, head % c->n_heads,
-                          kinds[k], i, deviation_of(&by[k][i]), mean_of(&by[k][i]));
+                table_row(r, "%zu %zu %s %zu %.3f| %.3f", head / c->n_heads, head % c->n_heads,
+                          kinds[k], i, mean_of(&by[k][i]), deviation_of(&by[k][i]));
     }
     table_end(r);
 }
@@ -4026,6 +4026,10 @@ static void ablate_jointly(Session *s, Report *r, const Target *targets, size_t 
     commas_to_spaces(heads, s->opt.heads, s->opt.part ? "mlp" : "attn");
     commas_to_spaces(layers, s->opt.layers, *s->opt.heads ? "-" : "all");
     commas_to_spaces(positions, s->opt.positions, "all");
+    if (*s->opt.heads && !strchr(s->opt.heads, ',') && !*s->opt.layers) { /* as in the sweep */
+        index_text(layers, targets[0].layer, NONE, "");
+        index_text(heads, targets[0].head, NONE, "");
+    }
     show_ablation(s, r, targets, n, layers, heads, positions);
 }
 

@@ -2353,6 +2353,8 @@ static const struct {
     {"ablate --size 20", BOTH, "b6b6978e8bed1e13"},
     {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "93c772fd48e3b20c"},
     {"ablate --size 20 --kind zero --layer 0", BOTH, "6f83546f081c0522"},
+    {"ablate --csv --size 9 --head 1.1 --model " B, 0, "\n1,1,all,mean,"},
+    {"attention --csv --size 9" ON_A, 0, "layer,head,by,index,mean,deviation\n"},
     {"ablate --size 20 --positions 4", BOTH, "aa0b4d9c50472894"},
     {"attribute", BOTH, "ac979806b9aa0b3f"},
     {"attribute --csv 9 1 8 2 7", BOTH, "f739fad27bf61bfe"},
