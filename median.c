@@ -1641,7 +1641,12 @@ int model_save(const Model *model, const char *path, Error *error) {
 
 /* -- reading, which trusts nothing -- */
 
-enum { MAX_TENSORS = 8192, MAX_METADATA = 256, MAX_DIMS = 8, MAX_HEADER = 1 << 22 };
+enum {
+    MAX_TENSORS = 8192,
+    MAX_METADATA = 256,
+    MAX_DIMS = 8,
+    MAX_HEADER = 1 << 22
+};
 
 /* A name in a JSON object, and its value. Both stay in the header, each ended by a zero. */
 typedef struct {
@@ -2047,7 +2052,10 @@ static int read_model(Checkpoint *file, Model *model, size_t normalization) {
 
 /* -- the state of a training under way -- */
 
-enum { STATE_TENSORS = 8, COUNTERS = 6 };
+enum {
+    STATE_TENSORS = 8,
+    COUNTERS = 6
+};
 
 static Tensor state_tensor(const char *name, size_t n, float *data, uint32_t *words, size_t most) {
     Tensor t = {.n_dims = 1, .shape = {n}, .size = n, .data = data, .words = words};
@@ -2342,8 +2350,9 @@ TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
         name += length + 1;
         if (c.kind == 'f') {
             const double x = checked(r, va_arg(args, double));
+            const char *form = c.plus ? "%+.*f" : "%.*f";
             if (!people) text_add(to, "%.9g", x);
-            else text_add(to, c.plus ? "%+.*f" : "%.*f", c.precision, share ? 100 * x : x);
+            else text_add(to, form, c.precision, share ? 100 * x : x);
         } else add_conversion(to, &c, &args);
         if (people) text_bytes(to, " %", share ? 3 : 0);
         if (people && !share) text_bytes(to, "", 1);
@@ -2381,14 +2390,19 @@ static void measure_columns(Report *r) {
     }
 }
 
-enum { GOOD_BAR = 20, LEAST_BAR = 8, MOST_BAR = 50 };
+enum {
+    GOOD_BAR = 20,
+    LEAST_BAR = 8,
+    MOST_BAR = 50
+};
 
 /* Where a line needs it, narrows the gaps, then columns of text, one character off the widest
  * after the other, down to their longest words. Returns the room for bars. */
 static size_t fit_columns(Report *r, int bars) {
     size_t used = 0;
     for (size_t i = 0; i < r->n_columns; i++) used += r->column[i].width;
-    r->gap = used + 2 * r->n_columns + (bars ? GOOD_BAR : 0) <= r->width + 2 ? 2 : 1;
+    const size_t wanted = used + 2 * (r->n_columns - 1) + (bars ? GOOD_BAR : 0);
+    r->gap = wanted <= r->width ? 2 : 1;
     used += r->gap * r->n_columns;
     while (used > r->width + r->gap) {
         Column *widest = NULL;
@@ -2429,7 +2443,8 @@ static void put_row(Report *r, const char **cell, size_t n_cells) {
 /* x as a bar of up to `width` characters. Negative ones go left from a line that marks 0. */
 static void make_bar(Text *bar, const Report *r, double x, size_t width) {
     const double unit = (r->negative + r->positive) / (double)(width - 1);
-    const double most = x < 0 ? r->negative : r->positive, size = fabs(x) < most ? fabs(x) : most;
+    const double most = x < 0 ? r->negative : r->positive;
+    const double size = fabs(x) < most ? fabs(x) : most;
     const size_t zero = r->negative > 0 ? (size_t)(r->negative / unit + 0.5) : 0;
     const size_t room = x < 0 ? zero : width - 1 - zero;
     const size_t n = unit > 0 ? smaller((size_t)(size / unit + 0.5), room) : 0;
@@ -2497,7 +2512,12 @@ typedef struct {
     int causal; /* cells to the right of the diagonal that ends in the last one were not computed */
 } Map;
 
-enum { MAP_LINES = 25, MAP_NUMBERS = 13, NUMBER_WIDTH = 7, MARGIN = 8 };
+enum {
+    MAP_LINES = 25,
+    MAP_NUMBERS = 13,
+    NUMBER_WIDTH = 7,
+    MARGIN = 8
+};
 
 /* How a table is drawn: `width` characters, most of them a number if there are so many, are the
  * mean of down x right cells. */
@@ -2747,7 +2767,8 @@ static int parse_lists(Session *s, uint32_t *list, size_t n, const char *text) {
         found++;
         text += length;
     }
-    const char *much = found < n ? "few" : "many", *two = n > s->T ? "two lists that make " : "";
+    const char *much = found < n ? "few" : "many";
+    const char *two = n > s->T ? "two lists that make " : "";
     return found == n || usage(s->error, "too %s numbers: %zu are given, %s%zu are expected", much,
                                found, two, n);
 }
@@ -2914,16 +2935,15 @@ static void add_shell_word(Text *text, const char *word) {
 
 /* Saves the state, if there is a file for it, and says how to go on. */
 static int stop_training(Trainer *t, const Session *s, const char *state) {
-    const char *const words[] = {s->program, "train", "--resume",            state,
-                                 "--out", s->opt.out, s->opt.log ? "--log" : "",
-                                 s->opt.log ? s->opt.log : ""};
+    const char *const words[] = {s->program, "train",    "--resume", state,
+                                 "--out",    s->opt.out, "--log",    s->opt.log};
+    const size_t n = s->opt.log ? 8 : 6;
     Text line = {0};
     if (!state)
         return fail(s->error, "interrupted after step %zu of %zu, and nothing of it is kept; "
                     "`median train` saves a state that can be resumed", t->step, t->total_steps);
     if (!trainer_save(t, state, s->error)) return 0;
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (*words[i]) add_shell_word(&line, words[i]);
+    for (size_t i = 0; i < n; i++) add_shell_word(&line, words[i]);
     if (s->opt.threads > 1) text_add(&line, " --threads %zu", s->opt.threads);
     if (line.failed || line.size > 900) /* more than an Error has room for */
         fail(s->error, "interrupted after step %zu; --resume goes on with the state beside --out",
@@ -3581,7 +3601,8 @@ static int next_head(const Session *s, const char **text, size_t *layer, size_t 
     const size_t L = s->model.config.n_layers, H = s->model.config.n_heads;
     if (!next_index(text, '.', layer) || !next_index(text, ',', head))
         return usage(s->error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0", s->opt.heads);
-    const char *layers = L == 1 ? "" : "s", *heads = H == 1 ? "" : "s";
+    const char *layers = L == 1 ? "" : "s";
+    const char *heads = H == 1 ? "" : "s";
     if (*layer < L && *head < H) return 1;
     return usage(s->error,
                  "--head is '%.40s', but this model has %zu layer%s of %zu head%s, counted from 0",
@@ -3614,7 +3635,8 @@ static int command_circuits(Session *s, Report *r) {
         "QK: how much a query number (row) looks at a key number (column)",
         "OV: what attending to a number (row) adds to the logit of each (column)",
     };
-    static const char *const rows[] = {"query", "number"}, *const columns[] = {"key", "logit of"};
+    static const char *const rows[] = {"query", "number"};
+    static const char *const columns[] = {"key", "logit of"};
     const size_t V = s->V, H = s->model.config.n_heads;
     Circuit which = {.layer = 0, .head = 0};
     size_t n = 0;
@@ -5135,7 +5157,12 @@ COMMAND(construct, CONSTRUCT,
 #define UNIT 0x1.04p-24
 #define FLOOR 0x1p-100
 #define LIMIT 0x1p100
-enum { WEIGHT_UNITS = 1 << 21, VALUE_UNITS = 1 << 21, PROOF_BATCH = 64 };
+enum {
+    WEIGHT_UNITS = 1 << 21,
+    VALUE_UNITS = 1 << 21,
+    SUM_DEPTH = 64,
+    PROOF_BATCH = 64
+};
 
 /* Puts a list among the n that are kept, those with the least keys, in order. */
 static void sight(Sighting *kept, size_t n, const Sighting *s) {
@@ -5769,8 +5796,8 @@ static int cut(Prover *w, Box *box) {
 static uint64_t push_roots(Prover *w) {
     const uint32_t V = (uint32_t)w->p->V, m = (uint32_t)w->median, last = (uint32_t)w->last;
     const uint32_t others = (uint32_t)w->p->T - 1, half = others / 2;
-    const uint32_t most_below = m > 0 ? half - (last < m) : 0,
-                   most_above = m + 1 < V ? half - (last > m) : 0;
+    const uint32_t most_below = m > 0 ? half - (last < m) : 0;
+    const uint32_t most_above = m + 1 < V ? half - (last > m) : 0;
     uint32_t list[CERTIFIED_SEQ_LEN];
     uint64_t lists = 0;
     for (uint32_t below = 0; below <= most_below; below++)
