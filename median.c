@@ -5160,7 +5160,6 @@ COMMAND(construct, CONSTRUCT,
 enum {
     WEIGHT_UNITS = 1 << 21,
     VALUE_UNITS = 1 << 21,
-    SUM_DEPTH = 64,
     PROOF_BATCH = 64
 };
 
