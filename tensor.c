@@ -34,8 +34,8 @@ static const char *flag_at_work(void) {
 /* A bare `cc *.c` deserves speed too. No value changes: nothing here looks at exception flags. The
  * last two options keep GCC from undoing what stands here on purpose: from unrolling the loops
  * around sums that are kept in registers, and from calling memcpy for seven floats. */
-#pragma GCC optimize("O3", "no-trapping-math", "no-associative-math", \
-                     "no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns")
+#pragma GCC optimize("O3", "no-trapping-math", "no-associative-math")
+#pragma GCC optimize("no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns")
 /* Stands before short loops of fixed length: GCC would otherwise unroll them into single operations
  * before it looks for vectors. */
 #define VECTOR_LOOP _Pragma("GCC unroll 1")
