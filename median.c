@@ -1340,7 +1340,7 @@ enum {
     ON_LIST = ATTRIBUTE | PATCH | ACTIVATIONS, /* one list, by default the first of --seed */
     ON_MODEL = ON_SAMPLE | ON_LIST | INFO | PREDICT | WEIGHTS | CERTIFY,
     TRAINS = TRAIN | BENCH,
-    HAS_CSV = ON_MODEL & ~(TOUR | INFO | ACTIVATIONS),
+    HAS_CSV = ON_MODEL & ~(TOUR | INFO),
     DRAWS = JOURNEY | TOUR | PREDICT | ATTENTION | CIRCUITS | WEIGHTS | EXPLAIN
 };
 
@@ -1928,6 +1928,10 @@ static int read_normalization(Checkpoint *file, size_t wanted, size_t *found) {
     if (wanted < NORMALIZATION_FROM_FILE && wanted != *found)
         return refuse(file, "--normalization contradicts the file's %s",
                       note ? note : "ln_final.w");
+    if (*found == NORMALIZATION_LN && !find_tensor(file, "ln_final.w") &&
+        !find_tensor(file, "blocks.0.ln1.w"))
+        return refuse(file, "normalization is LN, but no tensor is an ln; where it is folded into "
+                            "the weights, normalization is LNPre");
     if (*found < NORMALIZATION_FROM_FILE) return 1;
     *found = NORMALIZATION_LNPRE;
     print_to(file->remarks[0], sizeof file->remarks[0],
@@ -2983,6 +2987,20 @@ static int run_training(Trainer *t, const Session *s, FILE *log, const char *sta
     return done && (t->step == t->total_steps || stop_training(t, s, state));
 }
 
+/* With --init, the model's configuration stands in the file, whatever the options say. */
+static void warn_of_overruled(const Session *s) {
+    char wanted[60], found[60];
+    const Settings file = {.config = s->model.config};
+    for (const Setting *o = settings; o < settings + n_settings; o++) {
+        if (!s->given[o - settings] || o->offset >= sizeof(Config)) continue;
+        setting_print(o, &s->opt.settings, wanted, sizeof wanted);
+        setting_print(o, &file, found, sizeof found);
+        if (strcmp(wanted, found) != 0)
+            remark(s, "--%s %s changes nothing: %.300s has %s", o->name, wanted, s->opt.init,
+                   found);
+    }
+}
+
 /* A new training, or the rest of an old one. */
 static int start_training(Trainer *t, Session *s) {
     const Recipe *recipe = &s->opt.settings.recipe;
@@ -2992,6 +3010,7 @@ static int start_training(Trainer *t, Session *s) {
     if (recipe->trainset_size == 0 && recipe->steps == 0)
         return usage(s->error, "fresh lists at every step (--trainset-size 0) need --steps");
     if (s->opt.init && !load_model(s, s->opt.init)) return 0;
+    if (s->opt.init) warn_of_overruled(s);
     return trainer_create(t, recipe, &s->opt.settings.config, s->opt.init ? &s->model : NULL,
                           s->error);
 }
