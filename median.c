@@ -129,6 +129,8 @@ static void *make_layout(void (*lay)(Layout *, void *), void *owner, const char 
 
 static double max_double(double a, double b) { return a > b ? a : b; }
 
+static double min_double(double a, double b) { return a < b ? a : b; }
+
 /* ---- Threads --------------------------------------------------------------------------------- */
 
 /* Each list is computed by one thread. Training and evaluation have one parallel loop each, over
@@ -186,13 +188,17 @@ void make_lists(Mt19937 *mt, uint32_t *lists, uint32_t *medians, size_t n, size_
     for (size_t i = 0; i < n; i++) medians[i] = median_of(lists + i * seq_len, seq_len);
 }
 
+static void swap_words(uint32_t *a, uint32_t *b) {
+    const uint32_t old = *a;
+    *a = *b;
+    *b = old;
+}
+
 /* Fisher & Yates: makes every order equally likely, by n - 1 random words. */
 static void shuffle(uint32_t *order, size_t n, const uint32_t *words) {
     for (size_t last = n - 1; last > 0; last--) {
         const size_t i = *words++ % (uint32_t)(last + 1);
-        const uint32_t swap = order[last];
-        order[last] = order[i];
-        order[i] = swap;
+        swap_words(&order[last], &order[i]);
     }
 }
 
@@ -1410,8 +1416,10 @@ const Setting settings[] = {
     CHOICE("keep", RECIPE(keep_best), 1, "last|best", TRAIN,
            "the last weights, or best in validation"),
 
+    /* Two more that say what is trained, not how. */
     CHOICE("preset", preset, 1, "default|original", TRAIN, "recipe; other options override it"),
     PATH("init", init, TRAIN, "start from the weights of this checkpoint"),
+
     PATH("resume", resume, TRAIN, "go on with the state of an interrupted training"),
     PATH("out", out, TRAIN | CONSTRUCT, "where the checkpoint goes"),
     PATH("log", log, TRAIN, "CSV file for step, lr, loss, accuracy"),
@@ -1509,12 +1517,19 @@ void setting_print(const Setting *s, const void *base, char *text, size_t size) 
     const char *word = s->choices;
     float real;
     size_t count;
+    *text = 0;
     if (s->kind == SETTING_REAL) {
         memcpy(&real, place, sizeof real);
         print_float(text, size, real);
         return;
     }
+    if (s->kind == SETTING_PATH) {
+        memcpy(&word, place, sizeof word);
+        if (word) print_to(text, size, "%s", word);
+        return;
+    }
     memcpy(&count, place, sizeof count);
+    if ((double)count < s->min || (double)count > s->max) return;
     for (size_t i = 0; word && i < count; i++) word += strcspn(word, "|") + 1;
     if (word) print_to(text, size, "%.*s", (int)strcspn(word, "|"), word);
     else print_to(text, size, "%zu", count);
@@ -1879,9 +1894,9 @@ static Entry *find_tensor(const Checkpoint *file, const char *name) {
     return find_entry(file->tensors, file->n_tensors, name);
 }
 
-static const char *find_note(const Checkpoint *file, const char *key) {
-    for (size_t i = 0; i < file->n_notes; i++)
-        if (strcmp(file->notes[i].key, key) == 0) return file->notes[i].value;
+static const char *find_note(const Note *notes, size_t n, const char *key) {
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(notes[i].key, key) == 0) return notes[i].value;
     return NULL;
 }
 
@@ -1922,7 +1937,7 @@ static int read_config(Checkpoint *file, Config *c) {
 /* The shapes do not tell normalization none from LNPre, whose w and b are folded into the weights
  * that follow. The metadata does; without it, `wanted`; without both we assume LNPre and say so. */
 static int read_normalization(Checkpoint *file, size_t wanted, size_t *found) {
-    const char *note = find_note(file, "normalization");
+    const char *note = find_note(file->notes, file->n_notes, "normalization");
     *found = note ? choice_index("none|LN|LNPre", note) : wanted;
     if (find_tensor(file, "ln_final.w")) *found = NORMALIZATION_LN;
     if (wanted < NORMALIZATION_FROM_FILE && wanted != *found)
@@ -2026,7 +2041,7 @@ static int judge_unused(Checkpoint *file) {
  * `recipe`, the other settings are read too, and none may be missing. */
 static int read_settings(Checkpoint *file, Settings *all, int recipe) {
     for (const Setting *s = settings; s < settings + n_settings; s++) {
-        const char *note = find_note(file, s->name);
+        const char *note = find_note(file->notes, file->n_notes, s->name);
         char value[40];
         setting_print(s, all, value, sizeof value);
         if (note && s->offset < sizeof(Config) && strcmp(note, value) != 0)
@@ -2448,7 +2463,7 @@ static void put_row(Report *r, const char **cell, size_t n_cells) {
 static void make_bar(Text *bar, const Report *r, double x, size_t width) {
     const double unit = (r->negative + r->positive) / (double)(width - 1);
     const double most = x < 0 ? r->negative : r->positive;
-    const double size = fabs(x) < most ? fabs(x) : most;
+    const double size = min_double(fabs(x), most);
     const size_t zero = r->negative > 0 ? (size_t)(r->negative / unit + 0.5) : 0;
     const size_t room = x < 0 ? zero : width - 1 - zero;
     const size_t n = unit > 0 ? smaller((size_t)(size / unit + 0.5), room) : 0;
@@ -2494,8 +2509,6 @@ static size_t shade_index(double value, double limit) {
     if (part >= SHADES) return 2 * SHADES;
     return part > -SHADES ? (size_t)floor(part + SHADES + 0.5) : 0;
 }
-
-static char shade(double value, double limit) { return ramp[shade_index(value, limit)]; }
 
 /* `width` characters of one shade, behind a number if there is one. */
 static void paint(Report *r, size_t index, const char *number, size_t width) {
@@ -2719,12 +2732,8 @@ static int is_given(const Session *s, const char *name) {
 
 /* An option given that says what is trained, not how; NULL if there is none. */
 static const char *given_setting(const Session *s) {
-    const size_t preset = offsetof(Options, preset), init = offsetof(Options, init);
-    for (size_t i = 0; i < N_OPTIONS; i++) {
-        const size_t offset = settings[i].offset;
-        if (s->given[i] && (i < n_settings || offset == preset || offset == init))
-            return settings[i].name;
-    }
+    for (size_t i = 0; i < n_settings + 2; i++)
+        if (s->given[i]) return settings[i].name;
     return NULL;
 }
 
@@ -3108,6 +3117,22 @@ COMMAND(train, TRAIN,
 
 /* ---- 10. Looking at attention ---------------------------------------------------------------- */
 
+/* Count, sum and sum of squares of what was observed. */
+typedef struct {
+    double n, sum, squares;
+} Moments;
+
+/* Attention over many lists; heads of all layers one after the other. */
+typedef struct {
+    size_t heads;
+    Moments *query;  /* (heads, seq_len, seq_len): of each position (row) to each, where the runs
+                        computed it */
+    Moments *rank;   /* (heads, seq_len): of the last position to the list in sorted order */
+    Moments *token;  /* (heads, max_num): of the last position to a number, wherever it stands */
+    Moments entropy; /* of the last position, all heads together, as a part of the greatest
+                        possible, log(seq_len) */
+} AttentionStats;
+
 /* Positions of a list in the order of their numbers, equal ones in the order of position. order
  * (n). */
 static void rank_order(const uint32_t *list, size_t n, size_t *order) {
@@ -3118,9 +3143,9 @@ static void rank_order(const uint32_t *list, size_t n, size_t *order) {
     }
 }
 
-double mean_of(const Moments *m) { return m->n > 0 ? m->sum / m->n : 0; }
+static double mean_of(const Moments *m) { return m->n > 0 ? m->sum / m->n : 0; }
 
-double deviation_of(const Moments *m) {
+static double deviation_of(const Moments *m) {
     const float mean = f32(mean_of(m));
     const double variance = m->n > 0 ? m->squares / m->n - (double)mean * mean : 0;
     return variance > 0 ? sqrt(variance) : 0;
@@ -3167,7 +3192,7 @@ static void observe_last(AttentionStats *a, size_t head, const Config *c, const 
 }
 
 /* Adds what the run has just computed. */
-static void observe_attention(AttentionStats *a, const Run *run, const uint32_t *lists) {
+static void observe_run(AttentionStats *a, const Run *run, const uint32_t *lists) {
     const Config *c = &run->config;
     const size_t T = c->seq_len, n = run->n_lists;
     for (size_t head = 0; head < a->heads; head++) {
@@ -3179,6 +3204,16 @@ static void observe_attention(AttentionStats *a, const Run *run, const uint32_t 
                 observe(&a->query[(head * T + first + i / n) * T + s], pattern[i * T + s]);
         for (size_t i = 0; i < n; i++)
             observe_last(a, head, c, lists + i * T, pattern + (layer->n_queries - n + i) * T);
+    }
+}
+
+/* Runs n lists, any number, and adds them. */
+static void observe_attention(AttentionStats *a, const Model *m, Run *run, const uint32_t *lists,
+                              size_t n) {
+    for (size_t at = 0; at < n; at += run->n_lists) {
+        const uint32_t *batch = lists + at * m->config.seq_len;
+        model_forward(m, run, batch, smaller(run->capacity, n - at), NULL);
+        observe_run(a, run, batch);
     }
 }
 
@@ -3282,11 +3317,7 @@ static int command_attention(Session *s, Report *r) {
     float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", s->error);
     const int done = means && attention_create(&stats, &s->model.config, s->error);
     if (done) {
-        for (size_t at = 0; at < s->n; at += s->run.capacity) {
-            model_forward(&s->model, &s->run, s->lists + at * T,
-                          smaller(s->run.capacity, s->n - at), NULL);
-            observe_attention(&stats, &s->run, s->lists + at * T);
-        }
+        observe_attention(&stats, &s->model, &s->run, s->lists, s->n);
         show_mean_patterns(s, r, &stats, means);
         show_attention(r, &stats, &s->model.config);
         free(stats.query);
@@ -3332,23 +3363,16 @@ static int command_info(Session *s, Report *r) {
 COMMAND(info, INFO, .summary = "a checkpoint's configuration, recipe, tensors, hash",
         .example = "info --model trained.safetensors");
 
-/* What the checkpoint notes under this name, or "". */
-static const char *note_of(const Model *m, const char *key) {
-    for (size_t i = 0; i < m->n_notes; i++)
-        if (strcmp(m->notes[i].key, key) == 0) return m->notes[i].value;
-    return "";
-}
-
 /* Uniform training lists are those that `data` and `eval` make with the same seed. */
 static void warn_of_training_lists(const Session *s) {
+    const Model *m = &s->model;
+    const char *balanced = find_note(m->notes, m->n_notes, "balanced");
+    const char *trained = find_note(m->notes, m->n_notes, "seed");
     char seed[24];
     print_to(seed, sizeof seed, "%zu", s->seed);
-    if (strcmp(note_of(&s->model, "seed"), seed) == 0 &&
-        strcmp(note_of(&s->model, "balanced"), "0") == 0)
-        remark(s,
-               "the lists of seed %s are those that this model was trained on; another --seed "
-               "tests it",
-               seed);
+    if (balanced && trained && strcmp(balanced, "0") == 0 && strcmp(trained, seed) == 0)
+        remark(s, "the lists of seed %s are those that this model was trained on; another --seed "
+                  "tests it", seed);
 }
 
 /* In pieces as large as s->lists: any number of lists needs the same memory. */
@@ -3728,7 +3752,8 @@ static void show_histogram(Report *r, const Tensor *t, double least, double grea
         if (++bins[bin] > most) most = bins[bin];
     }
     say(r, "  histogram |");
-    for (size_t i = 0; i < BINS; i++) say(r, "%c", shade((double)bins[i], (double)most));
+    for (size_t i = 0; i < BINS; i++)
+        say(r, "%c", ramp[shade_index((double)bins[i], (double)most)]);
     say(r, "|\n");
 }
 
@@ -4410,11 +4435,7 @@ static void show_looks(Explainer *x) {
     Report *r = x->report;
     const Moments *entropy = &x->attention.entropy;
     prose(r, "\n1. Where does the last position look?\n\n");
-    for (size_t at = 0; at < x->n; at += x->run.n_lists) {
-        const uint32_t *lists = x->sample + at * x->T;
-        model_forward(x->model, &x->run, lists, smaller(x->run.capacity, x->n - at), NULL);
-        observe_attention(&x->attention, &x->run, lists);
-    }
+    observe_attention(&x->attention, x->model, &x->run, x->sample, x->n);
     prose(r, "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n", x->n,
           1.0 / (double)x->T);
     show_attention(r, &x->attention, &x->model->config);
@@ -4586,12 +4607,12 @@ static void show_ov(Explainer *x) {
 /* Of T weights, which are sorted: the lightest majority's less the others'. */
 static double majority_lead(float *weights, size_t T) {
     double lead = 0;
-    for (size_t i = 1; i < T; i++)
-        for (size_t j = i; j > 0 && weights[j] < weights[j - 1]; j--) {
-            const float swap = weights[j];
-            weights[j] = weights[j - 1];
-            weights[j - 1] = swap;
-        }
+    for (size_t i = 1; i < T; i++) {
+        const float weight = weights[i];
+        size_t j = i;
+        for (; j > 0 && weight < weights[j - 1]; j--) weights[j] = weights[j - 1];
+        weights[j] = weight;
+    }
     for (size_t t = 0; t < T; t++) lead += (double)(t <= T / 2 ? weights[t] : -weights[t]);
     return lead;
 }
@@ -4646,7 +4667,7 @@ static double step_slack(const float *tables, size_t n, const float *bias, size_
     for (size_t i = 0; i < n * V; i++) {
         const double vote = (double)vote_of(tables + i * V, m);
         const size_t above = i % V > m;
-        low[above] = vote < low[above] ? vote : low[above];
+        low[above] = min_double(vote, low[above]);
         high[above] = max_double(high[above], vote);
     }
     float side[2];
@@ -4654,8 +4675,7 @@ static double step_slack(const float *tables, size_t n, const float *bias, size_
     const double unit = fabs((double)side[1] - (double)side[0]) / 2;
     const double rise = f32(low[1]) * (k + 1) + f32(low[0]) * k + all;
     const double fall = -(f32(high[1]) * k + f32(high[0]) * (k + 1) + all);
-    const double least = rise < fall ? rise : fall;
-    return unit > 0 ? least / unit : 0.0;
+    return unit > 0 ? min_double(rise, fall) / unit : 0.0;
 }
 
 /* S(m) = sum_i sign(x_i - m - 1/2): how many more numbers of the list lie above the step from m to
@@ -4727,7 +4747,7 @@ static void show_votes(Explainer *x) {
         const double slack = step_slack(x->tables, x->T, x->bias, V, x->T, m);
         if (m % every == 0) table_row(r, "%zu %.4f %.3f %.3f %.3f", m, a, offset, fit, slack);
         fits += fit / (double)(V - 1);
-        least = offset < least ? offset : least;
+        least = min_double(offset, least);
         most = max_double(most, offset);
         balanced += a > 0 && fabs(offset) < 1;
         certain += slack > 0;
@@ -5063,8 +5083,7 @@ int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, doub
     linear_forward(table, NULL, from, to, NULL, V, n, V);
     *slack = HUGE_VAL;
     for (size_t m = 0; m + 1 < V; m++) {
-        const double step = step_slack(table, 1, bias, V, seq_len, m);
-        *slack = step < *slack ? step : *slack;
+        *slack = min_double(step_slack(table, 1, bias, V, seq_len, m), *slack);
     }
     memset(model, 0, sizeof *model);
     int done = *slack <= LEAST_SLACK;
@@ -5602,7 +5621,7 @@ static void add_average(const Prover *w, const Box *box, size_t head, size_t beg
         all_low += n * 2 * w->weights[row].low;
         all_high += n * 2 * w->weights[row].high;
         if (part->row >= w->p->V) {
-            lightest = -max_double(-lightest, -(double)w->weights[row].low);
+            lightest = min_double(lightest, (double)w->weights[row].low);
             heaviest = max_double(heaviest, (double)w->weights[row].high);
         }
         for (size_t j = begin; j < end; j++) {
@@ -5656,7 +5675,7 @@ static void bound_margins(Prover *w, const Box *box) {
         w->least[v] = (w->start[v] - error + (double)low * w->s[low < 0]) / (double)w->unit[v];
         w->most[v] = (w->start[v] + error + (double)high * w->s[high > 0]) / (double)w->unit[v];
         const double shift = max_double(w->least[v] / heads, -limit);
-        w->shift[v] = whole_below(shift < limit ? shift : limit);
+        w->shift[v] = whole_below(min_double(shift, limit));
     }
     for (size_t head = 0; head < p->heads; head++) add_average(w, box, head, 0, V);
 }
@@ -5685,7 +5704,7 @@ static Verdict judge(Prover *w, const Box *box) {
     }
     if (right) {
         const double margin = w->p->options->least + smallest / (double)w->s[1];
-        w->margin = margin < w->margin ? margin : w->margin;
+        w->margin = min_double(margin, w->margin);
         return CERTIFIED_RIGHT;
     }
     return w->most[w->rival] < 0 ? CERTIFIED_WRONG : CERTIFIED_OPEN;
@@ -5726,7 +5745,7 @@ static void run_lists(Prover *w) {
         sight(w->closest, SIGHTINGS, &s);
         s.key = s.margin;
         if (!right) sight(w->worst, SIGHTINGS, &s);
-        else w->margin = s.margin < w->margin ? s.margin : w->margin;
+        else w->margin = min_double(s.margin, w->margin);
     }
     w->lists_run += w->n_lists;
     w->n_lists = 0;
@@ -5738,14 +5757,8 @@ static int next_order(uint32_t *list, size_t n) {
     while (i > 0 && list[i - 1] >= list[i]) i--;
     if (i == 0) return 0;
     while (list[j] <= list[i - 1]) j--;
-    const uint32_t pivot = list[i - 1];
-    list[i - 1] = list[j];
-    list[j] = pivot;
-    for (j = n - 1; i < j; i++, j--) {
-        const uint32_t other = list[i];
-        list[i] = list[j];
-        list[j] = other;
-    }
+    swap_words(&list[i - 1], &list[j]);
+    for (j = n - 1; i < j; i++, j--) swap_words(&list[i], &list[j]);
     return 1;
 }
 
@@ -5756,11 +5769,8 @@ static void run_orders(Prover *w, uint32_t *list) {
     const double cost = (double)(c->n_heads * c->d_head) * (double)(2 * T + 4 * c->d_model) +
                         (double)c->d_model * (double)c->max_num;
     for (size_t i = 1; i + 1 < T; i++)
-        for (size_t j = i; j > 0 && list[j - 1] > list[j]; j--) {
-            const uint32_t number = list[j];
-            list[j] = list[j - 1];
-            list[j - 1] = number;
-        }
+        for (size_t j = i; j > 0 && list[j - 1] > list[j]; j--)
+            swap_words(&list[j], &list[j - 1]);
     do {
         memcpy(w->lists + w->n_lists * T, list, T * sizeof *list);
         w->n_lists++;
@@ -5894,7 +5904,7 @@ static int certify_median(const Proof *p, size_t median, double effort, Error *e
     OMP(omp ordered) { /* in order, so that of equal margins the same are kept */
         r->boxes += w.boxes;
         r->lists_run += w.lists_run;
-        r->margin = w.margin < r->margin ? w.margin : r->margin;
+        r->margin = min_double(w.margin, r->margin);
         for (size_t i = 0; i < SIGHTINGS; i++) {
             sight(r->closest, SIGHTINGS, &w.closest[i]);
             sight(r->worst, SIGHTINGS, &w.worst[i]);
@@ -5933,13 +5943,17 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *r, E
         return fail(error, "no proof: the tables alone need --effort %.0f",
                     floor(table_cost(c) / 1e6) + 1);
     r->margin = INFINITY;
-    Proof p = {.model = model, .options = options, .result = r};
-    p.T = c->seq_len;
-    p.V = V;
-    p.d = c->d_model;
-    p.heads = c->n_heads;
-    p.pairs = p.T * V;
-    p.columns = V + (c->normalization ? p.d : 0);
+    Proof p = {
+        .model = model,
+        .options = options,
+        .result = r,
+        .T = c->seq_len,
+        .V = V,
+        .d = c->d_model,
+        .heads = c->n_heads,
+        .pairs = c->seq_len * V,
+        .columns = V + (c->normalization ? c->d_model : 0),
+    };
     void *memory = make_layout(lay_out_proof, &p, "the certificate", error);
     r->cells = (uint64_t(*)[3])allocate((double)V * (double)V * sizeof *r->cells, "the certificate",
                                         error);
@@ -6310,29 +6324,17 @@ static void help_line(Report *r, size_t indent, const char *left, const char *te
     }
 }
 
-/* " (50)", if that is the option's value unless it is given; else "". */
-static void print_default(char *text, size_t size, const Setting *s, const Options *defaults) {
-    const char *place = (const char *)defaults + s->offset, *path = NULL;
-    size_t count = 0;
-    char value[400] = "";
-    if (s->kind == SETTING_PATH) memcpy(&path, place, sizeof path);
-    if (s->kind == SETTING_COUNT) memcpy(&count, place, sizeof count);
-    const int odd = s->kind == SETTING_COUNT && ((double)count < s->min || (double)count > s->max);
-    if (path) print_to(value, sizeof value, "%s", path);
-    else if (s->kind <= SETTING_CHOICE && !odd) setting_print(s, defaults, value, sizeof value);
-    print_to(text, size, *value ? " (%s)" : "%s", value);
-}
-
 static void option_help(const Setting *s, const Command *command, Report *r) {
     static const char *const values[] = {" N", " X", " ", "", " FILE", " "}; /* by SettingKind */
     const Options defaults = default_options(command, 0);
     const char *choices = s->choices ? s->choices : "", *help = s->help;
-    char left[64], value[420], text[500];
+    char left[64], value[400] = "", text[500];
+    const int of_model = s->offset < sizeof(Config) && (command->bit & ON_MODEL);
+    const int has_value = s->kind != SETTING_FLAG && s->kind != SETTING_LIST && !of_model;
     if (!*help) help = command->bit == BENCH ? "how many steps" : "how many lists"; /* --size */
-    print_default(value, sizeof value, s, &defaults);
-    if (s->offset < sizeof(Config) && (command->bit & ON_MODEL)) *value = 0; /* the model has it */
+    if (has_value) setting_print(s, &defaults, value, sizeof value);
     print_to(left, sizeof left, "--%s%s%s", s->name, values[s->kind], choices);
-    print_to(text, sizeof text, "%s%s", help, value);
+    print_to(text, sizeof text, *value ? "%s (%s)" : "%s%s", help, value);
     help_line(r, 26, left, text);
 }
 

@@ -386,6 +386,7 @@ typedef struct {
 extern const Setting settings[]; /* the first n_settings of them are the fields of Settings */
 extern const size_t n_settings;
 
+/* What is not set, or is no value that may be given, is printed as "". */
 int setting_parse(const Setting *setting, void *base, const char *text, Error *error);
 void setting_print(const Setting *setting, const void *base, char *text, size_t size);
 
@@ -411,28 +412,7 @@ int trainer_resume(Trainer *trainer, const char *path, Error *error);
  * assumed or passed over stands in model->remarks. */
 int model_load(Model *model, const char *path, size_t normalization, Error *error);
 
-/* ---- 9. Looking at attention ----------------------------------------------------------------- */
-
-/* Count, sum and sum of squares of what was observed. */
-typedef struct {
-    double n, sum, squares;
-} Moments;
-
-double mean_of(const Moments *m);
-double deviation_of(const Moments *m);
-
-/* Attention over many lists; heads of all layers one after the other. */
-typedef struct {
-    size_t heads;
-    Moments *query;  /* (heads, seq_len, seq_len): of each position (row) to each, where the runs
-                        computed it */
-    Moments *rank;   /* (heads, seq_len): of the last position to the list in sorted order */
-    Moments *token;  /* (heads, max_num): of the last position to a number, wherever it stands */
-    Moments entropy; /* of the last position, all heads together, as a part of the greatest
-                        possible, log(seq_len) */
-} AttentionStats;
-
-/* ---- 10. Circuits ---------------------------------------------------------------------------- */
+/* ---- 9. Circuits ----------------------------------------------------------------------------- */
 
 #define NO_POSITION SIZE_MAX
 
@@ -458,7 +438,7 @@ float mean_scale(const Model *model, Run *run, const uint32_t *lists, size_t n);
 void circuit_table(const Model *model, const Circuit *which, float *table, float *scratch);
 size_t circuit_scratch(const Config *config);
 
-/* ---- 11. Intervening ------------------------------------------------------------------------- */
+/* ---- 10. Intervening ------------------------------------------------------------------------- */
 
 #define ALL_HEADS SIZE_MAX
 #define ALL_POSITIONS SIZE_MAX
@@ -500,7 +480,7 @@ typedef struct {
 void attribute(const Model *model, const Run *run, Attribution *a, float *scratch);
 size_t attribution_terms(const Config *config);
 
-/* ---- 12. The explanation, turned into weights ------------------------------------------------ */
+/* ---- 11. The explanation, turned into weights ------------------------------------------------ */
 
 /* A network of one layer and one head, of d_model n + 1, whose logits are, times something positive
  * that depends on the list,
@@ -518,7 +498,7 @@ int network_of_sums(Model *model, size_t max_num, size_t seq_len, size_t n, floa
 int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, double *slack,
               Error *error);
 
-/* ---- 13. The certificate --------------------------------------------------------------------- */
+/* ---- 12. The certificate --------------------------------------------------------------------- */
 
 #define CERTIFIED_SEQ_LEN 63 /* no longer list has less than 2^64 cases */
 
@@ -557,7 +537,7 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *cert
             Error *error);
 void certificate_free(Certificate *certificate);
 
-/* ---- 14. The command line: not there with MEDIAN_NO_MAIN ------------------------------------- */
+/* ---- 13. The command line: not there with MEDIAN_NO_MAIN ------------------------------------- */
 
 /* What a command line is connected to. */
 typedef struct {
