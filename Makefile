@@ -1,5 +1,6 @@
 # make            builds ./median
 # make test       builds it and runs the tests; the last line is `N passed, N failed`
+# make exercise   F=layernorm_backward: folder exercise/ with everything in it but that function's body
 # make install    PREFIX=/usr/local DESTDIR=
 # make uninstall, make clean
 # Every flag here is about speed or comfort. `cc *.c -lm` builds the same program, and both compute the same bits.
@@ -42,6 +43,48 @@ FORCE:
 test: $(PROGRAM)
 	./$(PROGRAM) test
 
+# The suite that any sound implementation passes, whatever its bits.
+math: $(PROGRAM)
+	./$(PROGRAM) test math
+
+# F="one two" empties several. The function then does nothing and returns 0.
+EMPTY = \
+    !body && $$0 ~ "^[A-Za-z].*[ *]" f "\\(" { head = ""; reading = 1 } \
+    body { if (/^}/) body = 0; else next } \
+    { print } \
+    reading { \
+        head = head " " $$0; \
+        if (/;$$/) reading = 0; \
+        if (!/{$$/) next; \
+        reading = 0; body = 1; \
+        type = head; sub(f "\\(.*", "", type); gsub(/static|inline|[A-Z][A-Z_]+ /, "", type); \
+        gsub(/^ +| +$$/, "", type); \
+        sub("^.*" f "\\(", "", head); sub(/\).*/, "", head); \
+        print "    /* Yours: see the comment in the header, or above. */"; \
+        n = split(head, part, ","); \
+        for (i = 1; i <= n; i++) { \
+            gsub(/\[.*/, "", part[i]); \
+            if (match(part[i], /[A-Za-z_0-9]+ *$$/) && part[i] !~ /^ *void *$$/) \
+                print "    (void)" substr(part[i], RSTART) ";"; \
+        } \
+        if (type != "void") print "    return (" type "){0};"; \
+    }
+
+exercise:
+	@test -n "$(F)" || { echo "say which function: make exercise F=layernorm_backward"; exit 2; }
+	@test ! -e $@ || { echo "$@ is there: move or remove it first"; exit 1; }
+	@mkdir $@ && cp Makefile LICENSE median.safetensors $(SOURCES) $(HEADERS) $@ && \
+	for f in $(F); do \
+	    found=; \
+	    for c in tensor.c median.c; do \
+	        awk -v f=$$f '$(EMPTY)' $@/$$c > $@/new || exit 1; \
+	        cmp -s $@/new $@/$$c || found=1; \
+	        mv $@/new $@/$$c; \
+	    done; \
+	    test -n "$$found" || { rm -r $@; echo "there is no function $$f"; exit 1; }; \
+	done; \
+	echo "in $@/, look for Yours. It is done when this passes: make -C $@ math"
+
 # The manual page is what the program says about itself, so it takes one that runs on this machine.
 PAGE = sed 's/\\/\\\\/g; s/-/\\-/g; s/^[.]/\\\&./'
 
@@ -74,4 +117,4 @@ uninstall:
 clean:
 	rm -f median median.exe median.1 a.out .command
 
-.PHONY: test install uninstall clean
+.PHONY: test math exercise install uninstall clean
