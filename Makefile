@@ -49,12 +49,12 @@ math: $(PROGRAM)
 
 # F="one two" empties several. The function then does nothing and returns 0.
 EMPTY = \
-    !body && $$0 ~ "^[A-Za-z].*[ *]" f "\\(" { head = ""; reading = 1 } \
+    !body && $$0 ~ "^[A-Za-z][^({]*[ *]" f "\\(" { head = ""; reading = 1 } \
     body { if (/^}/) body = 0; else next } \
     { print } \
     reading { \
         head = head " " $$0; \
-        if (/;$$/) reading = 0; \
+        if (/[;}]$$/) reading = 0; \
         if (!/{$$/) next; \
         reading = 0; body = 1; \
         type = head; sub(f "\\(.*", "", type); gsub(/static|inline|[A-Z][A-Z_]+ /, "", type); \
