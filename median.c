@@ -1507,7 +1507,7 @@ int setting_parse(const Setting *s, void *base, const char *text, Error *error) 
 static void print_float(char *text, size_t size, float x) {
     const char *end;
     for (int digits = 1; digits <= 9; digits++) {
-        print_to(text, size, "%.*g", digits, (double)x);
+        print_to(text, size, "%.*g", digits, x);
         if (f32(parse_double(text, &end)) == x) return;
     }
 }
@@ -1978,7 +1978,7 @@ static float decode(size_t type, uint64_t bits) {
         word = sign << 31 | (rest + ((rest < 0x7c00 ? 112u : 224u) << 10)) << 13;
     }
     memcpy(&x, &word, sizeof x);
-    return f32((double)x);
+    return f32(x);
 }
 
 static void shape_text(char *text, size_t size, const Tensor *t) {
@@ -2015,7 +2015,7 @@ static int read_tensor(Checkpoint *file, const Tensor *t) {
             return refuse(file, "tensor %s is damaged at number %zu", t->name, i);
         }
         t->data[i] = decode(type, bits);
-        if (!(fabs((double)t->data[i]) < HUGE_VAL))
+        if (!(fabs(t->data[i]) < HUGE_VAL))
             return refuse(file, "tensor %s holds NaN or, as a float, infinity at number %zu",
                           t->name, i);
     }
@@ -2249,6 +2249,7 @@ static int wants_color(FILE *out, int color, int no_color) {
 static void report_flush(Report *r) {
     if (!r->out || r->text.size == 0) return;
     fwrite(r->text.data, 1, r->text.size, r->out);
+    fflush(r->out);
     r->text.size = 0;
 }
 
@@ -2321,7 +2322,7 @@ static double checked(Report *r, double x) {
 /* n numbers as a line for machines. */
 static void line_of_numbers(Report *r, const char *between, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++)
-        text_add(&r->text, "%s%.9g", i ? between : "", checked(r, (double)x[i]));
+        text_add(&r->text, "%s%.9g", i ? between : "", checked(r, x[i]));
     end_line(r);
 }
 
@@ -2550,7 +2551,7 @@ static double block_mean(const Map *map, const Grid *g, size_t row, size_t col, 
     for (size_t i = row; i < smaller(row + g->down, map->rows); i++)
         for (size_t j = col; j < smaller(col + g->right, map->cols); j++) {
             if (map->causal && j + map->rows > i + map->cols) continue;
-            sum += (double)map->values[i * map->cols + j];
+            sum += map->values[i * map->cols + j];
             (*n)++;
         }
     return *n > 0 ? sum / (double)*n : 0;
@@ -2565,7 +2566,7 @@ static Grid fit_map(const Report *r, const Map *map) {
     size_t n;
     double greatest = 0;
     for (size_t i = 0; i < map->rows * map->cols; i++)
-        greatest = max_double(greatest, fabs((double)map->values[i]));
+        greatest = max_double(greatest, fabs(map->values[i]));
     if (map->cols > MAP_NUMBERS || map->cols * g.width > room || greatest >= 1000) g.width = 2;
     if (!low) g.width = 2;
     if (g.width == 2 && (!low || 2 * map->cols > room)) {
@@ -2627,13 +2628,13 @@ static void draw_curve(Report *r, const float *y, size_t n, const char *x_title)
     const Grid grid = {.down = 1, .right = 1 + (n - 1) / (r->width - Y_AXIS)};
     double limit = 0;
     size_t any;
-    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs((double)y[x]));
+    for (size_t x = 0; x < n; x++) limit = max_double(limit, fabs(y[x]));
     for (int line = HALF; line >= -HALF; line--) {
         say(r, "%*.2f |", Y_AXIS - 2, limit * line / HALF);
         for (size_t x = 0; x < n; x += grid.right) {
             const double value = limit > 0 ? block_mean(&map, &grid, 0, x, &any) / limit : 0.0;
             const char *empty = line == 0 ? "." : " ";
-            say(r, "%s", floor(value * HALF + 0.5) == (double)line ? "*" : empty);
+            say(r, "%s", floor(value * HALF + 0.5) == line ? "*" : empty);
         }
         end_line(r);
     }
@@ -2838,8 +2839,8 @@ static int prepare(Session *s, const Command *command) {
 static int run_command(Session *s, const Command *command, Report *r) {
     int done = prepare(s, command) && command->run(s, r);
     if (done && (command->bit & ON_MODEL) && r->overflow)
-        done =
-            fail(s->error, "%.400s: its weights are so great that numbers overflow", s->opt.model);
+        done = fail(s->error, "%.400s: its weights are so great that numbers overflow",
+                    s->opt.model);
     run_free(&s->run);
     run_free(&s->second);
     free(s->lists);
@@ -2874,7 +2875,7 @@ static double seconds(void) {
 #ifdef TIME_UTC
     struct timespec now = {0, 0};
     timespec_get(&now, TIME_UTC);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return now.tv_sec + 1e-9 * now.tv_nsec;
 #else
     return (double)clock() / CLOCKS_PER_SEC;
 #endif
@@ -2968,7 +2969,7 @@ static int stop_training(Trainer *t, const Session *s, const char *state) {
 
 /* The log, and every save_every steps the state, if there are files for them. */
 static int record_step(Trainer *t, const Session *s, FILE *log, const char *state) {
-    if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, (double)t->lr, t->loss,
+    if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, t->lr, t->loss,
                            t->accuracy))
         return cannot_write(s->opt.log, s->error);
     if (!state || t->step % s->opt.save_every != 0 || t->step == t->total_steps) return 1;
@@ -3153,7 +3154,7 @@ static double deviation_of(const Moments *m) {
 
 static void observe(Moments *m, float x) {
     m->n++;
-    m->sum += (double)x;
+    m->sum += x;
     m->squares += (double)x * x;
 }
 
@@ -3188,7 +3189,7 @@ static void observe_last(AttentionStats *a, size_t head, const Config *c, const 
         observe(&a->token[head * c->max_num + list[t]], pattern[t]);
         if (pattern[t] > 0) entropy -= (double)pattern[t] * log_f32(pattern[t]);
     }
-    observe(&a->entropy, f32(entropy / (double)log_f32((float)T)));
+    observe(&a->entropy, f32(entropy / log_f32((float)T)));
 }
 
 /* Adds what the run has just computed. */
@@ -3251,7 +3252,7 @@ static void list_patterns(const Session *s, Report *r) {
         for (size_t i = 0; i < T * T; i++)
             table_row(r, "%zu %zu %zu %zu %u %u %.9f", head / H, head % H, i / T, i % T,
                       (unsigned)s->list[i / T], (unsigned)s->list[i % T],
-                      (double)head_pattern(&s->run, head)[i]);
+                      head_pattern(&s->run, head)[i]);
     table_end(r);
 }
 
@@ -3283,8 +3284,7 @@ static void show_attention(Report *r, const AttentionStats *a, const Config *c) 
     const size_t sizes[] = {T, T, r->kind == REPORT_TEXT ? 0 : V};
     prose(r,
          "The last position's attention: to each position; by rank (0 the smallest number, %zu the "
-         "median, %zu the "
-         "greatest).\n\n",
+         "median, %zu the greatest).\n\n",
          T / 2, T - 1);
     table_begin(r, "attention", "layer,head,by,index,mean,deviation");
     r->bar_limit = 1;
@@ -3346,9 +3346,8 @@ static int command_info(Session *s, Report *r) {
         say(r, "%-28s %s\n", settings[n_config].name, text);
     }
     say(r, "\n");
-    for (const Note *note = m->notes; note < m->notes + m->n_notes;
-         note++) { /* but those that repeat the above */
-        size_t i = 0;
+    for (const Note *note = m->notes; note < m->notes + m->n_notes; note++) {
+        size_t i = 0; /* where the note repeats the above */
         while (i < n_config && strcmp(settings[i].name, note->key) != 0) i++;
         if (i == n_config) say(r, "%-28s %s\n", note->key, note->value);
     }
@@ -3430,12 +3429,12 @@ static int show_prediction(Session *s, Report *r) {
         say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
     say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong",
         median);
-    say(r, "loss %.5g\n\n", checked(r, (double)s->run.loss[0]));
+    say(r, "loss %.5g\n\n", checked(r, s->run.loss[0]));
     table_begin(r, "leading", "number,logit,probability");
     r->bar_limit = 1;
     size_t v = next_best(logits, s->V, s->V);
     for (size_t i = 0; i < 5 && v < s->V; i++, v = next_best(logits, s->V, v))
-        table_row(r, "%zu %.3f %.5f|", v, (double)logits[v], (double)s->run.probs[v]);
+        table_row(r, "%zu %.3f %.5f|", v, logits[v], s->run.probs[v]);
     table_end(r);
     return 1;
 }
@@ -3448,13 +3447,13 @@ static void add_answers(Session *s, Report *r, const uint32_t *lists, const uint
     for (size_t i = 0; i < n; i++) {
         const float *logits = s->run.logits + i * s->V;
         const size_t guess = argmax(logits, s->V);
-        checked(r, (double)logits[guess]);
+        checked(r, logits[guess]);
         if (s->opt.logits) line_of_numbers(r, " ", logits, s->V);
         else if (r->kind == REPORT_TEXT) say(r, "%zu\n", guess);
         else
             table_row(r, "%s %zu %zu %f %f %f", list_text(s, lists + i * s->T), guess,
-                      (size_t)medians[i], (double)logits[guess],
-                      (double)s->run.probs[i * s->V + guess], (double)s->run.loss[i]);
+                      (size_t)medians[i], logits[guess],
+                      s->run.probs[i * s->V + guess], s->run.loss[i]);
     }
     report_flush(r);
 }
@@ -3484,7 +3483,6 @@ static int predict_input(Session *s, Report *r) {
         else if (person) remark(s, "%s", s->error->text);
         if (n == batch || (n && !good)) {
             add_answers(s, r, s->lists, s->medians, n);
-            if (r->out) fflush(r->out);
             n = 0;
         }
         if (!good && !person) {
@@ -3526,7 +3524,7 @@ static double dot(const float *x, size_t x_step, const float *y, size_t y_step, 
 /* The mean of n numbers, each `step` behind the one before, is taken from each. */
 static void center(float *x, size_t n, size_t step) {
     double sum = 0;
-    for (size_t j = 0; j < n; j++) sum += (double)x[j * step];
+    for (size_t j = 0; j < n; j++) sum += x[j * step];
     for (size_t j = 0; j < n; j++) x[j * step] = f32((double)x[j * step] - sum / (double)n);
 }
 
@@ -3560,7 +3558,7 @@ float mean_scale(const Model *m, Run *run, const uint32_t *lists, size_t n) {
     for (size_t at = 0; at < n; at += run->n_lists) {
         const size_t some = smaller(run->capacity, n - at);
         model_forward(m, run, lists + at * m->config.seq_len, some, NULL);
-        for (size_t i = 0; i < some; i++) sum += (double)run->final_inv_std[i];
+        for (size_t i = 0; i < some; i++) sum += run->final_inv_std[i];
     }
     return f32(sum / (double)n);
 }
@@ -3614,9 +3612,8 @@ size_t circuit_scratch(const Config *c) {
 
 void circuit_table(const Model *m, const Circuit *which, float *table, float *scratch) {
     const size_t V = m->config.max_num, T = m->config.seq_len;
-    const size_t n = !which->raw && which->key_pos == NO_POSITION
-                         ? T
-                         : 1; /* the mean is over so many key positions */
+    const int averaged = !which->raw && which->key_pos == NO_POSITION;
+    const size_t n = averaged ? T : 1; /* the mean is over so many key positions */
     Circuit of = *which;
     if (!which->raw && which->query_pos == NO_POSITION) of.query_pos = T - 1;
     memset(table, 0, V * V * sizeof *table);
@@ -3685,7 +3682,7 @@ static int command_circuits(Session *s, Report *r) {
     size_t n = 0;
     if (!parse_circuit(s, &which, &n)) return 0;
     const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
-    float *table = (float *)allocate(floats * (double)sizeof *table, "the circuit", s->error);
+    float *table = (float *)allocate(floats * sizeof *table, "the circuit", s->error);
     const Map map = {
         .values = table,
         .rows = V,
@@ -3733,7 +3730,7 @@ static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, E
     for (size_t i = 0; i < smaller(few, 10); i++) {
         if (i == 5) say(r, "\n                 ");
         text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g",
-                 checked(r, (double)values[i]));
+                 checked(r, values[i]));
     }
     say(r, "\n");
     draw_map(r, &map);
@@ -3747,7 +3744,7 @@ static void show_histogram(Report *r, const Tensor *t, double least, double grea
     size_t bins[BINS] = {0}, most = 0;
     for (size_t i = 0; i < t->size; i++) {
         const double share =
-            greatest > least ? ((double)t->data[i] - least) / (greatest - least) : 0;
+            greatest > least ? (t->data[i] - least) / (greatest - least) : 0;
         const size_t bin = smaller((size_t)(share * BINS), BINS - 1);
         if (++bins[bin] > most) most = bins[bin];
     }
@@ -3771,9 +3768,9 @@ static int show_tensor(Report *r, const Tensor *t, Error *error) {
     text_add(&r->text,
              r->kind == REPORT_TEXT ? "%s  %s\n  mean %.4f  deviation %.4f\n  from %.4f to %.4f\n"
                                     : "%s,%s,%.9g,%.9g,%.9g,%.9g",
-             t->name, shape, mean_of(&moments), deviation_of(&moments), (double)least,
-             (double)greatest);
-    show_histogram(r, t, (double)least, (double)greatest);
+             t->name, shape, mean_of(&moments), deviation_of(&moments), least,
+             greatest);
+    show_histogram(r, t, least, greatest);
     const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1];
     const size_t rows = t->size / heads / cols;
     for (size_t head = 0; head < heads; head++) {
@@ -3824,7 +3821,7 @@ static void list_site(const Place *p, const char *site, const float *x, size_t n
     print_to(name, sizeof name, *layer ? "blocks.%s.%s" : "%s%s", layer, site);
     for (size_t t = 0; t < p->T; t++)
         for (size_t i = 0; i < n; i++) {
-            const double value = (double)x[(p->row ? p->row[t] : t) * n + i];
+            const double value = x[(p->row ? p->row[t] : t) * n + i];
             if (value > -HUGE_VAL) checked(r, value);
             text_add(&r->text, "%s,%s,%s,%zu,%zu,%.9g\n", name, layer, head, t, i, value);
         }
@@ -3838,7 +3835,7 @@ static void list_norm(const Place *p, const char *name, const float *inv_std, co
     char site[40];
     float scale[MAX_SEQ_LEN];
     Place at = *p;
-    for (size_t t = 0; t < p->T; t++) scale[t] = f32(1.0 / (double)inv_std[p->row ? p->row[t] : t]);
+    for (size_t t = 0; t < p->T; t++) scale[t] = f32(1.0 / inv_std[p->row ? p->row[t] : t]);
     at.row = NULL;
     print_to(site, sizeof site, "%s.hook_scale", name);
     list_site(&at, site, scale, 1);
@@ -3920,7 +3917,7 @@ static int command_activations(Session *s, Report *r) {
     if (!given_list(s, s->seed, 1)) return 0;
     const double floats =
         (double)T * ((double)c->n_heads * (double)T + 2.0 * (double)(d + 1) + (double)s->V);
-    float *scratch = (float *)allocate(floats * (double)sizeof *scratch, "the scores", s->error);
+    float *scratch = (float *)allocate(floats * sizeof *scratch, "the scores", s->error);
     if (!scratch) return 0;
     model_forward(&s->model, &s->run, s->list, 1, NULL);
     text_add(&r->text, "site,layer,head,position,index,value\n");
@@ -3943,8 +3940,8 @@ static int command_activations(Session *s, Report *r) {
 
 COMMAND(activations, ACTIVATIONS, .seed = 23, .kind = RUN_ALL_POSITIONS, .argument = "NUMBER...",
         .argument_is = "the list; without it, the first of the seed. In scores and patterns, index "
-                       "is the key's position; "
-                       "a masked score is -inf. hook_normalized stands before w and b",
+                       "is the key's position; a masked score is -inf. hook_normalized stands "
+                       "before w and b",
         .summary = "every intermediate value of a list, as TransformerLens names it",
         .example = "activations 41 46 16 47 30 12 27");
 
@@ -3987,7 +3984,7 @@ static void replace_values(const Intervention *v, const Target *t, float *values
     const float *source = values_of(v->source, t);
     for (size_t j = 0; j < width && row_of(v->run, t, 0) != NONE; j++) {
         double sum = 0;
-        for (size_t i = 0; i < n; i++) sum += (double)source[row_of(v->source, t, i) * width + j];
+        for (size_t i = 0; i < n; i++) sum += source[row_of(v->source, t, i) * width + j];
         for (size_t i = 0; i < n; i++) {
             const size_t from = v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i;
             float *value = values + row_of(v->run, t, i) * width + j;
@@ -4200,7 +4197,7 @@ void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
     add_term(a, m, "ln_final.b", L, 0, T - 1, w->ln_final_b);
     add_term(a, m, "b_U", L, 0, T - 1, NULL);
     for (size_t v = 0; v < 2; v++) {
-        a->terms[a->n_terms - 1].logit[v] = (double)w->b_U[a->numbers[v]];
+        a->terms[a->n_terms - 1].logit[v] = w->b_U[a->numbers[v]];
         a->sum[v] = 0;
         for (size_t i = 0; i < a->n_terms; i++) a->sum[v] += a->terms[i].logit[v];
     }
@@ -4237,7 +4234,7 @@ static int command_attribute(Session *s, Report *r) {
                   (size_t)s->list[t->position], t->logit[0], t->logit[1],
                   t->logit[0] - t->logit[1]);
     table_end(r);
-    const double x = (double)logits[median], y = (double)logits[other];
+    const double x = logits[median], y = logits[other];
     say(r, "\nsum of the terms   %10.4f %10.4f %+10.4f\n", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
     say(r, "the network's own  %10.4f %10.4f %+10.4f\n", x, y, x - y);
     free(a.terms);
@@ -4303,8 +4300,7 @@ static int command_patch(Session *s, Report *r) {
     say(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + T), (unsigned)s->median[1]);
     prose(r,
          "Margins are logit(%zu) - logit(%zu). One clean value is put into the corrupted run. "
-         "Restored 1: the clean "
-         "margin is back; 0: nothing of it.\n\n",
+         "Restored 1: the clean margin is back; 0: nothing of it.\n\n",
          numbers[0], numbers[1]);
     const double clean = margin(&s->run, numbers), corrupted = margin(&s->second, numbers);
     Target t = {.site = HOOK_RESIDUAL, .position = ALL_POSITIONS};
@@ -4562,7 +4558,7 @@ static void show_modes(Explainer *x, const float *centered) {
     for (size_t k = 0; k < smaller(8, V - 1); k++) {
         const double first = values[0] > 0 ? (double)values[0] : 1.0;
         for (size_t i = 0; i < V; i++) mode[i] = cosine_mode(k + 1, i, V);
-        table_row(r, "%zu %.4f %.4f %.3f|", k + 1, (double)values[k] / first,
+        table_row(r, "%zu %.4f %.4f %.3f|", k + 1, values[k] / first,
                   (double)ideal[k] / (double)ideal[0], fabs(correlation(x->work + k * V, mode, V)));
     }
     table_end(r);
@@ -4580,7 +4576,7 @@ static void show_ov(Explainer *x) {
     x->unit = weight_of(x, centered);
     for (size_t i = 0; i < V * V; i++) {
         x->work[i] = f32((double)x->ideal[i] * fabs((double)x->unit));
-        limit = max_double(limit, fabs((double)centered[i]));
+        limit = max_double(limit, fabs(centered[i]));
     }
     Map map = {
         .values = centered,
@@ -4613,7 +4609,7 @@ static double majority_lead(float *weights, size_t T) {
         for (; j > 0 && weight < weights[j - 1]; j--) weights[j] = weights[j - 1];
         weights[j] = weight;
     }
-    for (size_t t = 0; t < T; t++) lead += (double)(t <= T / 2 ? weights[t] : -weights[t]);
+    for (size_t t = 0; t < T; t++) lead += (t <= T / 2 ? weights[t] : -weights[t]);
     return lead;
 }
 
@@ -4630,11 +4626,11 @@ static void show_weights(Explainer *x) {
     }
     table_begin(r, "weights", "position,weight,relative");
     for (size_t t = 0; t < T; t++)
-        table_row(r, "%zu %.4f %.4f", t, (double)weights[t],
-                  mean > 0 ? (double)weights[t] / mean : 0.0);
+        table_row(r, "%zu %.4f %.4f", t, weights[t],
+                  mean > 0 ? weights[t] / mean : 0.0);
     table_end(r);
     prose(r, "\nWeight: a in -a |x - m|, in logits. Of the last number's, %.4f comes through the "
-             "residual stream, without any head.", (double)x->direct);
+             "residual stream, without any head.", x->direct);
     const double lead = majority_lead(weights, T);
     /* trained 0.88, original 0.88; 1 if all count alike; below 0 if three outweigh four */
     claim(x, "No minority outweighs a majority: lead of the lightest majority / mean weight",
@@ -4651,7 +4647,7 @@ static float vote_of(const float *row, size_t m) {
 /* Mean votes of the numbers up to m, side[0], and of those above, side[1]. */
 static void mean_votes(const float *table, size_t V, size_t m, float side[2]) {
     double sum[2] = {0, 0};
-    for (size_t i = 0; i < V; i++) sum[i > m] += (double)vote_of(table + i * V, m);
+    for (size_t i = 0; i < V; i++) sum[i > m] += vote_of(table + i * V, m);
     side[0] = f32(sum[0] / (double)(m + 1));
     side[1] = f32(sum[1] / (double)(V - m - 1));
 }
@@ -4665,7 +4661,7 @@ static double step_slack(const float *tables, size_t n, const float *bias, size_
     double low[2] = {HUGE_VAL, HUGE_VAL}, high[2] = {-HUGE_VAL, -HUGE_VAL};
     const double k = (double)(T / 2), all = (double)vote_of(bias, m);
     for (size_t i = 0; i < n * V; i++) {
-        const double vote = (double)vote_of(tables + i * V, m);
+        const double vote = vote_of(tables + i * V, m);
         const size_t above = i % V > m;
         low[above] = min_double(vote, low[above]);
         high[above] = max_double(high[above], vote);
@@ -4696,8 +4692,8 @@ static void fit_rises(Explainer *x) {
             const size_t list = i / V, m = i % V;
             const float s = balance(x->lists + list * x->T, x->T, m);
             if (m + 1 == V || (s != 1 && s != -1)) continue;
-            const double rise = (double)vote_of(x->run.logits + list * V, m);
-            observe(&x->rises[2 * m + (s > 0)], f32(rise / (double)x->ratio[list]));
+            const double rise = vote_of(x->run.logits + list * V, m);
+            observe(&x->rises[2 * m + (s > 0)], f32(rise / x->ratio[list]));
         }
     }
     for (size_t m = 0; m + 1 < V; m++) {
@@ -4742,7 +4738,7 @@ static void show_votes(Explainer *x) {
     fit_rises(x);
     table_begin(r, "votes", "m,step,offset,R2,slack");
     for (size_t m = 0; m + 1 < V; m++) {
-        const double a = (double)x->a[m], offset = a > 0 || a < 0 ? (double)x->c[m] / a : 0.0;
+        const double a = x->a[m], offset = a > 0 || a < 0 ? x->c[m] / a : 0.0;
         const double fit = side_fit(x->ov, V, m, x->work);
         const double slack = step_slack(x->tables, x->T, x->bias, V, x->T, m);
         if (m % every == 0) table_row(r, "%zu %.4f %.3f %.3f %.3f", m, a, offset, fit, slack);
@@ -4755,8 +4751,7 @@ static void show_votes(Explainer *x) {
     table_end(r);
     prose(r,
           "\nc/a from %.3f to %.3f; mean R2 %.3f. Slack above 0 at every step would prove rung 2 "
-          "right for every list, but for the biases; "
-          "it is for %zu of %zu.",
+          "right for every list, but for the biases; it is for %zu of %zu.",
           least, most, fits, certain, V - 1);
     /* trained 1, original 0.69, other ranks 0, mean 0.3, mid-range 0.1, untrained 0 */
     claim(x, "Votes balance at the median: steps with a > 0 and -1 < c/a < 1 / all steps",
@@ -4791,9 +4786,9 @@ static void scrub_tables(Explainer *x) {
         for (size_t i = 0; i < T * V; i++) { /* rows of all tables */
             const float *table = x->tables + i / V * V * V;
             if (i % V == 0) mean_votes(table, V, m, side);
-            const double mean = (double)side[i % V > m];
-            const double own = (double)vote_of(table + i % V * V, m);
-            const double other = (double)vote_of(table + from[i % V] * V, m);
+            const double mean = side[i % V > m];
+            const double own = vote_of(table + i % V * V, m);
+            const double other = vote_of(table + from[i % V] * V, m);
             const double votes[SCRUBS] = {mean, other, 2 * mean - own};
             for (size_t k = 0; k < SCRUBS; k++) {
                 float *row = x->scrubbed + (k * T * V + i) * V;
@@ -4810,8 +4805,8 @@ static void sum_tables(Explainer *x, const float *tables, size_t n, int own_scal
     for (size_t i = 0; i < n * V; i++) {
         const uint32_t *list = x->lists + i / V * T;
         const float ratio = own_scale ? x->ratio[i / V] : 1.0f;
-        double sum = (double)x->bias[i % V];
-        for (size_t t = 0; t < T; t++) sum += (double)tables[(t * V + list[t]) * V + i % V];
+        double sum = x->bias[i % V];
+        for (size_t t = 0; t < T; t++) sum += tables[(t * V + list[t]) * V + i % V];
         x->run.logits[i] = f32((double)f32(sum) * ratio + (double)x->fixed[i % V]);
     }
 }
@@ -4947,11 +4942,9 @@ static void show_verdict(const Explainer *x) {
     }
     table_end(r);
     if (holding == x->n_claims)
-        prose(
-            r,
-            "\nThe mechanism is there: the network adds up one vote per number and climbs "
-            "from m to m+1 as long as more numbers lie above than below. It minimises sum |x - m|, "
-            "as the median does.");
+        prose(r, "\nThe mechanism is there: the network adds up one vote per number and climbs "
+                 "from m to m+1 as long as more numbers lie above than below. It minimises "
+                 "sum |x - m|, as the median does.");
     else prose(r, "\nThe mechanism is not there, or not all of it: see the lines with NO.");
     prose(r, "(Measured on a sample. For all lists there are: `median certify`.)");
 }
@@ -5069,15 +5062,15 @@ int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, doub
     for (size_t j = 1; j < smaller(n, V); j++) {
         const float sine = cos_pi(f32(0.5 - (double)j / (2 * (double)V)));
         weights[j] = f32(1 / ((double)V * ((double)sine * sine)));
-        sum += (double)weights[j];
+        sum += weights[j];
     }
     for (size_t x = 0; x < V; x++) {
         to[x] = f32((double)x - (double)x * ((double)x + 1) / (double)V);
         bias[x] = f32((double)to[x] * (double)seq_len);
         for (size_t j = 1; j < n; j++) {
-            const double mode = (double)cosine_mode(j, x, V);
-            from[x * n + j] = f32(sqrt((double)weights[j] / sum) * mode);
-            to[j * V + x] = f32(sqrt((double)weights[j] * sum) * mode);
+            const double mode = cosine_mode(j, x, V);
+            from[x * n + j] = f32(sqrt(weights[j] / sum) * mode);
+            to[j * V + x] = f32(sqrt(weights[j] * sum) * mode);
         }
     }
     linear_forward(table, NULL, from, to, NULL, V, n, V);
@@ -5265,20 +5258,20 @@ static double roundings(size_t n) { return floor((double)(n + SUM_DEPTH - 1) / S
 static int weigh(const Proof *p, size_t head, size_t last, Error *error) {
     const size_t n = p->model->config.d_head, own = p->pairs - p->V + last;
     const float scale = f32(1.0 / sqrt((double)n));
-    const float *q = p->rows->q + (head * p->pairs + own) * n,
-                *k = p->rows->k + head * p->pairs * n;
+    const float *q = p->rows->q + (head * p->pairs + own) * n;
+    const float *k = p->rows->k + head * p->pairs * n;
     Bounds *weights = p->weights + (head * p->V + last) * (p->V + 1);
     const size_t before = p->pairs - p->V; /* pairs before the last position */
     double most = -LIMIT;
     for (size_t i = 0; i <= before; i++) {
         p->scores[i] = attention_score(q, k + (i < before ? i : own) * n, n, scale);
-        if (!within_limit((double)p->scores[i], "an attention score", error)) return 0;
-        most = max_double(most, (double)p->scores[i]);
+        if (!within_limit(p->scores[i], "an attention score", error)) return 0;
+        most = max_double(most, p->scores[i]);
     }
     for (size_t x = 0; x <= p->V; x++) weights[x].low = (float)WEIGHT_UNITS;
     for (size_t i = 0; i <= before; i++) {
         Bounds *b = &weights[i < before ? i % p->V : p->V];
-        const float weight = exp_f32(f32((double)p->scores[i] - most));
+        const float weight = exp_f32(f32(p->scores[i] - most));
         const float whole = f32(floor((double)weight * WEIGHT_UNITS));
         if (whole - 1 < b->low) b->low = whole > 0 ? whole - 1 : 0;
         if (whole + 2 > b->high) b->high = whole + 2;
@@ -5297,7 +5290,7 @@ static int add_head(const Proof *p, size_t head, Error *error) {
     for (size_t j = 0; j < n; j++) {
         double most = 0;
         for (size_t r = 0; r < p->pairs; r++) {
-            const double value = (double)v[r * n + j];
+            const double value = v[r * n + j];
             if (!within_limit(value, "a head's value", error)) return 0;
             most = max_double(most, fabs(value));
         }
@@ -5318,10 +5311,10 @@ static int bound_residual(const Proof *p, Error *error) {
     for (size_t k = 0; k < d; k++) {
         double most = 0;
         for (size_t last = 0; last < p->V; last++) {
-            if (!within_limit((double)x[last * d + k], "an embedding", error)) return 0;
-            most = max_double(most, fabs((double)x[last * d + k]));
+            if (!within_limit(x[last * d + k], "an embedding", error)) return 0;
+            most = max_double(most, fabs(x[last * d + k]));
         }
-        A[k] = most + fabs((double)b_O[k]) + FLOOR;
+        A[k] = most + fabs(b_O[k]) + FLOOR;
     }
     for (size_t head = 0; head < p->heads; head++)
         if (!add_head(p, head, error)) return 0;
@@ -5351,9 +5344,9 @@ static int bound_logits(const Proof *p, Error *error) {
     if (!(pass + product < 0x1p14))
         return fail(error, "no proof: %.0f roundings in a row, bounded are up to 16384",
                     pass + product);
-    for (size_t k = 0; k < d; k++) p->error[V + k] = f32((pass + 1) * UNIT * (double)p->A[k]);
+    for (size_t k = 0; k < d; k++) p->error[V + k] = f32((pass + 1) * UNIT * p->A[k]);
     for (size_t v = 0; v < V; v++) {
-        const double bias = (double)w->b_U[v];
+        const double bias = w->b_U[v];
         double a = 0, squares = 0, constant = bias, reach = fabs(bias) + FLOOR;
         for (size_t k = 0; k < d; k++) {
             const float W = w->W_U[k * V + v], b = w->ln_final_b ? w->ln_final_b[k] : 0;
@@ -5391,9 +5384,9 @@ static void average_places(const Proof *p, size_t head) {
         for (size_t i = 0; i < n; i++) {
             double sum = 0;
             for (size_t r = i * V; r < (i + 1) * V; r++)
-                sum += (double)(j < V ? P[r * V + j] : o[r * d + j - V]);
+                sum += (j < V ? P[r * V + j] : o[r * d + j - V]);
             places[i * (V + d) + j] = f32(sum / (double)V);
-            all += (double)places[i * (V + d) + j];
+            all += places[i * (V + d) + j];
         }
         for (size_t i = 0; i < n; i++)
             places[i * (V + d) + j] = f32((double)places[i * (V + d) + j] - all / (double)n);
@@ -5416,8 +5409,8 @@ static int prepare_proof(Proof *p, Error *error) {
 /* A row of a prover's table: the last number, or numbers first .. end-1 before the last
  * position. */
 typedef struct {
-    uint32_t first, end,
-        halves; /* halves: the first half's row, the second's follows; 0: one number */
+    uint32_t first, end;
+    uint32_t halves; /* the first half's row, the second's follows; 0: one number */
 } Range;
 
 typedef struct {
@@ -5497,7 +5490,7 @@ static double column_value(const Prover *w, const float *by_number, const float 
                            size_t j) {
     const size_t V = w->p->V;
     return j < V ? (double)by_number[w->median] - (double)by_number[j]
-                 : (double)by_coordinate[j - V];
+                 : by_coordinate[j - V];
 }
 
 /* A unit for each column, so that no value is greater than VALUE_UNITS. */
@@ -5524,7 +5517,7 @@ static void choose_offsets(Prover *w, size_t head) {
         for (size_t i = 0; i < n; i++) {
             const float *places = p->places + (head * n + i) * width;
             const double share =
-                floor(column_value(w, places, places + p->V, j) / (double)w->unit[j]);
+                floor(column_value(w, places, places + p->V, j) / w->unit[j]);
             const double b = i + 1 < n ? share : -all;
             offset[i * K + j] = f32(b);
             wobble[j] += fabs(b);
@@ -5536,7 +5529,7 @@ static void choose_offsets(Prover *w, size_t head) {
 
 /* floor(x) for |x| < 2^31, which compilers can do with many numbers at a time. */
 static double whole_below(double x) {
-    const double whole = (double)(int32_t)x;
+    const double whole = (int32_t)x;
     return whole > x ? whole - 1 : whole;
 }
 
@@ -5548,7 +5541,7 @@ static void take_in(Prover *w, size_t head, size_t row, size_t pair) {
     float *low = w->low + (head * w->rows + row) * K, *high = w->high + (head * w->rows + row) * K;
     for (size_t j = 0; j < K; j++) {
         const double value = column_value(w, p->P + r * p->V, p->o + r * p->d, j);
-        const float whole = f32(whole_below(value / (double)w->unit[j]) - (double)offset[j]);
+        const float whole = f32(whole_below(value / w->unit[j]) - offset[j]);
         low[j] = whole < low[j] ? whole : low[j];
         high[j] = whole + 1 > high[j] ? whole + 1 : high[j];
     }
@@ -5614,19 +5607,19 @@ static void add_average(const Prover *w, const Box *box, size_t head, size_t beg
     for (size_t j = begin; j < end; j++) w->sum_low[j] = w->sum_high[j] = 0;
     for (const Part *part = box->parts; part < box->parts + box->n_parts; part++) {
         const size_t row = head * w->rows + part->row;
-        const double n = (double)part->count;
+        const double n = part->count;
         const double wide = n * ((double)w->weights[row].high - w->weights[row].low);
         const double twice = n * ((double)w->weights[row].high + w->weights[row].low);
         const float *y_low = w->low + row * K, *y_high = w->high + row * K;
         all_low += n * 2 * w->weights[row].low;
         all_high += n * 2 * w->weights[row].high;
         if (part->row >= w->p->V) {
-            lightest = min_double(lightest, (double)w->weights[row].low);
-            heaviest = max_double(heaviest, (double)w->weights[row].high);
+            lightest = min_double(lightest, w->weights[row].low);
+            heaviest = max_double(heaviest, w->weights[row].high);
         }
         for (size_t j = begin; j < end; j++) {
-            const double low = (double)y_low[j] + w->shift[j],
-                         high = (double)y_high[j] + w->shift[j];
+            const double low = y_low[j] + w->shift[j];
+            const double high = y_high[j] + w->shift[j];
             w->sum_low[j] += twice * low - wide * fabs(low);
             w->sum_high[j] += twice * high + wide * fabs(high);
         }
@@ -5646,15 +5639,15 @@ static void bound_scale(Prover *w, const Box *box) {
     w->s[0] = w->s[1] = 1;
     if (!p->model->config.normalization) return;
     for (size_t j = p->V; j < p->columns; j++) {
-        w->least[j] = w->most[j] = w->start[j] / (double)w->unit[j];
+        w->least[j] = w->most[j] = w->start[j] / w->unit[j];
         w->shift[j] = 0;
     }
     for (size_t head = 0; head < p->heads; head++) add_average(w, box, head, p->V, p->columns);
     for (size_t j = p->V; j < p->columns; j++) {
-        const double low = (double)f32(w->least[j] * (double)w->unit[j]);
-        const double high = (double)f32(w->most[j] * (double)w->unit[j]);
-        const float near = f32(max_double(max_double(low, -high) - (double)p->error[j], 0));
-        const float far = f32(max_double(-low, high) + (double)p->error[j]);
+        const double low = f32(w->least[j] * w->unit[j]);
+        const double high = f32(w->most[j] * w->unit[j]);
+        const float near = f32(max_double(max_double(low, -high) - p->error[j], 0));
+        const float far = f32(max_double(-low, high) + p->error[j]);
         squares[0] += (double)near * near;
         squares[1] += (double)far * far;
     }
@@ -5703,7 +5696,7 @@ static Verdict judge(Prover *w, const Box *box) {
         }
     }
     if (right) {
-        const double margin = w->p->options->least + smallest / (double)w->s[1];
+        const double margin = w->p->options->least + smallest / w->s[1];
         w->margin = min_double(margin, w->margin);
         return CERTIFIED_RIGHT;
     }
@@ -5716,8 +5709,7 @@ static uint64_t lists_of(const Prover *w, const Box *box, uint32_t *list) {
     for (size_t i = 0; i < box->n_parts; i++) {
         const Part part = box->parts[i];
         const Range range = w->ranges[part.row];
-        uint64_t choices =
-            1; /* of this part's places among the parts' so far; 62 C(61, 30) < 2^64 */
+        uint64_t choices = 1; /* of this part's places among all so far; 62 C(61, 30) < 2^64 */
         if (part.row < w->p->V) list[w->p->T - 1] = part.row;
         for (uint64_t n = 1; part.row >= w->p->V && n <= part.count; n++) {
             list[places++] = (range.first + range.end - 1) / 2;
@@ -5735,10 +5727,10 @@ static void run_lists(Prover *w) {
     if (w->n_lists) model_forward(p->model, &w->run, w->lists, w->n_lists, NULL);
     for (size_t i = 0; i < w->n_lists; i++) {
         float *logits = w->run.logits + i * p->V;
-        Sighting s = {1, 0, (double)logits[m], m, argmax(logits, p->V), {0}};
+        Sighting s = {1, 0, logits[m], m, argmax(logits, p->V), {0}};
         memcpy(s.list, w->lists + i * p->T, p->T * sizeof *s.list);
         logits[m] = -INFINITY;
-        s.margin -= (double)logits[argmax(logits, p->V)];
+        s.margin -= logits[argmax(logits, p->V)];
         const int right = s.answer == m && s.margin >= 0;
         p->result->cells[w->last * p->V + m][right ? CERTIFIED_RIGHT : CERTIFIED_WRONG]++;
         s.key = fabs(s.margin);
@@ -5807,7 +5799,7 @@ static int cut(Prover *w, Box *box) {
             open += (double)f32(fabs(low) * ((double)b.high - b.low) +
                                 (high - low) * ((double)b.high + b.low));
         }
-        open *= (double)box->parts[i].count;
+        open *= box->parts[i].count;
         if (open <= most) continue;
         most = open;
         best = i;
@@ -5844,7 +5836,7 @@ static uint64_t push_roots(Prover *w) {
 
 /* Keeps a set of wrong lists by one of them, the margin being less than what is told. */
 static void note_wrong(Prover *w, const uint32_t *list, uint64_t lists) {
-    const double margin = w->most[w->rival] * (double)w->unit[w->rival] / (double)w->s[1];
+    const double margin = w->most[w->rival] * w->unit[w->rival] / w->s[1];
     Sighting s = {lists, margin, margin, w->median, w->rival, {0}};
     memcpy(s.list, list, w->p->T * sizeof *list);
     sight(w->worst, SIGHTINGS, &s);
@@ -6061,15 +6053,14 @@ static const struct {
      "    median eval --size 1000000"},
     {"2. One list", show_prediction,
      "These are the numbers it would most likely name. Neighbours of the median in value come "
-     "next: what the network "
-     "knows is a place on a scale, not a choice among the list's numbers. A list of your own:\n"
+     "next: what the network knows is a place on a scale, not a choice among the list's numbers. A "
+     "list of your own:\n"
      "    median predict %s"},
     {"3. Who looks where?", command_attention,
      "Each row is shared out among the columns and adds up to 1. A number sees itself and those "
-     "before it. The answer "
-     "is read off at the last position, so in the last layer only the last row matters. If that "
-     "row is nearly even, "
-     "attention doesn't pick the median out; it collects all numbers. The list above:\n"
+     "before it. The answer is read off at the last position, so in the last layer only the last "
+     "row matters. If that row is nearly even, attention doesn't pick the median out; it collects "
+     "all numbers. The list above:\n"
      "    median attention %s"},
     {"4. What is needed?", command_ablate,
      "In the last layer only the last position's output is used. Other replacements, several at "
@@ -6077,8 +6068,7 @@ static const struct {
      "    median ablate --kind resample --head 0.0 --positions 0,1"},
     {"5. What makes the answer?", command_attribute,
      "Every logit is a sum of what each part writes, ln_final's scale taken as given. Numbers "
-     "above the median and "
-     "numbers below it pull the margin to opposite sides. Another list:\n"
+     "above the median and numbers below it pull the margin to opposite sides. Another list:\n"
      "    median attribute --seed 24"},
     {"6. Which value carries it?", command_patch,
      "The values that restore the clean answer carry the difference between the lists. Two lists "
@@ -6124,14 +6114,12 @@ static int train_anew(Session *s, Report *r) {
          "One layer, one head, %zu parameters, all random at first: %zu steps of %zu lists each.",
          t.model.n_params, t.total_steps, recipe.batch_size);
     report_flush(r);
-    if (r->out) fflush(r->out);
     const int done = run_training(&t, s, NULL, NULL);
     if (done) {
         Model *result = trainer_result(&t);
         prose(r,
              "Trained: validation accuracy %.3f %%. The parameters are %sthose of the shipped "
-             "median.safetensors, "
-             "bit for bit.",
+             "median.safetensors, bit for bit.",
              100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "" : "NOT ");
         s->model = *result;
         s->opt.model = "This network";
@@ -6148,8 +6136,8 @@ static int command_journey(Session *s, Report *r) {
     print_lists(s, r, 5, recipe_default().seed);
     say(r, "\n");
     prose(r, "Seven numbers from 0 to 49, and the one that would stand in the middle if they were "
-            "sorted. The network "
-            "sees the lists and is told the medians; nobody tells it how to sort.");
+            "sorted. The network sees the lists and is told the medians; nobody tells it how to "
+            "sort.");
     heading(r, "Training");
     if (!train_anew(s, r)) return 0;
     heading(r, "The proof");
