@@ -2622,7 +2622,10 @@ static void draw_map(Report *r, const Map *map) {
 
 /* A curve over x = 0 .. n - 1, or the means of neighbours where there are more than fit. */
 static void draw_curve(Report *r, const float *y, size_t n, const char *x_title) {
-    enum { HALF = 4, Y_AXIS = 12 };
+    enum {
+        HALF = 4,
+        Y_AXIS = 12
+    };
     if (r->kind != REPORT_TEXT) return;
     const Map map = {.values = y, .rows = 1, .cols = n};
     const Grid grid = {.down = 1, .right = 1 + (n - 1) / (r->width - Y_AXIS)};
@@ -2661,7 +2664,10 @@ static const char *shipped_model(void) {
     return MEDIAN_MODEL;
 }
 
-enum { LIST_TEXT = 7 * MAX_SEQ_LEN, MAX_WORDS = 2 * MAX_SEQ_LEN + 1 };
+enum {
+    LIST_TEXT = 7 * MAX_SEQ_LEN,
+    MAX_WORDS = 2 * MAX_SEQ_LEN + 1
+};
 
 /* A command at work: its options, and what it looks at: a model, the lists of a seed, and one list
  * (for patching, a second one) in particular. */
@@ -4342,7 +4348,10 @@ COMMAND(patch, PATCH, .seed = 23, .argument = "NUMBER...",
  * default recipe's networks, at worst; "other ranks", "mean", "mid-range" are those of
  * test_median.c, which are built by hand; "original" is the original project's network. */
 
-enum { MAX_CLAIMS = 16, SCRUBS = 3 };
+enum {
+    MAX_CLAIMS = 16,
+    SCRUBS = 3
+};
 
 typedef struct {
     const char *text;

@@ -2265,12 +2265,13 @@ static int make_known(Model *m, const Known *known) {
     const size_t V = KNOWN_V, d = 3 * V + 2;
     const int two = known->mechanism == TWO_HEADS || known->mechanism == TWO_HEADS_BY_POSITION;
     const int mlp = known->mechanism == BY_MLP;
+    const size_t heads = two ? 2 : 1;
     const Config config = {
         .max_num = V,
         .seq_len = KNOWN_T,
         .d_model = d,
         .d_head = V,
-        .n_heads = two ? 2 : 1,
+        .n_heads = heads,
         .n_layers = 1,
         .d_mlp = mlp ? V : 0,
         .normalization = NORMALIZATION_LN,
