@@ -271,7 +271,9 @@ typedef struct {
 /* The shape is a, a x b or a x b x c, where what is 0 is not there. */
 static float *add_tensor(TensorList *list, const char *prefix, const char *name, size_t a, size_t b,
                          size_t c) {
-    const size_t size = a * (b ? b : 1) * (c ? c : 1);
+    const size_t rows = b ? b : 1;
+    const size_t columns = c ? c : 1;
+    const size_t size = a * rows * columns;
     float *data = NULL;
     if (list->tensors) {
         Tensor *t = &list->tensors[list->n_tensors];
@@ -283,7 +285,7 @@ static float *add_tensor(TensorList *list, const char *prefix, const char *name,
         print_to(t->name, sizeof t->name, "%s%s", prefix, name);
     }
     list->n_tensors++;
-    list->n_params += (double)a * (double)(b ? b : 1) * (double)(c ? c : 1);
+    list->n_params += (double)a * (double)rows * (double)columns;
     return data;
 }
 
