@@ -1446,6 +1446,20 @@ TEST(reports) {
     }
 }
 
+/* A map with too many cells for 40 columns: four rows and two columns share a character. */
+TEST(wide_maps) {
+    const Config config = {60, 3, 4, 4, 1, 1, 0, 1};
+    Model model;
+    if (!DONE(model_create(&model, &config, &error))) return;
+    FOR(i, model.n_params) model.params[i] = uniform();
+    Text said = said_of(&model, "circuits qk --query-pos 1 --width 40 --no-color");
+    CHECK(strstr(said.data, "4 x 2") != NULL, "it is not told what a character is");
+    CHECK(strstr(said.data, "\n     56 ") != NULL, "there is no line of the rows 56 to 59");
+    CHECK(!strstr(said.data, "\n     58 "), "the rows 58 and 59 have a line of their own");
+    text_free(&said);
+    model_free(&model);
+}
+
 /* A value of the table that `activations` prints; the first head's, where there are heads. */
 static double activation(const Text *table, size_t layer, const char *site, size_t query,
                          size_t index) {
@@ -1629,6 +1643,7 @@ TEST(certify_limits) {
         {{65536, 3, 1, 1, 1, 1, 0, 1}, 1, "--effort"},
         {{3, 3, 2, 2, 1, 1, 0, 1}, 1e30f, "bounds hold below"},
         {{3, 3, 2, 2, 1, 1, 0, 1}, 3e38f, "no proof"},
+        {{2, 3, 1, 193, 4096, 1, 0, 0}, 0.01f, "16398 roundings in a row"},
     };
     FOR(k, LENGTH(cases)) {
         const CertifyOptions options = {.least = 0, .effort = 100};
@@ -2578,6 +2593,51 @@ static void make_files(void) {
     make_state(0);
 }
 
+static void expect_refusal(const Streams *streams, int argc, char **argv, int usage,
+                           const char *message) {
+    Text said = {0};
+    error.usage = 0;
+    const int done = median_command(argc, argv, streams, &said, &error);
+    CHECK(!done, "it is taken");
+    EQUAL(error.usage, usage);
+    CHECK(strstr(error.text, message) != NULL, "expected '%s', got '%s'", message, error.text);
+    text_free(&said);
+}
+
+/* Arguments, the value of an option, the name of a file and a line of the input are limited. */
+TEST(limits) {
+    enum { WORDS = 2 * MAX_SEQ_LEN + 2, LENGTH_OF_TEXT = 20000 };
+    char program[] = "median", predict[] = "predict", ablate[] = "ablate", heads[] = "--head";
+    char *ones = take(LENGTH_OF_TEXT + 1, 1), *argv[WORDS + 2] = {program, predict};
+    Model model;
+    Text text = {0};
+    Streams streams = {.model = &model};
+    if (!DONE(model_create(&model, &SMALL, &error))) return;
+    memset(ones, '1', LENGTH_OF_TEXT);
+    at("arguments");
+    FOR(i, WORDS) argv[i + 2] = ones + LENGTH_OF_TEXT - 1;
+    expect_refusal(&streams, WORDS + 2, argv, 1, "too many arguments: 512, at most 511");
+    at("a line");
+    text_bytes(&text, ones, LENGTH_OF_TEXT);
+    DONE(write_file(IN_NAME, &text, &error));
+    streams.in = fopen(IN_NAME, "rb");
+    CHECK(streams.in != NULL, "the input is not there");
+    if (streams.in) {
+        expect_refusal(&streams, 2, argv, 0, "line 1: it has 20000 characters, more than 16383");
+        fclose(streams.in);
+    }
+    at("a value");
+    argv[1] = ablate;
+    argv[2] = heads;
+    argv[3] = ones;
+    expect_refusal(&streams, 4, argv, 1, "--head has 20001 characters, must have less than");
+    at("a name");
+    CHECK(!write_file(ones + LENGTH_OF_TEXT - 4200, &text, &error), "it is taken");
+    CHECK(strstr(error.text, "is too long") != NULL, "%s", error.text);
+    text_free(&text);
+    model_free(&model);
+}
+
 /* ---- The suites ------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -2637,6 +2697,7 @@ static const Test STORY[] = {WHOLE(use_threads, NULL),
                              WHOLE(trainer_step, "07099234d85b586e"),
                              WHOLE(sums, "cee3a8b86a331503"),
                              WHOLE(reports, "612cf209f259d436"),
+                             WHOLE(wide_maps, NULL),
                              WHOLE(activations, "6a8a524d8fd79fc8"),
                              WHOLE(hooks, NULL),
                              WHOLE(circuits, "50b60d0a9f7e6f48"),
@@ -2656,7 +2717,8 @@ static const Test STORY[] = {WHOLE(use_threads, NULL),
                              WHOLE(certify_lost_bits, NULL),
                              WHOLE(certify_limits, NULL),
                              WHOLE(explain, NULL),
-                             WHOLE(construct, NULL)};
+                             WHOLE(construct, NULL),
+                             WHOLE(limits, NULL)};
 
 typedef enum { MATH, BITS } Suite;
 static Suite suite;
