@@ -2515,6 +2515,7 @@ static const struct {
     {"ablate --layer x" ON_A, 2, "--layer"},
     {"ablate --head 0.x" ON_A, 2, "--head"},
     {"certify" ON_A, 0, "3f7d564008dcee59"},
+    {"certify --effort 1000000" ON_A, 0, "3f7d564008dcee59"},
     {"certify --csv" ON_A, 0, "f9b43d89912b9a1f"},
     {"certify --model " B, 1, "one layer"},
     {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
