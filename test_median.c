@@ -1446,16 +1446,21 @@ TEST(reports) {
     }
 }
 
-/* A map with too many cells for 40 columns: four rows and two columns share a character. */
+/* A map with too many cells for 40 columns: four rows and two columns share a character. And of the
+ * steps between 33 numbers, every second is shown. */
 TEST(wide_maps) {
-    const Config config = {60, 3, 4, 4, 1, 1, 0, 1};
+    const Config config = {33, 3, 4, 4, 1, 1, 0, 1};
     Model model;
     if (!DONE(model_create(&model, &config, &error))) return;
     FOR(i, model.n_params) model.params[i] = uniform();
     Text said = said_of(&model, "circuits qk --query-pos 1 --width 40 --no-color");
     CHECK(strstr(said.data, "4 x 2") != NULL, "it is not told what a character is");
-    CHECK(strstr(said.data, "\n     56 ") != NULL, "there is no line of the rows 56 to 59");
-    CHECK(!strstr(said.data, "\n     58 "), "the rows 58 and 59 have a line of their own");
+    CHECK(strstr(said.data, "\n     28 ") != NULL, "there is no line of the rows 28 to 31");
+    CHECK(!strstr(said.data, "\n     30 "), "the rows 30 and 31 have a line of their own");
+    text_free(&said);
+    said = said_of(&model, "explain --size 20");
+    const char *votes = strstr(said.data, "slack\n");
+    CHECK(votes && strstr(votes, "\n28 ") && !strstr(votes, "\n29 "), "not every second step");
     text_free(&said);
     model_free(&model);
 }
@@ -1662,6 +1667,16 @@ TEST(certify_limits) {
         }
         model_free(&model);
     }
+    const CertifyOptions options = {.least = 0, .effort = 100};
+    const Config config = {3, 3, 2, 2, 1, 1, 0, 1};
+    Certificate c;
+    Model model;
+    at("one great number");
+    if (!DONE(model_create(&model, &config, &error))) return;
+    model.weights.W_E[0] = 0x1p100f;
+    CHECK(!certify(&model, &options, &c, &error), "certified what it cannot");
+    CHECK(strstr(error.text, "an embedding") != NULL, "%s", error.text);
+    model_free(&model);
 }
 
 /* ---- Training and files ---------------------------------------------------------------------- */
