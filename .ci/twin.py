@@ -48,17 +48,18 @@ def load(path):
 def group(**shapes):
     return nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()})
 
-def norm(x, ln):
-    if ln is None:
+def norm(x, kind, ln):
+    if kind == "none":
         return x
     x = x - x.mean(-1, keepdim=True)
-    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * ln.w + ln.b
+    x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    return x * ln.w + ln.b if kind == "LN" else x
 
 class Median(nn.Module):
     def __init__(self, max_num=50, seq_len=7, d_model=32, d_head=32, n_layers=1, n_heads=1, d_mlp=0, normalization="LN"):
         super().__init__()
         self.max_num, self.seq_len, d, w, b = max_num, seq_len, d_model, (n_heads, d_model, d_head), (n_heads, d_head)
-        layer_norm = lambda: group(w=d, b=d) if normalization == "LN" else None
+        self.normalization, layer_norm = normalization, lambda: group(w=d, b=d) if normalization == "LN" else None
         self.embed, self.pos_embed, self.blocks = group(W_E=(max_num, d)), group(W_pos=(seq_len, d)), nn.ModuleList()
         for _ in range(n_layers):
             block = nn.Module()
@@ -70,10 +71,10 @@ class Median(nn.Module):
 
     def forward(self, lists, edit=lambda layer, z: z):
         """Logits at the last position, (batch, max_num). `edit` may change the heads' outputs z on their way."""
-        x = self.embed.W_E[lists] + self.pos_embed.W_pos
+        x, kind = self.embed.W_E[lists] + self.pos_embed.W_pos, self.normalization
         future = torch.ones(self.seq_len, self.seq_len, dtype=torch.bool).triu(1)
         for layer, block in enumerate(self.blocks):
-            a, m, h = block.attn, block.mlp, norm(x, block.ln1)
+            a, m, h = block.attn, block.mlp, norm(x, kind, block.ln1)
             q = torch.einsum("bpm,hmd->bphd", h, a.W_Q) + a.b_Q
             k = torch.einsum("bpm,hmd->bphd", h, a.W_K) + a.b_K
             v = torch.einsum("bpm,hmd->bphd", h, a.W_V) + a.b_V
@@ -82,14 +83,14 @@ class Median(nn.Module):
             z = edit(layer, torch.einsum("bhqk,bkhd->bqhd", pattern, v))
             x = x + torch.einsum("bqhd,hdm->bqm", z, a.W_O) + a.b_O
             if m is not None:
-                x = x + torch.relu(norm(x, block.ln2) @ m.W_in + m.b_in) @ m.W_out + m.b_out
-        return norm(x[:, -1], self.ln_final) @ self.unembed.W_U + self.unembed.b_U
+                x = x + torch.relu(norm(x, kind, block.ln2) @ m.W_in + m.b_in) @ m.W_out + m.b_out
+        return norm(x[:, -1], kind, self.ln_final) @ self.unembed.W_U + self.unembed.b_U
 
-def models_of(state):
-    """The model that a checkpoint holds, in float32 and in float64; its configuration follows from the shapes."""
+def models_of(state, normalization="LN"):
+    """The model that a checkpoint holds, in float32 and in float64; its configuration follows from the shapes and that."""
     (max_num, d_model), (n_heads, _, d_head) = state["embed.W_E"].shape, state["blocks.0.attn.W_Q"].shape
     config = [max_num, len(state["pos_embed.W_pos"]), d_model, d_head, sum(name.endswith("W_Q") for name in state), n_heads,
-              len(state.get("blocks.0.mlp.b_in", [])), "LN" if "ln_final.w" in state else "none"]
+              len(state.get("blocks.0.mlp.b_in", [])), normalization]
     models = [Median(*config), Median(*config).double()]
     for model in models:
         missing, extra = model.requires_grad_(False).load_state_dict(state, strict=False)
@@ -167,8 +168,9 @@ def check_data():
 
 def check_training(what, size, batch, epochs, seed, **config):
     state, steps = random_state(seed, **config), epochs * math.ceil(size / batch)
-    models = models_of(state)
-    save(state, "init.safetensors")
+    normalization = config.get("normalization", "LN")
+    models = models_of(state, normalization)
+    save(state, "init.safetensors", {"normalization": normalization})
     check_model(f"{what}, untrained", "init.safetensors", models)
     median("train", "--init", "init.safetensors", "--trainset-size", size, "--valset-size", 10, "--epochs", epochs,
            "--batch-size", batch, "--lr", LR, "--schedule", "constant", "--preset", "original", "--no-shuffle",
@@ -237,13 +239,14 @@ def main():
     torch.set_num_threads(1)
     print("torch", torch.__version__)
     # Where a gradient is about 1e-8, Adam's eps, its rounding decides the step: for one seed in five or so of the default
-    # model, PyTorch's float32 and float64 themselves differ by more than 1e-5. These three seeds meet no such gradient.
+    # model, PyTorch's float32 and float64 themselves differ by more than 1e-5. These seeds meet no such gradient.
     mlp = dict(max_num=13, seq_len=5, d_model=24, d_head=5, n_layers=2, n_heads=4, d_mlp=20)
-    none = dict(max_num=20, seq_len=3, d_model=16, d_head=8, n_heads=2, normalization="none")
+    plain = dict(max_num=20, seq_len=3, d_model=16, d_head=8, n_heads=2)
     jobs = {"data": check_data, "foreign": check_foreign, "shipped": check_shipped, "original": check_original,
             "train default": lambda: check_training("default", 400, 64, 1, 26),
             "train MLP": lambda: check_training("2 layers, 4 heads, MLP", 300, 48, 1, 24, **mlp),
-            "train no LN": lambda: check_training("no LN", 200, 64, 2, 25, **none)}
+            "train no LN": lambda: check_training("no LN", 200, 64, 2, 25, normalization="none", **plain),
+            "train LNPre": lambda: check_training("LNPre", 200, 64, 2, 25, normalization="LNPre", **plain)}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for name, job in jobs.items():
