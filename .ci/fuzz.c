@@ -44,9 +44,9 @@ static FILE *open_input(const char *path, const char *mode) {
 
 static int no_rename(const char *from, const char *to) { return !(strcmp(from, "output.tmp") == 0 && strcmp(to, "output") == 0); }
 
-#define LIMIT ((size_t)1 << 21)
-static void *limited_calloc(size_t n, size_t size) { return n * size > LIMIT ? NULL : calloc(n, size); }
-static void *limited_realloc(void *memory, size_t size) { return size > LIMIT ? NULL : realloc(memory, size); }
+#define MEMORY_LIMIT ((size_t)1 << 21)
+static void *limited_calloc(size_t n, size_t size) { return n * size > MEMORY_LIMIT ? NULL : calloc(n, size); }
+static void *limited_realloc(void *memory, size_t size) { return size > MEMORY_LIMIT ? NULL : realloc(memory, size); }
 
 /* ---- The targets ---- */
 
@@ -138,7 +138,8 @@ static void look_at_model(unsigned char choice) {
         "info", "eval --size 20", "predict --logits 0 1 0", "predict 1 0 1", "attention --size 5", "attention --size 5 --color 1 1 0",
         "circuits qk", "circuits ov", "circuits qk --raw --csv", "circuits ov --key-pos 0", "circuits qk --query-pos 2 --key-pos 1", "weights",
         "weights --csv", "ablate --size 10", "ablate --size 5 --kind resample --csv --layer 0", "ablate --size 5 --kind zero --head 0.0 --positions 0,1",
-        "attribute", "attribute --csv", "patch", "patch --csv", "explain --size 20", "explain --size 10 --csv", "tour --size 10"};
+        "attribute", "attribute --csv", "patch", "patch --csv", "explain --size 20", "explain --size 10 --csv", "tour --size 10", "activations 1 0 1",
+        "activations --csv"};
     run(lines[choice % (sizeof lines / sizeof *lines)]);
 }
 
@@ -186,8 +187,8 @@ static void parse_arguments(const unsigned char *data, size_t size) {
         command_help(command, &out);
         for (size_t i = 0; i < n_settings; i++) { /* each setting can be printed and read again */
             char value[40], again[40];
-            Settings copy = s.settings;
-            setting_print(&settings[i], &s.settings, value, sizeof value);
+            Settings copy = s.opt.settings;
+            setting_print(&settings[i], &s.opt.settings, value, sizeof value);
             MUST(setting_parse(&settings[i], &copy, value, &error));
             setting_print(&settings[i], &copy, again, sizeof again);
             MUST(strcmp(value, again) == 0);
