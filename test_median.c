@@ -1955,6 +1955,9 @@ static void expect_fault(const char *message) {
 }
 
 TEST(faults) {
+    static const char *const shapes[][2] = {{"'state.data_mt'", "[624]"},
+                                            {"'state.order_mt'", "[624]"},
+                                            {"'state.words'", "[6]"}};
     FOR(i, LENGTH(FAULTS)) {
         if (i == 0) {
             make_state(0);
@@ -1969,6 +1972,12 @@ TEST(faults) {
     DONE(model_load(&model, STATE_NAME, NORMALIZATION_FROM_FILE, &error));
     CHECK(!*model.remarks[0] && !*model.remarks[1], "it gets a remark: %s", model.remarks[1]);
     EQUAL(header_size % 8, 0);
+    FOR(i, LENGTH(shapes)) {
+        const char *place = strstr(file + 8, shapes[i][0]);
+        const char *shape = place ? strchr(place, '[') : "";
+        CHECK(!strncmp(shape, shapes[i][1], strlen(shapes[i][1])), "%s is %.9s", shapes[i][0],
+              shape);
+    }
     model_free(&model);
     at("its length");
     file_size--;
