@@ -3794,6 +3794,7 @@ static int command_weights(Session *s, Report *r) {
     table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...");
     for (size_t i = 0; done && i < s->model.n_tensors; i++)
         done = show_tensor(r, &s->model.tensors[i], s->error);
+    table_end(r);
     return done;
 }
 
