@@ -25,6 +25,7 @@ static FILE *input;
 #undef rename
 
 int run_tests(size_t count, const char *const *names) { return (int)count * !names; }
+const char *check_golden(void (*tell)(void *, const char *, const char *, const char *), void *context) { return tell && context ? NULL : ""; }
 
 /* ---- What is replaced ---- */
 
