@@ -5757,7 +5757,7 @@ static void run_lists(Prover *w) {
 
 /* The next order of n numbers, after which comes the next greater; 0 after the last. */
 static int next_order(uint32_t *list, size_t n) {
-    size_t i = n - 1, j = n - 1;
+    size_t i = n - 1, j = i;
     while (i > 0 && list[i - 1] >= list[i]) i--;
     if (i == 0) return 0;
     while (list[j] <= list[i - 1]) j--;
