@@ -4778,8 +4778,9 @@ static void freeze_attention(void *context, HookSite site, size_t layer, size_t 
                              size_t rows, size_t width) {
     const Explainer *x = (const Explainer *)context;
     const size_t n = x->run.n_lists, row = layer * x->run.config.n_heads + head;
+    if (site != HOOK_PATTERN) return;
     const Moments *mean = x->attention.query + ((row + 1) * width - rows / n) * width;
-    for (size_t i = 0; site == HOOK_PATTERN && i < rows * width; i++)
+    for (size_t i = 0; i < rows * width; i++)
         values[i] = f32(mean_of(&mean[i / width / n * width + i % width]));
 }
 
