@@ -3041,10 +3041,10 @@ static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
     Evaluation e = {0};
     if (!model_save(result, path, error)) return 0;
     evaluate(result, &t->runs, t->val_lists, t->val_medians, n, &e);
-    say(r, "%zu steps of %zu lists", t->step, t->recipe.batch_size);
+    say(r, "%zu steps of %zu lists\n", t->step, t->recipe.batch_size);
     if (e.lists && e.loss < HUGE_VAL)
-        say(r, ", validation accuracy %.3f %%, loss %.5f", 100 * e.accuracy, e.loss);
-    say(r, "\nwrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
+        say(r, "validation accuracy %.3f %%, loss %.5f\n", 100 * e.accuracy, e.loss);
+    say(r, "wrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
     return 1;
 }
 
@@ -6099,7 +6099,7 @@ static const struct {
 static int command_tour(Session *s, Report *r) {
     prose(r, "%s: %zu parameters, hash %016" PRIx64, s->opt.model, s->model.n_params,
          hash_model(&s->model));
-    if (is_terminal(r->out)) prose(r, "(A long text. Page by page: median tour --color | less -R)");
+    prose(r, "(A long text. Page by page: median tour --color | less -R)");
     if (!given_list(s, 23, 1)) return 0;
     s->on_tour = 1;
     for (size_t i = 0; i < sizeof chapters / sizeof *chapters; i++) {
@@ -6233,8 +6233,8 @@ static int command_bench(Session *s, Report *r) {
     say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / batch);
     report_flush(r);
     if (to) {
-        print_file(to, "training   %10.3f ms a step, %.0f steps/s, %.0f lists/s, %.2f GFLOP/s\n",
-                   time[0] * 1e3, 1 / time[0], batch / time[0], step * 1e-9 / time[0]);
+        print_file(to, "training   %10.3f ms a step, %.0f lists/s, %.2f GFLOP/s\n",
+                   time[0] * 1e3, batch / time[0], step * 1e-9 / time[0]);
         print_file(to, "inference  %10.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", time[1] * 1e3,
                    batch / time[1], forward * 1e-9 / time[1]);
         print_file(to, "memory     %10.2f MiB for activations and gradients\n",
@@ -6351,13 +6351,14 @@ static void command_help(const Command *command, Report *r) {
 }
 
 static void general_help(Report *r) {
-    say(r, "median COMMAND [--option value | --option=value]... [argument]...\n\n");
+    prose(r, "median COMMAND [--option value | --option=value]... [argument]...\n ");
     prose(r, "A small transformer that learns to find the median of a list, to be looked into.");
     say(r, "\n");
     for (size_t i = 0; i < N_COMMANDS; i++)
         help_line(r, 12, *commands[i]->name ? commands[i]->name : "(none)", commands[i]->summary);
-    say(r, "\nmedian COMMAND --help: a command's options. median --version.\n"
-           "Exit status: 0 done, 1 it failed, 2 wrong usage.\n");
+    say(r, "\n");
+    prose(r, "median COMMAND --help: a command's options. median --version.");
+    prose(r, "Exit status: 0 done, 1 it failed, 2 wrong usage.");
 }
 
 static int is_help(const char *word) {
