@@ -3691,7 +3691,7 @@ static int command_circuits(Session *s, Report *r) {
     if (!parse_circuit(s, &which, &n)) return 0;
     const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
     float *table = (float *)allocate(floats * sizeof *table, "the circuit", s->error);
-    const Map map = {
+    Map map = {
         .values = table,
         .rows = V,
         .cols = V,
@@ -3709,6 +3709,10 @@ static int command_circuits(Session *s, Report *r) {
             line_of_numbers(r, ",", table + t * V, V);
         prose(r, "layer %zu head %zu, %s%s", which.layer, which.head, which.raw ? "raw " : "",
              names[which.kind]);
+        /* Scores that differ by less than 1 hardly matter to softmax: they are drawn faint. */
+        map.limit = which.kind == CIRCUIT_QK && !which.raw ? 1 : 0;
+        for (size_t j = 0; map.limit > 0 && j < V * V; j++)
+            map.limit = max_double(map.limit, fabs((double)table[j]));
         draw_map(r, &map);
         say(r, "\n");
     }
