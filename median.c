@@ -6237,11 +6237,11 @@ static int command_bench(Session *s, Report *r) {
     say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / batch);
     report_flush(r);
     if (to) {
-        print_file(to, "training   %8.3f ms a step, %.0f lists/s, %.2f GFLOP/s\n",
+        print_file(to, "training   %6.3f ms a step, %.0f lists/s, %.2f GFLOP/s\n",
                    time[0] * 1e3, batch / time[0], step * 1e-9 / time[0]);
-        print_file(to, "inference  %8.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", time[1] * 1e3,
+        print_file(to, "inference  %6.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", time[1] * 1e3,
                    batch / time[1], forward * 1e-9 / time[1]);
-        print_file(to, "memory     %8.2f MiB for activations and gradients\n",
+        print_file(to, "memory     %6.2f MiB for activations and gradients\n",
                    run->bytes / 1048576.0);
     }
     trainer_free(&t);
