@@ -88,7 +88,7 @@ static void check_all(int line, const float *got, const double *expected, size_t
 enum { FENCE = 64 };
 static const uint32_t FENCE_WORD = 0xffbfffff;
 static struct {
-    uint32_t *place;
+    unsigned char *place; /* of any alignment: an array of bytes may end anywhere */
     size_t size; /* in bytes */
 } fences[2000];
 static void *blocks[200];
@@ -98,7 +98,7 @@ static void make_fence(void *place, size_t size) {
     if (!CHECK(n_fences < LENGTH(fences), "too many arrays")) return;
     fences[n_fences].place = place;
     fences[n_fences].size = size;
-    FOR(i, size / 4) fences[n_fences].place[i] = FENCE_WORD;
+    for (size_t i = 0; i + 4 <= size; i += 4) memcpy(fences[n_fences].place + i, &FENCE_WORD, 4);
     ASAN_POISON_MEMORY_REGION(place, size);
     n_fences++;
 }
@@ -119,8 +119,9 @@ static void *take(size_t n, size_t size) {
 static void release(void) {
     FOR(i, n_fences) {
         ASAN_UNPOISON_MEMORY_REGION(fences[i].place, fences[i].size);
-        FOR(j, fences[i].size / 4) {
-            CHECK(fences[i].place[j] == FENCE_WORD, "something is written beyond an array's end");
+        for (size_t j = 0; j + 4 <= fences[i].size; j += 4) {
+            CHECK(memcmp(fences[i].place + j, &FENCE_WORD, 4) == 0,
+                  "something is written beyond an array's end");
         }
     }
     n_fences = 0;
