@@ -1432,7 +1432,7 @@ static Text said_of(const Model *model, const char *line) {
     const Streams streams = {.model = model};
     char words[100], *argv[20];
     Text said = {0};
-    print_to(words, sizeof words, "median %s", line);
+    print_to(words, sizeof words, "median %s --model median.safetensors", line);
     DONE(median_command(split_line(words, argv), argv, &streams, &said, &error));
     bits = hash_bytes(bits, said.data, said.size);
     return said;
