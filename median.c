@@ -1046,13 +1046,19 @@ static float learning_rate(const Trainer *t) {
     return f32(lr * 0.5 * (1.0 + (double)cos_pi(f32(done))));
 }
 
-/* How many lists have the right answer. With a loss below log 2, the median has more than half of
- * the probability: no need to look for the greatest logit. */
+/* Is the median's logit the greatest, the first of its size? */
+static int is_right(const float *logits, size_t n, size_t median) {
+    int other = 0;
+    for (size_t j = 0; j < median; j++) other |= logits[j] >= logits[median];
+    for (size_t j = median + 1; j < n; j++) other |= logits[j] > logits[median];
+    return !other;
+}
+
 static size_t count_right(const Run *run, const uint32_t *medians) {
     const size_t V = run->config.max_num;
     size_t right = 0;
     for (size_t i = 0; i < run->n_lists; i++)
-        right += run->loss[i] < 0.69f || argmax(run->logits + i * V, V) == medians[i];
+        right += (size_t)is_right(run->logits + i * V, V, medians[i]);
     return right;
 }
 

@@ -35,6 +35,9 @@ static const char *flag_at_work(void) {
  * last two options keep GCC from undoing what stands here on purpose: from unrolling the loops
  * around sums that are kept in registers, and from calling memcpy for seven floats. */
 #pragma GCC optimize("O3", "no-trapping-math", "no-associative-math")
+#ifdef __AVX512F__
+#pragma GCC target("prefer-vector-width=512")
+#endif
 #pragma GCC optimize("no-loop-unroll-and-jam", "no-tree-loop-distribute-patterns")
 /* Stands before short loops of fixed length: GCC would otherwise unroll them into single operations
  * before it looks for vectors. */
@@ -49,22 +52,32 @@ double sqrt(double) __attribute__((const));
 #endif
 
 /* The hot functions are compiled a second time for x86-64 processors with AVX2 and FMA, and the
- * better version is picked at start. Other compilers and processors compile them once. */
+ * matrix product a third time for those with AVX-512; the best version is picked at run time. Other
+ * compilers and processors compile them once. */
 #if defined __GNUC__ && !defined __clang__ && __GNUC__ >= 12 && defined __x86_64__ && \
     defined __GLIBC__ && !defined __AVX2__ && !defined __SANITIZE_ADDRESS__
 #define KERNEL __attribute__((target_clones("arch=x86-64-v3", "default")))
+#define AVX512_KERNEL __attribute__((target("arch=x86-64-v4")))
+#define HAS_AVX512 __builtin_cpu_supports("x86-64-v4")
 #else
 #define KERNEL
+#define AVX512_KERNEL
+#ifdef __AVX512F__
+#define HAS_AVX512 1
+#else
+#define HAS_AVX512 0
+#endif
 #endif
 
 /* LANES decides results, since it fixes the order of sums, and so does tensor.h's SUM_DEPTH. All
  * other sizes decide only how fast it is. */
 enum {
-    LANES = 8,  /* running sums of a row */
-    STRIP = 16, /* columns whose sums stay in registers */
-    TILE_ROWS = 4,
-    TILE_COLUMNS = 8, /* the piece of a matrix product that stays in registers */
-    PANEL = 32        /* columns of the right factor that are widened to double together */
+    LANES = 8,          /* running sums of a row */
+    STRIP = 16,         /* columns whose sums stay in registers */
+    TILE_COLUMNS = 8,   /* the piece of a matrix product that stays in registers is so wide */
+    TILE_ROWS = 4,      /* and so high, */
+    HIGH_TILE_ROWS = 8, /* or with the 32 wide registers of AVX-512 so high */
+    PANEL = 56          /* columns of the right factor that are widened together: 50 logits fit */
 };
 
 /* ---- Rounding -------------------------------------------------------------------------------- */
@@ -501,37 +514,58 @@ TENSOR_INLINE Result result_from(Result to, size_t row, size_t col) {
  * keeps the sums of TILE_ROWS x TILE_COLUMNS results in registers. Each sum still runs over k in
  * order. */
 
-/* What the sums of a row start from: residual + bias. */
-TENSOR_INLINE void start_row(double *sums, const float *residual, const float *bias, size_t N) {
-    VECTOR_LOOP
-    for (size_t n = 0; n < N; n++) sums[n] = residual ? (double)residual[n] : 0.0;
-    if (!bias) return;
-    VECTOR_LOOP
-    for (size_t n = 0; n < N; n++) sums[n] += (double)bias[n];
-}
+/* A tile's factors, widened: its rows of a, with the distances to the next row and column, and its
+ * columns of b. */
+typedef struct {
+    const double *a;
+    size_t a_row, a_col;
+    const double (*b)[TILE_COLUMNS];
+} Factors;
 
-TENSOR_INLINE void finish_row(float *out, const double *sums, size_t N) {
-    VECTOR_LOOP
-    for (size_t n = 0; n < N; n++) out[n] = f32(sums[n]);
-}
-
-/* s[m][n] += sum over k of a[m * a_row + k * a_col] b[k][n]. The rows are written out: so compilers
- * vectorise along n and keep all sums in registers. */
-TENSOR_INLINE void add_tile(double sums[TILE_ROWS][TILE_COLUMNS], const double *a, size_t a_row,
-                            size_t a_col, const double (*b)[TILE_COLUMNS], size_t K) {
-    double s[TILE_ROWS][TILE_COLUMNS];
-    for (size_t m = 0; m < TILE_ROWS; m++)
-        for (size_t n = 0; n < TILE_COLUMNS; n++) s[m][n] = sums[m][n];
-    for (size_t k = 0; k < K; k++, a += a_col)
+/* A whole tile of the product, over K terms; rows is TILE_ROWS or HIGH_TILE_ROWS. The rows are
+ * written out: so compilers vectorise along n and keep all sums in registers. */
+TENSOR_INLINE void multiply_tile(Result to, Factors f, size_t K, size_t rows) {
+    double s[HIGH_TILE_ROWS][TILE_COLUMNS];
+    for (size_t m = 0; m < rows; m++)
+        VECTOR_LOOP
+        for (size_t n = 0; n < TILE_COLUMNS; n++)
+            s[m][n] = to.residual ? (double)to.residual[m * to.row + n] : 0.0;
+    for (size_t m = 0; to.bias && m < rows; m++)
+        VECTOR_LOOP
+        for (size_t n = 0; n < TILE_COLUMNS; n++) s[m][n] += (double)to.bias[n];
+    for (size_t k = 0; k < K; k++, f.a += f.a_col) {
         VECTOR_LOOP
         for (size_t n = 0; n < TILE_COLUMNS; n++) {
-            s[0][n] += a[0] * b[k][n];
-            s[1][n] += a[a_row] * b[k][n];
-            s[2][n] += a[2 * a_row] * b[k][n];
-            s[3][n] += a[3 * a_row] * b[k][n];
+            s[0][n] += f.a[0] * f.b[k][n];
+            s[1][n] += f.a[f.a_row] * f.b[k][n];
+            s[2][n] += f.a[2 * f.a_row] * f.b[k][n];
+            s[3][n] += f.a[3 * f.a_row] * f.b[k][n];
         }
-    for (size_t m = 0; m < TILE_ROWS; m++)
-        for (size_t n = 0; n < TILE_COLUMNS; n++) sums[m][n] = s[m][n];
+        if (rows == TILE_ROWS) continue;
+        VECTOR_LOOP
+        for (size_t n = 0; n < TILE_COLUMNS; n++) {
+            s[4][n] += f.a[4 * f.a_row] * f.b[k][n];
+            s[5][n] += f.a[5 * f.a_row] * f.b[k][n];
+            s[6][n] += f.a[6 * f.a_row] * f.b[k][n];
+            s[7][n] += f.a[7 * f.a_row] * f.b[k][n];
+        }
+    }
+    for (size_t m = 0; m < rows; m++)
+        VECTOR_LOOP
+        for (size_t n = 0; n < TILE_COLUMNS; n++) to.out[m * to.row + n] = f32(s[m][n]);
+}
+
+/* A tile of which only height x width results lie in the matrix. */
+TENSOR_INLINE void multiply_edge(Result to, size_t height, size_t width, Factors f, size_t K,
+                                 size_t rows) {
+    float out[HIGH_TILE_ROWS][TILE_COLUMNS] = {{0}}, bias[TILE_COLUMNS] = {0};
+    const Result tile = {.out = *out, .residual = *out, .bias = bias, .row = TILE_COLUMNS};
+    for (size_t n = 0; to.bias && n < width; n++) bias[n] = to.bias[n];
+    for (size_t m = 0; to.residual && m < height; m++)
+        for (size_t n = 0; n < width; n++) out[m][n] = to.residual[m * to.row + n];
+    multiply_tile(tile, f, K, rows);
+    for (size_t m = 0; m < height; m++)
+        for (size_t n = 0; n < width; n++) to.out[m * to.row + n] = out[m][n];
 }
 
 /* wide[k][n] = b[k][n], columns from n = N on filled up with zeros. */
@@ -548,51 +582,50 @@ TENSOR_INLINE void widen_columns(double (*wide)[TILE_COLUMNS], Matrix b, size_t 
 
 /* A tile's rows of a, from row m = M on filled up with zeros. Where neighbours in a column of a
  * stand side by side in memory, so they do in the copy; otherwise neighbours in a row do. */
-TENSOR_INLINE void widen_rows(double wide[TILE_ROWS * SUM_DEPTH], Matrix a, size_t M, size_t K,
-                              int by_column) {
+TENSOR_INLINE void widen_rows(double wide[HIGH_TILE_ROWS * SUM_DEPTH], Matrix a, size_t M, size_t K,
+                              size_t rows, int by_column) {
     if (by_column)
         for (size_t k = 0; k < K; k++)
-            for (size_t m = 0; m < TILE_ROWS; m++)
-                wide[k * TILE_ROWS + m] = m < M ? (double)a.at[m + k * a.col] : 0.0;
+            for (size_t m = 0; m < rows; m++)
+                wide[k * rows + m] = m < M ? (double)a.at[m + k * a.col] : 0.0;
     else
-        for (size_t m = 0; m < TILE_ROWS; m++)
+        for (size_t m = 0; m < rows; m++)
             for (size_t k = 0; k < K; k++)
                 wide[m * SUM_DEPTH + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
 }
 
 /* The product in N <= PANEL columns, over K <= SUM_DEPTH terms. */
 TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N,
-                                  int by_column) {
-    const size_t a_row = by_column ? 1 : SUM_DEPTH;
-    const size_t a_col = by_column ? TILE_ROWS : 1;
-    double b_wide[PANEL / TILE_COLUMNS][SUM_DEPTH][TILE_COLUMNS], a_wide[TILE_ROWS * SUM_DEPTH];
+                                  size_t rows, int by_column) {
+    double b_wide[PANEL / TILE_COLUMNS][SUM_DEPTH][TILE_COLUMNS];
+    double a_wide[HIGH_TILE_ROWS * SUM_DEPTH];
     for (size_t n = 0; n < N; n += TILE_COLUMNS)
         widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), K, N - n);
-    for (size_t m = 0; m < M; m += TILE_ROWS) {
-        const size_t height = smaller(M - m, TILE_ROWS);
-        widen_rows(a_wide, matrix_from(a, m, 0), height, K, by_column);
+    Factors f = {.a = a_wide,
+                 .a_row = by_column ? 1 : SUM_DEPTH,
+                 .a_col = by_column ? rows : 1};
+    for (size_t m = 0; m < M; m += rows) {
+        const size_t height = smaller(M - m, rows);
+        widen_rows(a_wide, matrix_from(a, m, 0), height, K, rows, by_column);
         for (size_t n = 0; n < N; n += TILE_COLUMNS) {
-            const int whole = N - n >= TILE_COLUMNS;
-            double sums[TILE_ROWS][TILE_COLUMNS] = {{0}};
-            for (size_t i = 0; i < height; i++) {
-                const Result row = result_from(to, m + i, n);
-                if (whole) start_row(sums[i], row.residual, row.bias, TILE_COLUMNS);
-                else start_row(sums[i], row.residual, row.bias, N - n);
-            }
-            add_tile(sums, a_wide, a_row, a_col,
-                     (const double(*)[TILE_COLUMNS])b_wide[n / TILE_COLUMNS], K);
-            for (size_t i = 0; i < height; i++) {
-                const Result row = result_from(to, m + i, n);
-                if (whole) finish_row(row.out, sums[i], TILE_COLUMNS);
-                else finish_row(row.out, sums[i], N - n);
-            }
+            const size_t width = smaller(N - n, TILE_COLUMNS);
+            const Result tile = result_from(to, m, n);
+            f.b = (const double(*)[TILE_COLUMNS])b_wide[n / TILE_COLUMNS];
+            if (height == rows && width == TILE_COLUMNS) multiply_tile(tile, f, K, rows);
+            else multiply_edge(tile, height, width, f, K, rows);
         }
     }
 }
 
 KERNEL static void multiply_stretch(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N) {
-    if (a.row == 1) multiply_panel(to, a, b, M, K, N, 1);
-    else multiply_panel(to, a, b, M, K, N, 0);
+    if (a.row == 1) multiply_panel(to, a, b, M, K, N, TILE_ROWS, 1);
+    else multiply_panel(to, a, b, M, K, N, TILE_ROWS, 0);
+}
+
+AVX512_KERNEL static void multiply_stretch_high(Result to, Matrix a, Matrix b, size_t M, size_t K,
+                                                size_t N) {
+    if (a.row == 1) multiply_panel(to, a, b, M, K, N, HIGH_TILE_ROWS, 1);
+    else multiply_panel(to, a, b, M, K, N, HIGH_TILE_ROWS, 0);
 }
 
 /* to = residual + bias + a b. a (M, K), b (K, N). */
@@ -600,8 +633,10 @@ static void multiply(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N
     for (size_t n = 0; n < N; n += PANEL) {
         Result part = result_from(to, 0, n);
         for (size_t k = 0; k < K; k += SUM_DEPTH) {
-            multiply_stretch(part, matrix_from(a, 0, k), matrix_from(b, k, n), M,
-                             smaller(K - k, SUM_DEPTH), smaller(N - n, PANEL));
+            const Matrix a_part = matrix_from(a, 0, k), b_part = matrix_from(b, k, n);
+            const size_t depth = smaller(K - k, SUM_DEPTH), width = smaller(N - n, PANEL);
+            if (HAS_AVX512) multiply_stretch_high(part, a_part, b_part, M, depth, width);
+            else multiply_stretch(part, a_part, b_part, M, depth, width);
             part.residual = part.out;
             part.bias = NULL;
         }
