@@ -3,7 +3,7 @@
  * The chapters: rounding; sums, the primitives that everything below is made of; random numbers;
  * exp and log; hashing; then layer after layer, each forward pass with its backward pass and the
  * derivation between them; singular values; Adam; numbers as text. Whoever comes for the
- * transformer may skip to "Embedding"; in "Linear layers" the comment above start_row says all,
+ * transformer may skip to "Embedding"; in "Linear layers" the comment above Factors says all,
  * and one may go on at linear_forward. KERNEL, VECTOR_LOOP and FOUR only make it fast. */
 #include "tensor.h"
 
@@ -594,38 +594,42 @@ TENSOR_INLINE void widen_rows(double wide[HIGH_TILE_ROWS * SUM_DEPTH], Matrix a,
                 wide[m * SUM_DEPTH + k] = m < M ? (double)a.at[m * a.row + k] : 0.0;
 }
 
-/* The product in N <= PANEL columns, over K <= SUM_DEPTH terms. */
-TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N,
-                                  size_t rows, int by_column) {
+/* The sizes of a product: M x K times K x N. */
+typedef struct {
+    size_t M, K, N;
+} Sizes;
+
+/* The product in N <= PANEL columns, over K <= SUM_DEPTH terms. by_column says that a.row is 1. */
+TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, Sizes size, size_t rows,
+                                  int by_column) {
     double b_wide[PANEL / TILE_COLUMNS][SUM_DEPTH][TILE_COLUMNS];
     double a_wide[HIGH_TILE_ROWS * SUM_DEPTH];
-    for (size_t n = 0; n < N; n += TILE_COLUMNS)
-        widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), K, N - n);
+    for (size_t n = 0; n < size.N; n += TILE_COLUMNS)
+        widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), size.K, size.N - n);
     Factors f = {.a = a_wide,
                  .a_row = by_column ? 1 : SUM_DEPTH,
                  .a_col = by_column ? rows : 1};
-    for (size_t m = 0; m < M; m += rows) {
-        const size_t height = smaller(M - m, rows);
-        widen_rows(a_wide, matrix_from(a, m, 0), height, K, rows, by_column);
-        for (size_t n = 0; n < N; n += TILE_COLUMNS) {
-            const size_t width = smaller(N - n, TILE_COLUMNS);
+    for (size_t m = 0; m < size.M; m += rows) {
+        const size_t height = smaller(size.M - m, rows);
+        widen_rows(a_wide, matrix_from(a, m, 0), height, size.K, rows, by_column);
+        for (size_t n = 0; n < size.N; n += TILE_COLUMNS) {
+            const size_t width = smaller(size.N - n, TILE_COLUMNS);
             const Result tile = result_from(to, m, n);
             f.b = (const double(*)[TILE_COLUMNS])b_wide[n / TILE_COLUMNS];
-            if (height == rows && width == TILE_COLUMNS) multiply_tile(tile, f, K, rows);
-            else multiply_edge(tile, height, width, f, K, rows);
+            if (height == rows && width == TILE_COLUMNS) multiply_tile(tile, f, size.K, rows);
+            else multiply_edge(tile, height, width, f, size.K, rows);
         }
     }
 }
 
-KERNEL static void multiply_stretch(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N) {
-    if (a.row == 1) multiply_panel(to, a, b, M, K, N, TILE_ROWS, 1);
-    else multiply_panel(to, a, b, M, K, N, TILE_ROWS, 0);
+KERNEL static void multiply_low(Result to, Matrix a, Matrix b, Sizes size) {
+    if (a.row == 1) multiply_panel(to, a, b, size, TILE_ROWS, 1);
+    else multiply_panel(to, a, b, size, TILE_ROWS, 0);
 }
 
-AVX512_KERNEL static void multiply_stretch_high(Result to, Matrix a, Matrix b, size_t M, size_t K,
-                                                size_t N) {
-    if (a.row == 1) multiply_panel(to, a, b, M, K, N, HIGH_TILE_ROWS, 1);
-    else multiply_panel(to, a, b, M, K, N, HIGH_TILE_ROWS, 0);
+AVX512_KERNEL static void multiply_high(Result to, Matrix a, Matrix b, Sizes size) {
+    if (a.row == 1) multiply_panel(to, a, b, size, HIGH_TILE_ROWS, 1);
+    else multiply_panel(to, a, b, size, HIGH_TILE_ROWS, 0);
 }
 
 /* to = residual + bias + a b. a (M, K), b (K, N). */
@@ -633,10 +637,10 @@ static void multiply(Result to, Matrix a, Matrix b, size_t M, size_t K, size_t N
     for (size_t n = 0; n < N; n += PANEL) {
         Result part = result_from(to, 0, n);
         for (size_t k = 0; k < K; k += SUM_DEPTH) {
+            const Sizes size = {M, smaller(K - k, SUM_DEPTH), smaller(N - n, PANEL)};
             const Matrix a_part = matrix_from(a, 0, k), b_part = matrix_from(b, k, n);
-            const size_t depth = smaller(K - k, SUM_DEPTH), width = smaller(N - n, PANEL);
-            if (HAS_AVX512) multiply_stretch_high(part, a_part, b_part, M, depth, width);
-            else multiply_stretch(part, a_part, b_part, M, depth, width);
+            if (HAS_AVX512) multiply_high(part, a_part, b_part, size);
+            else multiply_low(part, a_part, b_part, size);
             part.residual = part.out;
             part.bias = NULL;
         }
