@@ -2910,7 +2910,7 @@ typedef struct {
 TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const char *format, ...) {
     const double now = seconds();
     const int n = (int)(8 * done);
-    char shown[1200], text[300];
+    char text[300];
     Text line = {.data = text, .capacity = sizeof text, .fixed = 1};
     va_list args;
     if (p->start == 0) {
@@ -2927,10 +2927,9 @@ TENSOR_PRINTF(3, 4) static void show_progress(Progress *p, double done, const ch
     va_end(args);
     if (p->steps > 0) text_add(&line, "  %.0f steps/s", rate * p->steps);
     text_add(&line, "  %.0f s left", rate > 0 ? (1 - done) / rate : 0.0);
-    const int width = (int)terminal_width(p->stream) - 1;
-    if (p->terminal) print_to(shown, sizeof shown, "\r%-*.*s", width, width, text);
-    fputs(p->terminal ? shown : text, p->stream);
-    if (!p->terminal || done >= 1) fputs("\n", p->stream);
+    const int width = (int)(p->terminal ? terminal_width(p->stream) - 1 : line.size);
+    print_file(p->stream, p->terminal ? "\r%-*.*s" : "%-*.*s\n", width, width, text);
+    if (p->terminal && done >= 1) fputs("\n", p->stream);
     fflush(p->stream);
 }
 
@@ -2944,11 +2943,11 @@ static void note_interrupt(int number) {
 #endif
 
 static void catch_interrupts(int on) {
+    if (on) interrupted = 0;
 #ifdef SIGINT
     signal(SIGINT, on ? note_interrupt : SIG_DFL);
     signal(SIGTERM, on ? note_interrupt : SIG_DFL);
 #endif
-    (void)on;
 }
 
 /* A word as a POSIX shell reads it, with a space before. */
@@ -2968,29 +2967,27 @@ static int stop_training(Trainer *t, const Session *s, const char *state) {
     const char *const words[] = {s->program, "train",    "--resume", state,
                                  "--out",    s->opt.out, "--log",    s->opt.log};
     const size_t n = s->opt.log ? 8 : 6;
-    Text line = {0};
+    char text[900]; /* an Error has not much more room */
+    Text line = {.data = text, .capacity = sizeof text, .fixed = 1};
     if (!state)
         return fail(s->error, "interrupted after step %zu of %zu, and nothing of it is kept; "
                     "`median train` saves a state that can be resumed", t->step, t->total_steps);
     if (!trainer_save(t, state, s->error)) return 0;
     for (size_t i = 0; i < n; i++) add_shell_word(&line, words[i]);
     if (s->opt.threads > 1) text_add(&line, " --threads %zu", s->opt.threads);
-    if (line.failed || line.size > 900) /* more than an Error has room for */
-        fail(s->error, "interrupted after step %zu; --resume goes on with the state beside --out",
-             t->step);
-    else fail(s->error, "interrupted after step %zu; it goes on with:%s", t->step, line.data);
-    text_free(&line);
-    return 0;
+    if (line.failed)
+        return fail(s->error, "interrupted after step %zu; --resume goes on with the state beside "
+                    "--out", t->step);
+    return fail(s->error, "interrupted after step %zu; it goes on with:%s", t->step, text);
 }
 
 /* The log, and every save_every steps the state, if there are files for them. */
 static int record_step(Trainer *t, const Session *s, FILE *log, const char *state) {
-    if (log && !print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, t->lr, t->loss,
-                           t->accuracy))
+    const int saves = state && t->step % s->opt.save_every == 0 && t->step < t->total_steps;
+    if (log && (!print_file(log, "%zu,%.9g,%.9g,%.9g\n", t->step, t->lr, t->loss, t->accuracy) ||
+                (saves && fflush(log) != 0)))
         return cannot_write(s->opt.log, s->error);
-    if (!state || t->step % s->opt.save_every != 0 || t->step == t->total_steps) return 1;
-    if (log && fflush(log) != 0) return cannot_write(s->opt.log, s->error);
-    return trainer_save(t, state, s->error);
+    return !saves || trainer_save(t, state, s->error);
 }
 
 /* Steps to the end, or to an interrupt. */
@@ -2998,7 +2995,6 @@ static int run_training(Trainer *t, const Session *s, FILE *log, const char *sta
     const double total = (double)t->total_steps;
     Progress progress = {.stream = s->streams.progress, .steps = total};
     int done = 1, finite = 1;
-    interrupted = 0;
     catch_interrupts(1);
     while (done && t->step < t->total_steps && !interrupted && (finite = trainer_step(t)) != 0) {
         done = record_step(t, s, log, state);
@@ -3041,15 +3037,17 @@ static int start_training(Trainer *t, Session *s) {
                           s->error);
 }
 
+static const char *plural(size_t n) { return n == 1 ? "" : "s"; }
+
 /* What is said of the weights is true of those that are saved; the latest validation may be of
  * others. */
 static int save_result(Trainer *t, const char *path, Report *r, Error *error) {
-    const size_t n = t->validated ? t->recipe.valset_size : 0;
+    const size_t n = t->validated ? t->recipe.valset_size : 0, batch = t->recipe.batch_size;
     Model *result = trainer_result(t);
     Evaluation e = {0};
     if (!model_save(result, path, error)) return 0;
     evaluate(result, &t->runs, t->val_lists, t->val_medians, n, &e);
-    say(r, "%zu steps of %zu lists\n", t->step, t->recipe.batch_size);
+    say(r, "%zu step%s of %zu list%s\n", t->step, plural(t->step), batch, plural(batch));
     if (e.lists && e.loss < HUGE_VAL)
         say(r, "validation accuracy %.3f %%, loss %.5f\n", 100 * e.accuracy, e.loss);
     say(r, "wrote %s, parameters %016" PRIx64 "\n", path, hash_model(result));
@@ -3104,32 +3102,28 @@ static FILE *open_log(const Session *s, const Trainer *t) {
 }
 
 static int command_train(Session *s, Report *r) {
-    char state[4096];
+    const char *out = s->opt.out;
+    char beside[4096];
+    const char *state = print_to(beside, sizeof beside, "%s.state", out) ? beside : NULL;
     Trainer t;
     FILE *log = NULL;
-    int keeps_state = print_to(state, sizeof state, "%s.state", s->opt.out);
-    if (is_special(s->opt.out)) keeps_state = 0;
+    if (is_special(out)) state = NULL;
     if (!start_training(&t, s)) return 0;
-    int done = check_output(s->opt.out, s->error) &&
-               (!keeps_state || check_output(state, s->error)) &&
-               (!s->opt.log || (log = open_log(s, &t)) != NULL) &&
-               run_training(&t, s, log, keeps_state ? state : NULL);
+    int done = check_output(out, s->error) && (!state || check_output(state, s->error)) &&
+               (!s->opt.log || (log = open_log(s, &t)) != NULL) && run_training(&t, s, log, state);
     if (log && fclose(log) != 0 && done) done = cannot_write(s->opt.log, s->error);
-    if (done) {
-        done = save_result(&t, s->opt.out, r, s->error);
-        if (done && keeps_state) remove(state);
-    } else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
+    if (done) done = save_result(&t, out, r, s->error);
+    else if (t.validated && !(t.loss < HUGE_VAL && is_finite(&t.model))) {
         Error lost = {.usage = 0};
-        if (save_result(&t, s->opt.out, r, &lost))
+        if (save_result(&t, out, r, &lost))
             say(r, "(the training diverged; these are the weights of the best validation)\n");
     }
+    if (done && state) remove(state);
     trainer_free(&t);
     return done;
 }
 
-COMMAND(train, TRAIN,
-        .seed = 23,
-        .summary = "trains a model",
+COMMAND(train, TRAIN, .seed = 23, .summary = "trains a model",
         .example = "train --steps 5000 --seed 7 --out seven.safetensors");
 
 /* ---- 10. Looking at attention ---------------------------------------------------------------- */
