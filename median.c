@@ -2256,12 +2256,17 @@ static int wants_color(FILE *out, int color, int no_color) {
     return !no_color && (color || (able && !(refused && *refused)));
 }
 
+/* What holds a number that overflowed is not told. */
 static void report_flush(Report *r) {
+    if (r->overflow) r->text.size = 0;
     if (!r->out || r->text.size == 0) return;
     fwrite(r->text.data, 1, r->text.size, r->out);
     fflush(r->out);
     r->text.size = 0;
 }
+
+/* Is there any use in going on? */
+static int takes_more(const Report *r) { return !r->overflow && !(r->out && ferror(r->out)); }
 
 static void flush_if_long(Report *r) {
     if (r->text.size > 60000) report_flush(r);
@@ -2871,7 +2876,7 @@ static int run_command(Session *s, const Command *command, Report *r) {
 static void print_lists(Session *s, Report *r, size_t n, size_t seed) {
     Mt19937 mt;
     mt_seed(&mt, (uint32_t)seed);
-    for (size_t i = 0; i < n && !(r->out && ferror(r->out)); i++) {
+    for (size_t i = 0; i < n && takes_more(r); i++) {
         make_lists(&mt, s->list, s->median, 1, s->V, s->T);
         say(r, "%s | %u\n", list_text(s, s->list), (unsigned)s->median[0]);
     }
@@ -3133,25 +3138,10 @@ typedef struct {
     double n, sum, squares;
 } Moments;
 
-/* Attention over many lists; heads of all layers one after the other. */
-typedef struct {
-    size_t heads;
-    Moments *query;  /* (heads, seq_len, seq_len): of each position (row) to each, where the runs
-                        computed it */
-    Moments *rank;   /* (heads, seq_len): of the last position to the list in sorted order */
-    Moments *token;  /* (heads, max_num): of the last position to a number, wherever it stands */
-    Moments entropy; /* of the last position, all heads together, as a part of the greatest
-                        possible, log(seq_len) */
-} AttentionStats;
-
-/* Positions of a list in the order of their numbers, equal ones in the order of position. order
- * (n). */
-static void rank_order(const uint32_t *list, size_t n, size_t *order) {
-    for (size_t i = 0; i < n; i++) {
-        size_t j = i;
-        for (; j > 0 && list[order[j - 1]] > list[i]; j--) order[j] = order[j - 1];
-        order[j] = i;
-    }
+static void observe(Moments *m, float x) {
+    m->n++;
+    m->sum += x;
+    m->squares += (double)x * x;
 }
 
 static double mean_of(const Moments *m) { return m->n > 0 ? m->sum / m->n : 0; }
@@ -3162,23 +3152,34 @@ static double deviation_of(const Moments *m) {
     return variance > 0 ? sqrt(variance) : 0;
 }
 
-static void observe(Moments *m, float x) {
-    m->n++;
-    m->sum += x;
-    m->squares += (double)x * x;
-}
+/* Attention over many lists; heads of all layers one after the other. Of each head there is first,
+ * (seq_len, seq_len), the attention of each position (row) to each, where the runs computed it;
+ * then that of the last position to the list in sorted order, (seq_len), and to a number, wherever
+ * it stands, (max_num). */
+typedef struct {
+    const Config *config;
+    size_t heads, size;
+    Moments *of_head; /* (heads, size) */
+    Moments entropy;  /* of the last position, all heads together, as a part of the greatest
+                         possible, log(seq_len) */
+} AttentionStats;
 
-/* All 0. a->query is to be freed. */
+/* All 0. a->of_head is to be freed. */
 static int attention_create(AttentionStats *a, const Config *c, Error *error) {
     const size_t T = c->seq_len;
     memset(a, 0, sizeof *a);
+    a->config = c;
     a->heads = c->n_layers * c->n_heads;
-    const double moments = (double)a->heads * (double)(T * T + T + c->max_num);
-    a->query = (Moments *)allocate(moments * sizeof(Moments), "the averages", error);
-    if (!a->query) return 0;
-    a->rank = a->query + a->heads * T * T;
-    a->token = a->rank + a->heads * T;
-    return 1;
+    a->size = T * T + T + c->max_num;
+    const double bytes = (double)a->heads * (double)a->size * sizeof(Moments);
+    a->of_head = (Moments *)allocate(bytes, "the averages", error);
+    return a->of_head != NULL;
+}
+
+/* A head's last position: its attention to positions, to ranks, to numbers. */
+static Moments *last_position(const AttentionStats *a, size_t head) {
+    const size_t T = a->config->seq_len;
+    return a->of_head + head * a->size + (T - 1) * T;
 }
 
 /* The attention of a head, counted through all layers: (its layer's n_queries, seq_len). */
@@ -3187,153 +3188,141 @@ static const float *head_pattern(const Run *run, size_t head) {
     return layer->pattern + head % run->config.n_heads * layer->n_queries * run->config.seq_len;
 }
 
+/* The place of a position's number in sorted order; equal ones stand in the order of position. */
+static size_t rank_of(const uint32_t *list, size_t n, size_t position) {
+    size_t rank = 0;
+    for (size_t t = 0; t < n; t++)
+        rank += list[t] < list[position] || (list[t] == list[position] && t < position);
+    return rank;
+}
+
 /* The last position's attention (seq_len) to one list, as seen by a head. */
-static void observe_last(AttentionStats *a, size_t head, const Config *c, const uint32_t *list,
+static void observe_last(AttentionStats *a, size_t head, const uint32_t *list,
                          const float *pattern) {
-    const size_t T = c->seq_len;
-    size_t order[MAX_SEQ_LEN];
+    const size_t T = a->config->seq_len;
+    Moments *rank = last_position(a, head) + T, *number = rank + T;
     double entropy = 0;
-    rank_order(list, T, order);
     for (size_t t = 0; t < T; t++) {
-        observe(&a->rank[head * T + t], pattern[order[t]]);
-        observe(&a->token[head * c->max_num + list[t]], pattern[t]);
+        observe(&rank[rank_of(list, T, t)], pattern[t]);
+        observe(&number[list[t]], pattern[t]);
         if (pattern[t] > 0) entropy -= (double)pattern[t] * log_f32(pattern[t]);
     }
     observe(&a->entropy, f32(entropy / log_f32((float)T)));
 }
 
-/* Adds what the run has just computed. */
-static void observe_run(AttentionStats *a, const Run *run, const uint32_t *lists) {
-    const Config *c = &run->config;
-    const size_t T = c->seq_len, n = run->n_lists;
-    for (size_t head = 0; head < a->heads; head++) {
-        const LayerRun *layer = &run->layers[head / c->n_heads];
-        const float *pattern = head_pattern(run, head);
-        const size_t first = T - layer->queries_per_list; /* the first position that asks */
-        for (size_t i = 0; i < layer->n_queries; i++)
-            for (size_t s = 0; s < T; s++)
-                observe(&a->query[(head * T + first + i / n) * T + s], pattern[i * T + s]);
-        for (size_t i = 0; i < n; i++)
-            observe_last(a, head, c, lists + i * T, pattern + (layer->n_queries - n + i) * T);
-    }
-}
-
 /* Runs n lists, any number, and adds them. */
 static void observe_attention(AttentionStats *a, const Model *m, Run *run, const uint32_t *lists,
                               size_t n) {
-    for (size_t at = 0; at < n; at += run->n_lists) {
-        const uint32_t *batch = lists + at * m->config.seq_len;
-        model_forward(m, run, batch, smaller(run->capacity, n - at), NULL);
-        observe_run(a, run, batch);
+    const size_t T = m->config.seq_len;
+    for (; n > 0; n -= run->n_lists, lists += run->n_lists * T) {
+        model_forward(m, run, lists, smaller(run->capacity, n), NULL);
+        for (size_t head = 0; head < a->heads; head++) {
+            const float *pattern = head_pattern(run, head);
+            const size_t queries = run->layers[head / m->config.n_heads].n_queries;
+            Moments *last = last_position(a, head), *first = last + T - queries / run->n_lists * T;
+            for (size_t i = 0; i < queries * T; i++)
+                observe(&first[i / T / run->n_lists * T + i % T], pattern[i]);
+            pattern += (queries - run->n_lists) * T;
+            for (size_t i = 0; i < run->n_lists; i++)
+                observe_last(a, head, lists + i * T, pattern + i * T);
+        }
     }
 }
 
-/* In pictures of attention, full strength is so many times even attention: a row of even attention
- * is seen, and so is what exceeds it. */
-#define PATTERN_LIMIT 3.0
+/* Full strength is three times even attention: a row of even attention is seen, and so is what
+ * exceeds it. Rows are the last of the columns. list (T): the numbers at the positions, or NULL. */
+static void draw_pattern(Report *r, const float *pattern, size_t rows, size_t T,
+                         const uint32_t *list) {
+    const uint32_t *last = list ? list + T - rows : NULL;
+    const Map map = {
+        .values = pattern,
+        .rows = rows,
+        .cols = T,
+        .limit = 3.0 / (double)T,
+        .causal = 1,
+        .row_names = last,
+        .col_names = list,
+        .row_title = "query",
+        .col_title = list ? "attends to" : "position attended to",
+    };
+    draw_map(r, &map);
+}
 
 /* Attention of each number of s->list (row), which the run has just seen, to itself and those
  * before it. Where the run has no more, only the last number's. */
 static void show_patterns(const Session *s, Report *r) {
-    const size_t T = s->T, H = s->model.config.n_heads;
-    for (size_t head = 0; head < s->model.config.n_layers * H; head++) {
-        const size_t n = s->run.layers[head / H].n_queries;
-        const Map map = {
-            .values = head_pattern(&s->run, head),
-            .rows = n,
-            .cols = T,
-            .limit = PATTERN_LIMIT / (double)T,
-            .causal = 1,
-            .row_names = s->list + T - n,
-            .col_names = s->list,
-            .row_title = "query",
-            .col_title = "attends to",
-        };
+    const Config *c = &s->model.config;
+    const size_t T = s->T, H = c->n_heads, heads = c->n_layers * H;
+    for (size_t head = 0; r->kind == REPORT_TEXT && head < heads; head++) {
         say(r, "\nlayer %zu head %zu\n", head / H, head % H);
-        draw_map(r, &map);
+        draw_pattern(r, head_pattern(&s->run, head), s->run.layers[head / H].n_queries, T, s->list);
     }
-}
-
-/* The same for machines; the run has all positions. */
-static void list_patterns(const Session *s, Report *r) {
-    const size_t T = s->T, H = s->model.config.n_heads;
+    if (r->kind == REPORT_TEXT) return;
     table_begin(r, "patterns", "layer,head,query,key,query_number,key_number,attention");
-    for (size_t head = 0; head < s->model.config.n_layers * H; head++)
+    for (size_t head = 0; head < heads; head++)
         for (size_t i = 0; i < T * T; i++)
             table_row(r, "%zu %zu %zu %zu %u %u %.9f", head / H, head % H, i / T, i % T,
                       (unsigned)s->list[i / T], (unsigned)s->list[i % T],
                       head_pattern(&s->run, head)[i]);
-    table_end(r);
 }
 
 /* The mean pattern of each head. */
-static void show_mean_patterns(Session *s, Report *r, const AttentionStats *a, float *means) {
+static void show_mean_patterns(Session *s, Report *r, const AttentionStats *a) {
     const size_t T = s->T, H = s->model.config.n_heads;
-    const Map map = {
-        .values = means,
-        .rows = T,
-        .cols = T,
-        .limit = PATTERN_LIMIT / (double)T,
-        .causal = 1,
-        .row_title = "query",
-        .col_title = "position attended to",
-    };
+    float *pattern = s->run.layers[0].pattern; /* the latest list's is no longer needed */
     for (size_t head = 0; head < a->heads; head++) {
-        for (size_t i = 0; i < T * T; i++) means[i] = f32(mean_of(&a->query[head * T * T + i]));
-        prose(r, "layer %zu head %zu, mean over %zu lists of seed %zu", head / H, head % H, s->n,
-             s->seed);
-        draw_map(r, &map);
+        for (size_t i = 0; i < T * T; i++)
+            pattern[i] = f32(mean_of(&a->of_head[head * a->size + i]));
+        prose(r, "layer %zu head %zu, mean over %zu list%s of seed %zu", head / H, head % H, s->n,
+              plural(s->n), s->seed);
+        draw_pattern(r, pattern, T, T, NULL);
         say(r, "\n");
     }
 }
 
 /* The last position's attention by position, by rank and, for machines, by number. */
-static void show_attention(Report *r, const AttentionStats *a, const Config *c) {
+static void show_attention(Report *r, const AttentionStats *a) {
     static const char *const kinds[] = {"position", "rank", "number"};
-    const size_t T = c->seq_len, V = c->max_num;
-    const size_t sizes[] = {T, T, r->kind == REPORT_TEXT ? 0 : V};
+    const size_t T = a->config->seq_len, H = a->config->n_heads;
+    const size_t n = r->kind == REPORT_TEXT ? 2 * T : 2 * T + a->config->max_num;
     prose(r,
-         "The last position's attention: to each position; by rank (0 the smallest number, %zu the "
-         "median, %zu the greatest).\n\n",
-         T / 2, T - 1);
+          "The last position's attention: to each position; by rank (0 the smallest number, %zu "
+          "the median, %zu the greatest).\n\n",
+          T / 2, T - 1);
     table_begin(r, "attention", "layer,head,by,index,mean,deviation");
     r->bar_limit = 1;
-    for (size_t head = 0; head < a->heads; head++) {
-        const Moments *by[] = {a->query + (head * T + T - 1) * T, a->rank + head * T,
-                               a->token + head * V};
-        for (size_t k = 0; k < 3; k++)
-            for (size_t i = 0; i < sizes[k]; i++)
-                table_row(r, "%zu %zu %s %zu %.3f| %.3f", head / c->n_heads, head % c->n_heads,
-                          kinds[k], i, mean_of(&by[k][i]), deviation_of(&by[k][i]));
+    for (size_t i = 0; i < a->heads * n; i++) {
+        const size_t head = i / n, kind = smaller(i % n / T, 2);
+        const Moments *seen = last_position(a, head) + i % n;
+        table_row(r, "%zu %zu %s %zu %.3f| %.3f", head / H, head % H, kinds[kind], i % n - kind * T,
+                  mean_of(seen), deviation_of(seen));
     }
     table_end(r);
+}
+
+/* Runs s->list, as given_list finds it. */
+static int run_given_list(Session *s, size_t n_lists) {
+    if (!given_list(s, s->seed, n_lists)) return 0;
+    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    return 1;
 }
 
 /* The patterns of a list, if there is one, and averages over s->lists: for machines, the one or the
  * other. */
 static int command_attention(Session *s, Report *r) {
-    const size_t T = s->T;
     AttentionStats stats;
-    if (s->n_words && !given_list(s, 1, 1)) return 0;
-    if (s->n_words || s->on_tour) model_forward(&s->model, &s->run, s->list, 1, NULL);
-    if (s->n_words && r->kind != REPORT_TEXT) {
-        list_patterns(s, r);
-        return 1;
-    }
     if (s->n_words || s->on_tour) {
+        if (!run_given_list(s, 1)) return 0;
         show_patterns(s, r);
+        if (r->kind != REPORT_TEXT) return 1;
         say(r, "\n");
     }
-    float *means = (float *)allocate((double)(T * T) * sizeof(float), "the averages", s->error);
-    const int done = means && attention_create(&stats, &s->model.config, s->error);
-    if (done) {
-        observe_attention(&stats, &s->model, &s->run, s->lists, s->n);
-        show_mean_patterns(s, r, &stats, means);
-        show_attention(r, &stats, &s->model.config);
-        free(stats.query);
-    }
-    free(means);
-    return done;
+    if (!attention_create(&stats, &s->model.config, s->error)) return 0;
+    observe_attention(&stats, &s->model, &s->run, s->lists, s->n);
+    show_mean_patterns(s, r, &stats);
+    show_attention(r, &stats);
+    free(stats.of_head);
+    return 1;
 }
 
 COMMAND(attention, ATTENTION, .size = 10000, .seed = 1000, .batch = 256, .kind = RUN_ALL_POSITIONS,
@@ -3343,28 +3332,31 @@ COMMAND(attention, ATTENTION, .size = 10000, .seed = 1000, .batch = 256, .kind =
 
 /* ---- 11. Evaluating and predicting ----------------------------------------------------------- */
 
+static void info_line(Report *r, const char *name, const char *text) {
+    say(r, "%-28s %s\n", name, text);
+}
+
 static int command_info(Session *s, Report *r) {
     const Model *m = &s->model;
-    const Settings all = {.config = m->config, .recipe = recipe_default()};
+    const Settings all = {.config = m->config};
     char text[80];
     size_t n_config = 0;
-    prose(r, "%s: %zu parameters in %zu tensors, hash %016" PRIx64, s->opt.model, m->n_params,
-         m->n_tensors, hash_model(m));
-    say(r, "\n");
+    prose(r, "%s: %zu parameters in %zu tensors, hash %016" PRIx64 "\n\n", s->opt.model,
+          m->n_params, m->n_tensors, hash_model(m));
     for (; settings[n_config].offset < sizeof(Config); n_config++) {
         setting_print(&settings[n_config], &all, text, sizeof text);
-        say(r, "%-28s %s\n", settings[n_config].name, text);
+        info_line(r, settings[n_config].name, text);
     }
     say(r, "\n");
     for (const Note *note = m->notes; note < m->notes + m->n_notes; note++) {
         size_t i = 0; /* where the note repeats the above */
         while (i < n_config && strcmp(settings[i].name, note->key) != 0) i++;
-        if (i == n_config) say(r, "%-28s %s\n", note->key, note->value);
+        if (i == n_config) info_line(r, note->key, note->value);
     }
     say(r, "\n");
     for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++) {
         shape_text(text, sizeof text, t);
-        say(r, "%-28s %s\n", t->name, text);
+        info_line(r, t->name, text);
     }
     return 1;
 }
@@ -3375,13 +3367,12 @@ COMMAND(info, INFO, .summary = "a checkpoint's configuration, recipe, tensors, h
 /* Uniform training lists are those that `data` and `eval` make with the same seed. */
 static void warn_of_training_lists(const Session *s) {
     const Model *m = &s->model;
-    const char *balanced = find_note(m->notes, m->n_notes, "balanced");
-    const char *trained = find_note(m->notes, m->n_notes, "seed");
-    char seed[24];
-    print_to(seed, sizeof seed, "%zu", s->seed);
-    if (balanced && trained && strcmp(balanced, "0") == 0 && strcmp(trained, seed) == 0)
-        remark(s, "the lists of seed %s are those that this model was trained on; another --seed "
-                  "tests it", seed);
+    const char *balanced = find_note(m->notes, m->n_notes, "balanced"), *end;
+    const char *seed = find_note(m->notes, m->n_notes, "seed");
+    if (balanced && seed && strcmp(balanced, "0") == 0 &&
+        parse_double(seed, &end) == (double)s->seed)
+        remark(s, "the lists of seed %zu are those that this model was trained on; another --seed "
+                  "tests it", s->seed);
 }
 
 /* In pieces as large as s->lists: any number of lists needs the same memory. */
@@ -3392,15 +3383,15 @@ static int command_eval(Session *s, Report *r) {
     if (!runs_create(&runs, &s->model.config, 512, RUN_FORWARD, s->error)) return 0;
     warn_of_training_lists(s);
     mt_seed(&mt, (uint32_t)s->seed);
-    for (size_t at = 0; at < s->opt.size; at += s->n) {
-        const size_t n = smaller(s->n, s->opt.size - at);
+    while (e.lists < s->opt.size) {
+        const size_t n = smaller(s->n, s->opt.size - e.lists);
         make_lists(&mt, s->lists, s->medians, n, s->V, s->T);
         evaluate(&s->model, &runs, s->lists, s->medians, n, &e);
     }
     runs_free(&runs);
     const size_t *by = e.by_distance;
-    prose(r, "%zu lists of seed %zu, evaluated with %s. Alerts are losses above 0.7.\n\n", e.lists,
-         s->seed, s->opt.model);
+    prose(r, "%zu list%s of seed %zu, evaluated with %s. Alerts are losses above 0.7.\n\n", e.lists,
+          plural(e.lists), s->seed, s->opt.model);
     table_begin(r, "evaluation",
                 "lists,accuracy,loss,right,mean_distance,by1,by2,by3,by_more,alerts");
     table_row(r, "%zu %.4f%% %.6f %zu %.3f %zu %zu %zu %zu %zu", e.lists, e.accuracy, e.loss,
@@ -3414,37 +3405,26 @@ COMMAND(eval, EVAL, .size = 100000, .seed = 1000, .max_lists = 16384,
 
 /* -- predict -- */
 
-/* The number that follows `before` in the order of falling logits, with before n the first; n after
- * the last. What is NaN comes never. */
-static size_t next_best(const float *logits, size_t n, size_t before) {
-    size_t best = n;
-    for (size_t i = 0; i < n; i++) {
-        const int below = before == n || logits[i] < logits[before] ||
-                          (i > before && logits[i] == logits[before]);
-        const int ahead = best == n || logits[i] > logits[best];
-        if (below && ahead && logits[i] == logits[i]) best = i;
-    }
-    return best;
-}
-
 static int show_prediction(Session *s, Report *r) {
-    const float *logits = s->run.logits;
-    size_t order[MAX_SEQ_LEN];
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    float *logits = s->run.logits;
+    uint32_t sorted[MAX_SEQ_LEN];
+    if (!run_given_list(s, 1)) return 0;
     model_loss(&s->run, s->median);
     const size_t guess = argmax(logits, s->V), median = s->median[0];
-    rank_order(s->list, s->T, order);
+    for (size_t t = 0; t < s->T; t++) sorted[rank_of(s->list, s->T, t)] = s->list[t];
     say(r, "list       %s\nsorted    ", list_text(s, s->list));
     for (size_t i = 0; i < s->T; i++)
-        say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)s->list[order[i]]);
-    say(r, "\nprediction %zu, %s (the median is %zu), ", guess, guess == median ? "right" : "wrong",
-        median);
-    say(r, "loss %.5g\n\n", checked(r, s->run.loss[0]));
+        say(r, i == s->T / 2 ? " [%u]" : " %u", (unsigned)sorted[i]);
+    say(r, "\n");
+    prose(r, "prediction %zu, %s (the median is %zu), loss %.5g\n\n", guess,
+          guess == median ? "right" : "wrong", median, checked(r, s->run.loss[0]));
     table_begin(r, "leading", "number,logit,probability");
     r->bar_limit = 1;
-    size_t v = next_best(logits, s->V, s->V);
-    for (size_t i = 0; i < 5 && v < s->V; i++, v = next_best(logits, s->V, v))
+    for (size_t i = 0; i < smaller(5, s->V); i++) {
+        const size_t v = argmax(logits, s->V);
         table_row(r, "%zu %.3f %.5f|", v, logits[v], s->run.probs[v]);
+        logits[v] = -HUGE_VALF;
+    }
     table_end(r);
     return 1;
 }
@@ -3452,6 +3432,7 @@ static int show_prediction(Session *s, Report *r) {
 /* Answers to n lists, one a line. */
 static void add_answers(Session *s, Report *r, const uint32_t *lists, const uint32_t *medians,
                         size_t n) {
+    if (n == 0) return;
     model_forward(&s->model, &s->run, lists, n, NULL);
     model_loss(&s->run, medians);
     for (size_t i = 0; i < n; i++) {
@@ -3462,8 +3443,8 @@ static void add_answers(Session *s, Report *r, const uint32_t *lists, const uint
         else if (r->kind == REPORT_TEXT) say(r, "%zu\n", guess);
         else
             table_row(r, "%s %zu %zu %f %f %f", list_text(s, lists + i * s->T), guess,
-                      (size_t)medians[i], logits[guess],
-                      s->run.probs[i * s->V + guess], s->run.loss[i]);
+                      (size_t)medians[i], logits[guess], s->run.probs[i * s->V + guess],
+                      s->run.loss[i]);
     }
     report_flush(r);
 }
@@ -3480,48 +3461,48 @@ static int predict_input(Session *s, Report *r) {
     size_t n = 0, number = 0, length;
     if (person && to)
         print_file(to, "A list of %zu numbers below %zu, and Enter. Ctrl-D ends.\n", s->T, s->V);
-    while (!(r->out && ferror(r->out)) && read_line(in, line, LINE, &length)) {
+    while (takes_more(r) && read_line(in, line, LINE, &length)) {
         uint32_t *list = s->lists + n * s->T;
-        int good = 1;
         number++;
-        if (length >= LINE)
-            good = fail(s->error, "it has %zu characters, more than %d", length, LINE - 1);
-        else if (line[strspn(line, " \t\r,")]) good = parse_lists(s, list, s->T, line);
-        else continue;
-        s->error->usage = 0;
+        if (!line[strspn(line, " \t\r,")]) continue;
+        int good = length < LINE ||
+                   fail(s->error, "it has %zu characters, more than %d", length, LINE - 1);
+        if (good) good = parse_lists(s, list, s->T, line);
         if (good) s->medians[n++] = median_of(list, s->T);
-        else if (person) remark(s, "%s", s->error->text);
-        if (n == batch || (n && !good)) {
+        if (n == batch || !good) {
             add_answers(s, r, s->lists, s->medians, n);
             n = 0;
         }
-        if (!good && !person) {
-            const Error reason = *s->error;
+        if (good) continue;
+        const Error reason = *s->error;
+        s->error->usage = 0;
+        if (!person)
             return fail(s->error, "standard input, line %zu: %.400s", number, reason.text);
-        }
+        remark(s, "%s", reason.text);
     }
-    if (n) add_answers(s, r, s->lists, s->medians, n);
+    add_answers(s, r, s->lists, s->medians, n);
     return !ferror(in) || fail(s->error, "cannot read standard input: %s", strerror(errno));
 }
 
 static int command_predict(Session *s, Report *r) {
-    const int table = r->kind != REPORT_TEXT && !s->opt.logits;
     int done = 1;
-    if (s->n_words && !given_list(s, 1, 1)) return 0;
-    if (table) table_begin(r, "predictions", "list,prediction,median,logit,probability,loss");
-    if (!s->n_words) done = predict_input(s, r);
-    else if (table || s->opt.logits) add_answers(s, r, s->list, s->median, 1);
-    else {
-        show_prediction(s, r);
-        show_patterns(s, r);
+    if (s->n_words && r->kind == REPORT_TEXT && !s->opt.logits) {
+        done = show_prediction(s, r);
+        if (done) show_patterns(s, r);
+        return done;
     }
-    if (table) table_end(r);
+    if (s->n_words && !given_list(s, 1, 1)) return 0;
+    if (!s->opt.logits)
+        table_begin(r, "predictions", "list,prediction,median,logit,probability,loss");
+    if (s->n_words) add_answers(s, r, s->list, s->median, 1);
+    else done = predict_input(s, r);
     return done;
 }
 
 COMMAND(predict, PREDICT, .size = 256, .batch = 256, .max_lists = 256, .argument = "NUMBER...",
         .argument_is = "the list; without it, lists from stdin, one a line",
         .summary = "the median, as the model sees it", .example = "predict 41 46 16 47 30 12 27");
+
 /* ---- 12. Circuits and weights ---------------------------------------------------------------- */
 
 /* The sum of n products; in x and in y, each number stands so many behind the one before. */
@@ -4452,7 +4433,7 @@ static void show_looks(Explainer *x) {
     observe_attention(&x->attention, x->model, &x->run, x->sample, x->n);
     prose(r, "Its attention over %zu lists; even attention would be %.3f everywhere.\n\n", x->n,
           1.0 / (double)x->T);
-    show_attention(r, &x->attention, &x->model->config);
+    show_attention(r, &x->attention);
     say(r, "\n");
     table_begin(r, "entropy", "mean,deviation");
     table_row(r, "%.4f %.4f", mean_of(entropy), deviation_of(entropy));
@@ -4494,7 +4475,7 @@ static void make_tables(Explainer *x) {
             .key_pos = t,
             .scale = x->scale,
         };
-        const float weight = f32(mean_of(&x->attention.query[(head * T + T - 1) * T + t]));
+        const float weight = f32(mean_of(last_position(&x->attention, head) + t));
         circuit_table(x->model, &which, x->work, x->scratch);
         for (size_t j = 0; j < V * V; j++) x->work[j] = f32((double)x->work[j] * weight);
         add_to(x->tables + t * V * V, x->work, V * V);
@@ -4783,9 +4764,10 @@ enum { NETWORK, FROZEN, SUMS, MEAN_SCALE, SIDES, EXCHANGED, NEGATED, FITTED, MED
 static void freeze_attention(void *context, HookSite site, size_t layer, size_t head, float *values,
                              size_t rows, size_t width) {
     const Explainer *x = (const Explainer *)context;
-    const size_t n = x->run.n_lists, row = layer * x->run.config.n_heads + head;
+    const size_t n = x->run.n_lists;
     if (site != HOOK_PATTERN) return;
-    const Moments *mean = x->attention.query + ((row + 1) * width - rows / n) * width;
+    const Moments *last = last_position(&x->attention, layer * x->run.config.n_heads + head);
+    const Moments *mean = last + width - rows / n * width;
     for (size_t i = 0; i < rows * width; i++)
         values[i] = f32(mean_of(&mean[i / width / n * width + i % width]));
 }
@@ -4999,7 +4981,7 @@ static int command_explain(Session *s, Report *r) {
         show_ladder(&x);
         show_verdict(&x);
     }
-    free(x.attention.query);
+    free(x.attention.of_head);
     free(memory);
     run_free(&x.run);
     return memory != NULL;
