@@ -3505,10 +3505,10 @@ COMMAND(predict, PREDICT, .size = 256, .batch = 256, .max_lists = 256, .argument
 
 /* ---- 12. Circuits and weights ---------------------------------------------------------------- */
 
-/* The sum of n products; in x and in y, each number stands so many behind the one before. */
-static double dot(const float *x, size_t x_step, const float *y, size_t y_step, size_t n) {
+/* The sum of n products; in y, each number stands `step` behind the one before. */
+static double dot_strided(const float *x, const float *y, size_t step, size_t n) {
     double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += (double)x[i * x_step] * y[i * y_step];
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * y[i * step];
     return sum;
 }
 
@@ -3520,10 +3520,8 @@ static void center(float *x, size_t n, size_t step) {
 }
 
 /* What ln_final makes of vectors x (rows, d_model), which may be out, when its scale is taken as
- * given: centred, times scale, times w. Its b is left out. Without normalization, x. Returns
- * out. */
-static const float *scale_given(const Model *m, float *out, const float *x, size_t rows,
-                                float scale) {
+ * given: centred, times scale, times w. Its b is left out. Without normalization, x. */
+static void scale_given(const Model *m, float *out, const float *x, size_t rows, float scale) {
     const size_t d = m->config.d_model;
     const float *w = m->weights.ln_final_w;
     memmove(out, x, rows * d * sizeof *out);
@@ -3532,7 +3530,6 @@ static const float *scale_given(const Model *m, float *out, const float *x, size
         out[i] = f32((double)out[i] * scale);
         if (w) out[i] = f32((double)out[i] * w[i % d]);
     }
-    return out;
 }
 
 /* What vectors x (rows, d_model), which are changed, add to the logits (rows, max_num) if
@@ -3547,9 +3544,8 @@ float mean_scale(const Model *m, Run *run, const uint32_t *lists, size_t n) {
     double sum = 0;
     if (!m->config.normalization) return 1;
     for (size_t at = 0; at < n; at += run->n_lists) {
-        const size_t some = smaller(run->capacity, n - at);
-        model_forward(m, run, lists + at * m->config.seq_len, some, NULL);
-        for (size_t i = 0; i < some; i++) sum += run->final_inv_std[i];
+        model_forward(m, run, lists + at * m->config.seq_len, smaller(run->capacity, n - at), NULL);
+        for (size_t i = 0; i < run->n_lists; i++) sum += run->final_inv_std[i];
     }
     return f32(sum / (double)n);
 }
@@ -3561,60 +3557,52 @@ static void add_position(float *x, const float *W_E, const float *W_pos, size_t 
 }
 
 /* What a head's W (d_model, d_head) and b (d_head) make of every number at a position: W_E[t] +
- * W_pos[position], through LN1, times W, plus b; raw without LN1 and b, and at NO_POSITION
- * without W_pos. (Later layers see it only as far as the residual stream brings it there
- * unchanged.) out (max_num, d_head). */
+ * W_pos[position], through LN1, times W, plus b; at NO_POSITION the mean over all positions. Raw
+ * without LN1 and b, and at NO_POSITION without W_pos. (Later layers see it only as far as the
+ * residual stream brings it there unchanged.) out (max_num, d_head). */
 static void project_numbers(const Model *m, const Circuit *of, size_t position, const float *W,
                             const float *b, float *out, float *scratch) {
     const Config *c = &m->config;
     const LayerWeights *w = &m->weights.layers[of->layer];
     const size_t V = c->max_num, d = c->d_model, dh = c->d_head;
-    const float *W_pos = position == NO_POSITION ? NULL : m->weights.W_pos + position * d;
-    float *x = scratch, *h = c->normalization && !of->raw ? x + V * d : x, *normal = h + V * d;
-    add_position(x, m->weights.W_E, W_pos, V, d);
-    if (h != x) layernorm_forward(h, normal, normal + V * d, x, w->ln1_w, w->ln1_b, V, d);
-    linear_forward(out, NULL, h, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d,
+    const size_t n = position == NO_POSITION && !of->raw ? c->seq_len : 1;
+    const int normalized = c->normalization && !of->raw;
+    float *mean = scratch, *x = mean + V * d, *normal = x + V * d, *inv_std = normal + V * d;
+    float *h = normalized ? inv_std + V : x;
+    memset(mean, 0, V * d * sizeof *mean);
+    for (size_t p = 0; p < n; p++) {
+        const size_t at = n > 1 ? p : position;
+        add_position(x, m->weights.W_E, at == NO_POSITION ? NULL : m->weights.W_pos + at * d, V, d);
+        if (normalized) layernorm_forward(h, normal, inv_std, x, w->ln1_w, w->ln1_b, V, d);
+        for (size_t i = 0; i < V * d; i++)
+            mean[i] = f32((double)mean[i] + (double)h[i] / (double)n);
+    }
+    linear_forward(out, NULL, mean, W + of->head * d * dh, of->raw ? NULL : b + of->head * dh, V, d,
                    dh);
 }
 
-/* With both positions given. */
-static void circuit_at(const Model *m, const Circuit *of, size_t key_pos, float *table,
-                       float *scratch) {
+size_t circuit_scratch(const Config *c) {
+    return c->max_num * (2 * c->d_head + 4 * c->d_model + 1);
+}
+
+void circuit_table(const Model *m, const Circuit *of, float *table, float *scratch) {
     const LayerWeights *w = &m->weights.layers[of->layer];
     const size_t V = m->config.max_num, d = m->config.d_model, dh = m->config.d_head;
+    const int last = of->query_pos == NO_POSITION && !of->raw;
     float *q = scratch, *k = q + V * dh, *x = k + V * dh;
     if (of->kind == CIRCUIT_OV) {
-        project_numbers(m, of, key_pos, w->W_V, w->b_V, k, x);
+        project_numbers(m, of, of->key_pos, w->W_V, w->b_V, k, x);
         linear_forward(x, NULL, k, w->W_O + of->head * d * dh, NULL, V, dh, d);
         if (of->raw) linear_forward(table, NULL, x, m->weights.W_U, NULL, V, d, V);
         else direct_logits(m, table, x, V, of->scale);
         return;
     }
-    project_numbers(m, of, of->query_pos, w->W_Q, w->b_Q, q, x);
-    project_numbers(m, of, key_pos, w->W_K, w->b_K, k, x);
-    const double scale = of->raw ? 1.0 : 1.0 / sqrt((double)dh);
+    project_numbers(m, of, last ? m->config.seq_len - 1 : of->query_pos, w->W_Q, w->b_Q, q, x);
+    project_numbers(m, of, of->key_pos, w->W_K, w->b_K, k, x);
+    const float scale = of->raw ? 1.0f : f32(1.0 / sqrt((double)dh));
     for (size_t i = 0; i < V * V; i++)
-        table[i] = f32(dot(q + i / V * dh, 1, k + i % V * dh, 1, dh) * scale);
+        table[i] = attention_score(q + i / V * dh, k + i % V * dh, dh, scale);
 }
-
-size_t circuit_scratch(const Config *c) {
-    return c->max_num * (c->max_num + 2 * c->d_head + 3 * c->d_model + 1);
-}
-
-void circuit_table(const Model *m, const Circuit *which, float *table, float *scratch) {
-    const size_t V = m->config.max_num, T = m->config.seq_len;
-    const int averaged = !which->raw && which->key_pos == NO_POSITION;
-    const size_t n = averaged ? T : 1; /* the mean is over so many key positions */
-    Circuit of = *which;
-    if (!which->raw && which->query_pos == NO_POSITION) of.query_pos = T - 1;
-    memset(table, 0, V * V * sizeof *table);
-    for (size_t p = 0; p < n; p++) {
-        circuit_at(m, &of, n > 1 ? p : which->key_pos, scratch, scratch + V * V);
-        for (size_t i = 0; i < V * V; i++)
-            table[i] = f32((double)table[i] + (double)scratch[i] / (double)n);
-    }
-}
-
 
 /* A whole number at *text, which moves behind it and the mark that follows; a last ',' may be
  * missing. */
@@ -3632,12 +3620,10 @@ static int next_head(const Session *s, const char **text, size_t *layer, size_t 
     const size_t L = s->model.config.n_layers, H = s->model.config.n_heads;
     if (!next_index(text, '.', layer) || !next_index(text, ',', head))
         return usage(s->error, "--head is '%.40s', must be LAYER.HEAD, such as 0.0", s->opt.heads);
-    const char *layers = L == 1 ? "" : "s";
-    const char *heads = H == 1 ? "" : "s";
-    if (*layer < L && *head < H) return 1;
-    return usage(s->error,
+    return (*layer < L && *head < H) ||
+           usage(s->error,
                  "--head is '%.40s', but this model has %zu layer%s of %zu head%s, counted from 0",
-                 s->opt.heads, L, layers, H, heads);
+                 s->opt.heads, L, plural(L), H, plural(H));
 }
 
 /* What the options and the argument say of the circuits: `which` is the first, *n how many there
@@ -3652,55 +3638,61 @@ static int parse_circuit(const Session *s, Circuit *which, size_t *n) {
         if (positions[i] != NO_POSITION && positions[i] >= s->T)
             return usage(s->error, "--%s-pos is %zu, must be less than %zu", i ? "key" : "query",
                          positions[i], s->T);
-    which->kind = kind ? CIRCUIT_OV : CIRCUIT_QK;
-    which->raw = s->opt.raw != 0;
-    which->query_pos = s->opt.query_pos;
-    which->key_pos = s->opt.key_pos;
+    *which = (Circuit){.kind = kind ? CIRCUIT_OV : CIRCUIT_QK,
+                       .raw = s->opt.raw != 0,
+                       .query_pos = s->opt.query_pos,
+                       .key_pos = s->opt.key_pos};
     *n = *heads || s->opt.csv ? 1 : s->model.config.n_layers * s->model.config.n_heads;
     if (*heads && !next_head(s, &heads, &which->layer, &which->head)) return 0;
     return !*heads || usage(s->error, "--head is '%.40s', must be one head", s->opt.heads);
 }
 
-static int command_circuits(Session *s, Report *r) {
-    static const char *const names[] = {
-        "QK: how much a query number (row) looks at a key number (column)",
-        "OV: what attending to a number (row) adds to the logit of each (column)",
+/* The head's table as text. Scores that differ by less than 1 hardly matter to softmax: they are
+ * drawn faint. */
+static void show_circuit(Report *r, const Circuit *which, const float *table, size_t V) {
+    static const struct {
+        const char *title, *row, *column;
+    } words[] = {
+        {"QK: how much a query number (row) looks at a key number (column)", "query", "key"},
+        {"OV: what attending to a number (row) adds to the logit of each (column)", "number",
+         "logit of"},
     };
-    static const char *const rows[] = {"query", "number"};
-    static const char *const columns[] = {"key", "logit of"};
-    const size_t V = s->V, H = s->model.config.n_heads;
-    Circuit which = {.layer = 0, .head = 0};
-    size_t n = 0;
-    if (!parse_circuit(s, &which, &n)) return 0;
-    const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
-    float *table = (float *)allocate(floats * sizeof *table, "the circuit", s->error);
     Map map = {
         .values = table,
         .rows = V,
         .cols = V,
-        .row_title = rows[which.kind],
-        .col_title = columns[which.kind],
+        .row_title = words[which->kind].row,
+        .col_title = words[which->kind].column,
     };
+    for (size_t t = 0; r->kind != REPORT_TEXT && t < V; t++)
+        line_of_numbers(r, ",", table + t * V, V);
+    prose(r, "layer %zu head %zu, %s%s", which->layer, which->head, which->raw ? "raw " : "",
+          words[which->kind].title);
+    if (which->kind == CIRCUIT_QK && !which->raw) map.limit = 1;
+    for (size_t i = 0; map.limit > 0 && i < V * V; i++)
+        map.limit = max_double(map.limit, fabs((double)table[i]));
+    draw_map(r, &map);
+    say(r, "\n");
+}
+
+static int command_circuits(Session *s, Report *r) {
+    const size_t V = s->V, H = s->model.config.n_heads;
+    Circuit which;
+    size_t n = 0;
+    if (!parse_circuit(s, &which, &n)) return 0;
+    const double floats = (double)V * (double)V + (double)circuit_scratch(&s->model.config);
+    float *table = (float *)allocate(floats * sizeof *table, "the circuit", s->error);
+    if (!table) return 0;
     if (which.kind == CIRCUIT_OV && !which.raw)
         which.scale = mean_scale(&s->model, &s->run, s->lists, s->n);
-    const size_t first = which.layer * H + which.head;
-    for (size_t i = first; table && i < first + n; i++) {
-        which.layer = i / H;
-        which.head = i % H;
+    for (; n > 0; n--) {
         circuit_table(&s->model, &which, table, table + V * V);
-        for (size_t t = 0; r->kind != REPORT_TEXT && t < V; t++)
-            line_of_numbers(r, ",", table + t * V, V);
-        prose(r, "layer %zu head %zu, %s%s", which.layer, which.head, which.raw ? "raw " : "",
-             names[which.kind]);
-        /* Scores that differ by less than 1 hardly matter to softmax: they are drawn faint. */
-        map.limit = which.kind == CIRCUIT_QK && !which.raw ? 1 : 0;
-        for (size_t j = 0; map.limit > 0 && j < V * V; j++)
-            map.limit = max_double(map.limit, fabs((double)table[j]));
-        draw_map(r, &map);
-        say(r, "\n");
+        show_circuit(r, &which, table, V);
+        which.head = (which.head + 1) % H;
+        which.layer += which.head == 0;
     }
     free(table);
-    return table != NULL;
+    return 1;
 }
 
 COMMAND(circuits, CIRCUITS, .size = 20000, .seed = 1000, .batch = 1024, .argument = "qk|ov",
@@ -3709,62 +3701,61 @@ COMMAND(circuits, CIRCUITS, .size = 20000, .seed = 1000, .batch = 1024, .argumen
 
 /* -- weights -- */
 
-/* One matrix of a tensor, a head's where there are heads: its singular values and its picture. */
+enum { BINS = 40 };
+
+static void show_histogram(Report *r, const Tensor *t, double least, double greatest) {
+    const size_t n = smaller(BINS, r->width - 14);
+    size_t bins[BINS] = {0}, most = 0;
+    for (size_t i = 0; i < t->size; i++) {
+        const double share =
+            greatest > least ? (t->data[i] - least) / (greatest - least) : 0;
+        const size_t bin = smaller((size_t)(share * (double)n), n - 1);
+        if (++bins[bin] > most) most = bins[bin];
+    }
+    say(r, "  histogram |");
+    for (size_t i = 0; i < n; i++)
+        say(r, "%c", ramp[shade_index((double)bins[i], (double)most)]);
+    say(r, "|\n");
+}
+
+/* The greatest singular values of a matrix, a head's where there are heads, and its picture. */
 static int show_matrix(Report *r, const float *data, size_t rows, size_t cols, Error *error) {
     const size_t few = smaller(rows, cols), many = rows + cols - few;
     const Map map = {.values = data, .rows = rows, .cols = cols, .row_title = "", .col_title = ""};
     const double bytes = (double)few * (double)(many + 1) * (double)sizeof *data;
+    char text[256];
+    Text line = {.data = text, .capacity = sizeof text, .fixed = 1};
     float *columns = (float *)allocate(bytes, "singular values", error);
     if (!columns) return 0;
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++)
-            columns[rows < cols ? i * many + j : j * many + i] = data[i * cols + j];
+    for (size_t i = 0; i < rows * cols; i++) {
+        const size_t row = i / cols, col = i % cols;
+        columns[rows < cols ? row * many + col : col * many + row] = data[i];
+    }
     float *values = columns + few * many;
     singular_values(values, columns, few, many);
-    say(r, "  singular values");
-    for (size_t i = 0; i < smaller(few, 10); i++) {
-        if (i == 5) say(r, "\n                 ");
-        text_add(&r->text, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g",
-                 checked(r, values[i]));
-    }
-    say(r, "\n");
+    for (size_t i = 0; i < smaller(few, 10); i++)
+        text_add(&line, r->kind == REPORT_TEXT ? " %.3f" : ",%.9g", checked(r, values[i]));
+    if (r->kind == REPORT_TEXT) prose(r, "  singular values%s", text);
+    else text_add(&r->text, "%s", text);
     draw_map(r, &map);
     free(columns);
     return 1;
 }
 
-enum { BINS = 40 };
-
-static void show_histogram(Report *r, const Tensor *t, double least, double greatest) {
-    size_t bins[BINS] = {0}, most = 0;
-    for (size_t i = 0; i < t->size; i++) {
-        const double share =
-            greatest > least ? (t->data[i] - least) / (greatest - least) : 0;
-        const size_t bin = smaller((size_t)(share * BINS), BINS - 1);
-        if (++bins[bin] > most) most = bins[bin];
-    }
-    say(r, "  histogram |");
-    for (size_t i = 0; i < BINS; i++)
-        say(r, "%c", ramp[shade_index((double)bins[i], (double)most)]);
-    say(r, "|\n");
-}
-
 static int show_tensor(Report *r, const Tensor *t, Error *error) {
     char shape[80];
     Moments moments = {0, 0, 0};
-    float least = t->data[0], greatest = t->data[0];
+    double least = HUGE_VAL, greatest = -HUGE_VAL;
     for (size_t i = 0; i < t->size; i++) {
-        const float x = t->data[i];
-        observe(&moments, x);
-        if (x < least) least = x;
-        if (x > greatest) greatest = x;
+        observe(&moments, t->data[i]);
+        least = min_double(t->data[i], least);
+        greatest = max_double(t->data[i], greatest);
     }
     shape_text(shape, sizeof shape, t);
     text_add(&r->text,
              r->kind == REPORT_TEXT ? "%s  %s\n  mean %.4f  deviation %.4f\n  from %.4f to %.4f\n"
                                     : "%s,%s,%.9g,%.9g,%.9g,%.9g",
-             t->name, shape, mean_of(&moments), deviation_of(&moments), least,
-             greatest);
+             t->name, shape, mean_of(&moments), deviation_of(&moments), least, greatest);
     show_histogram(r, t, least, greatest);
     const size_t heads = t->n_dims == 3 ? t->shape[0] : 1, cols = t->shape[t->n_dims - 1];
     const size_t rows = t->size / heads / cols;
@@ -3777,18 +3768,20 @@ static int show_tensor(Report *r, const Tensor *t, Error *error) {
 }
 
 static int command_weights(Session *s, Report *r) {
-    int done = 1;
-    table_begin(r, "weights", "tensor,shape,mean,deviation,min,max,singular_values...");
-    for (size_t i = 0; done && i < s->model.n_tensors; i++)
-        done = show_tensor(r, &s->model.tensors[i], s->error);
-    table_end(r);
-    return done;
+    const Model *m = &s->model;
+    if (r->kind != REPORT_TEXT)
+        text_add(&r->text, "tensor,shape,mean,deviation,min,max,singular_values...\n");
+    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++)
+        if (!show_tensor(r, t, s->error)) return 0;
+    return 1;
 }
 
 COMMAND(weights, WEIGHTS, .summary = "every tensor: statistics, singular values, picture",
         .example = "weights --width 120");
 
 /* -- activations: every intermediate value, as TransformerLens's run_with_cache has it -- */
+
+#define NONE SIZE_MAX
 
 /* An index as text, or what is said in place of one that is too great. */
 static const char *index_text(char text[24], size_t index, size_t n, const char *otherwise) {
@@ -3797,140 +3790,115 @@ static const char *index_text(char text[24], size_t index, size_t n, const char 
     return text;
 }
 
-#define NONE SIZE_MAX
+enum {
+    BY_HEAD = 1,  /* values of each head, one head after the other */
+    BY_INDEX = 2, /* a position's row is the one that the layer's index says */
+    INVERSE = 4   /* 1/x is listed */
+};
 
-/* Whose values are listed. */
+/* The values under one of TransformerLens's names, n a position; x is NULL if this model has
+ * none. */
 typedef struct {
-    Report *report;
-    size_t layer, head;  /* or NONE */
-    size_t T;            /* positions */
-    const uint32_t *row; /* (T): which row of an array a position has; NULL: row t */
-} Place;
+    const char *name;
+    const float *x;
+    size_t n;
+    int form;
+} Site;
 
-/* The n values of each position, from x (rows, n). A score that is masked is -inf, as in
- * TransformerLens. */
-static void list_site(const Place *p, const char *site, const float *x, size_t n) {
-    Report *r = p->report;
-    char name[48], layer[24], head[24];
-    index_text(layer, p->layer, NONE, "");
-    index_text(head, p->head, NONE, "");
-    print_to(name, sizeof name, *layer ? "blocks.%s.%s" : "%s%s", layer, site);
-    for (size_t t = 0; t < p->T; t++)
-        for (size_t i = 0; i < n; i++) {
-            const double value = x[(p->row ? p->row[t] : t) * n + i];
-            if (value > -HUGE_VAL) checked(r, value);
-            text_add(&r->text, "%s,%s,%s,%zu,%zu,%.9g\n", name, layer, head, t, i, value);
+/* The sites of a layer, or NONE. */
+static void list_sites(const Session *s, Report *r, size_t layer, const Site *sites,
+                       size_t n_sites) {
+    const size_t T = s->T;
+    const LayerRun *run = &s->run.layers[layer == NONE ? 0 : layer];
+    char prefix[40] = "", number[24], head[24];
+    index_text(number, layer, NONE, "");
+    if (layer != NONE) print_to(prefix, sizeof prefix, "blocks.%zu.", layer);
+    for (const Site *p = sites; p < sites + n_sites; p++) {
+        const int by_head = p->form & BY_HEAD, by_index = p->form & BY_INDEX;
+        const size_t heads = by_head ? s->model.config.n_heads : 1;
+        const size_t rows = by_index ? run->rows->n_rows : T;
+        for (size_t i = 0; p->x && i < heads * T * p->n; i++) {
+            const size_t h = i / p->n / T, t = i / p->n % T, row = by_index ? run->row[t] : t;
+            double value = p->x[(h * rows + row) * p->n + i % p->n];
+            if (p->form & INVERSE) value = f32(1.0 / value);
+            if (value > -HUGE_VAL) checked(r, value); /* masked scores are -inf */
+            index_text(head, by_head ? h : NONE, NONE, "");
+            text_add(&r->text, "%s%s,%s,%s,%zu,%zu,%.9g\n", prefix, p->name, number, head, t,
+                     i % p->n, value);
         }
-    report_flush(r);
-}
-
-/* A layer normalization's scale, sqrt(variance + 1e-5) of each position, and x divided by it,
- * before w and b: normal (rows, d). */
-static void list_norm(const Place *p, const char *name, const float *inv_std, const float *normal,
-                      size_t d) {
-    char site[40];
-    float scale[MAX_SEQ_LEN];
-    Place at = *p;
-    for (size_t t = 0; t < p->T; t++) scale[t] = f32(1.0 / inv_std[p->row ? p->row[t] : t]);
-    at.row = NULL;
-    print_to(site, sizeof site, "%s.hook_scale", name);
-    list_site(&at, site, scale, 1);
-    print_to(site, sizeof site, "%s.hook_normalized", name);
-    list_site(p, site, normal, d);
-}
-
-/* What stands before softmax, of each head: scores (n_heads, T, T). */
-static void attention_scores(float *scores, const LayerRun *layer, const Config *c) {
-    const size_t T = c->seq_len, dh = c->d_head;
-    const double scale = 1.0 / sqrt((double)dh);
-    for (size_t i = 0; i < c->n_heads * T * T; i++) {
-        const size_t head = i / T / T, query = i / T % T, key = i % T;
-        const float *q = layer->rows->q + (head * layer->rows->n_rows + layer->row[query]) * dh;
-        const float *k = layer->rows->k + (head * layer->rows->n_rows + layer->row[key]) * dh;
-        scores[i] = key > query ? -HUGE_VALF : f32(dot(q, 1, k, 1, dh) * scale);
+        report_flush(r);
     }
 }
 
 /* scratch: (n_heads, T, T) and (T, d_model) */
-static void list_layer(const Session *s, Place p, float *scratch) {
+static void list_layer(const Session *s, Report *r, size_t l, float *scratch) {
     const Config *c = &s->model.config;
-    const LayerWeights *w = &s->model.weights.layers[p.layer];
-    const LayerRun *layer = &s->run.layers[p.layer];
+    const LayerWeights *w = &s->model.weights.layers[l];
+    const LayerRun *layer = &s->run.layers[l];
     const LayerRows *rows = layer->rows;
     const size_t T = s->T, d = c->d_model, dh = c->d_head, H = c->n_heads;
-    float *out = scratch + H * T * T;
-    const struct {
-        const char *name;
-        const float *x; /* (n_heads, rows, n) */
-        size_t rows, n;
-    } sites[] = {
-        {"attn.hook_q", rows->q, rows->n_rows, dh},  {"attn.hook_k", rows->k, rows->n_rows, dh},
-        {"attn.hook_v", rows->v, rows->n_rows, dh},  {"attn.hook_attn_scores", scratch, T, T},
-        {"attn.hook_pattern", layer->pattern, T, T}, {"attn.hook_z", layer->z, T, dh},
-    };
-    p.row = layer->row;
-    list_site(&p, "hook_resid_pre", rows->x, d);
-    if (c->normalization) list_norm(&p, "ln1", rows->inv_std, rows->normal, d);
-    attention_scores(scratch, layer, c);
-    for (size_t i = 0; i < 6; i++) {
-        if (i == 3) p.row = NULL;
-        for (p.head = 0; p.head < H; p.head++)
-            list_site(&p, sites[i].name, sites[i].x + p.head * sites[i].rows * sites[i].n,
-                      sites[i].n);
+    const float scale = attention_of(c, layer).scale;
+    float *scores = scratch, *attn_out = scratch + H * T * T;
+    for (size_t i = 0; i < H * T * T; i++) {
+        const size_t first = i / T / T * rows->n_rows, query = i / T % T, key = i % T;
+        const float *q = rows->q + (first + layer->row[query]) * dh;
+        const float *k = rows->k + (first + layer->row[key]) * dh;
+        scores[i] = key > query ? -HUGE_VALF : attention_score(q, k, dh, scale);
     }
-    p.head = NONE;
-    for (size_t t = 0; t < T; t++) memcpy(out + t * d, w->b_O, d * sizeof *out);
+    memset(attn_out, 0, T * d * sizeof *attn_out);
     for (size_t h = 0; h < H; h++)
-        linear_forward(out, out, layer->z + h * T * dh, w->W_O + h * dh * d, NULL, T, dh, d);
-    list_site(&p, "hook_attn_out", out, d);
-    if (c->d_mlp == 0) return;
-    list_site(&p, "hook_resid_mid", layer->resid_mid, d);
-    if (c->normalization) list_norm(&p, "ln2", layer->inv_std2, layer->normal2, d);
-    list_site(&p, "mlp.hook_pre", layer->pre, c->d_mlp);
-    list_site(&p, "mlp.hook_post", layer->post, c->d_mlp);
-    list_site(&p, "hook_mlp_out", layer->mlp_out, d);
-}
-
-/* What stands behind the layers. scratch: (T, 2 d_model + 1 + max_num) */
-static void list_end(const Session *s, Place p, float *scratch) {
-    const Config *c = &s->model.config;
-    const Weights *w = &s->model.weights;
-    const size_t T = s->T, d = c->d_model, V = s->V;
-    float *normal = scratch, *h = normal + T * d, *inv_std = h + T * d, *logits = inv_std + T;
-    if (c->normalization) {
-        layernorm_forward(h, normal, inv_std, s->run.final, w->ln_final_w, w->ln_final_b, T, d);
-        list_norm(&p, "ln_final", inv_std, normal, d);
-    } else memcpy(h, s->run.final, T * d * sizeof *h);
-    list_site(&p, "unembed.hook_in", h, d);
-    linear_forward(logits, NULL, h, w->W_U, w->b_U, T, d, V);
-    list_site(&p, "unembed.hook_out", logits, V);
+        linear_forward(attn_out, attn_out, layer->z + h * T * dh, w->W_O + h * dh * d,
+                       h == 0 ? w->b_O : NULL, T, dh, d);
+    const Site sites[] = {
+        {"hook_resid_pre", rows->x, d, BY_INDEX},
+        {"ln1.hook_scale", rows->inv_std, 1, BY_INDEX | INVERSE},
+        {"ln1.hook_normalized", rows->normal, d, BY_INDEX},
+        {"attn.hook_q", rows->q, dh, BY_INDEX | BY_HEAD},
+        {"attn.hook_k", rows->k, dh, BY_INDEX | BY_HEAD},
+        {"attn.hook_v", rows->v, dh, BY_INDEX | BY_HEAD},
+        {"attn.hook_attn_scores", scores, T, BY_HEAD},
+        {"attn.hook_pattern", layer->pattern, T, BY_HEAD},
+        {"attn.hook_z", layer->z, dh, BY_HEAD},
+        {"hook_attn_out", attn_out, d, 0},
+        {"hook_resid_mid", layer->resid_mid, d, 0},
+        {"ln2.hook_scale", layer->inv_std2, 1, INVERSE},
+        {"ln2.hook_normalized", layer->normal2, d, 0},
+        {"mlp.hook_pre", layer->pre, c->d_mlp, 0},
+        {"mlp.hook_post", layer->post, c->d_mlp, 0},
+        {"hook_mlp_out", layer->mlp_out, d, 0},
+        {"hook_resid_post", l + 1 < c->n_layers ? layer[1].rows->x : s->run.final, d, 0},
+    };
+    list_sites(s, r, l, sites, sizeof sites / sizeof *sites);
 }
 
 static int command_activations(Session *s, Report *r) {
     const Config *c = &s->model.config;
-    const size_t T = s->T, d = c->d_model;
-    Place p = {.report = r, .layer = NONE, .head = NONE, .T = T, .row = s->list};
-    if (!given_list(s, s->seed, 1)) return 0;
+    const Weights *w = &s->model.weights;
+    const size_t T = s->T, V = s->V, d = c->d_model;
     const double floats =
-        (double)T * ((double)c->n_heads * (double)T + 2.0 * (double)(d + 1) + (double)s->V);
-    float *scratch = (float *)allocate(floats * sizeof *scratch, "the scores", s->error);
-    if (!scratch) return 0;
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
+        (double)T * ((double)c->n_heads * (double)T + 2 * (double)d + 1 + (double)V);
+    if (!run_given_list(s, 1)) return 0;
+    float *x = (float *)allocate(floats * sizeof *x, "the scores", s->error);
+    if (!x) return 0;
     text_add(&r->text, "site,layer,head,position,index,value\n");
-    list_site(&p, "hook_embed", s->model.weights.W_E, d);
-    p.row = NULL;
-    list_site(&p, "hook_pos_embed", s->model.weights.W_pos, d);
-    for (p.layer = 0; p.layer < c->n_layers; p.layer++) {
-        const int last = p.layer + 1 == c->n_layers;
-        const LayerRun *next = &s->run.layers[last ? p.layer : p.layer + 1];
-        list_layer(s, p, scratch);
-        p.row = last ? NULL : next->row;
-        list_site(&p, "hook_resid_post", last ? s->run.final : next->rows->x, d);
-    }
-    p.layer = NONE;
-    p.row = NULL;
-    list_end(s, p, scratch);
-    free(scratch);
+    const Site start[] = {{"hook_embed", x, d, 0}, {"hook_pos_embed", w->W_pos, d, 0}};
+    gather_forward(x, w->W_E, s->list, T, d);
+    list_sites(s, r, NONE, start, 2);
+    for (size_t l = 0; l < c->n_layers; l++) list_layer(s, r, l, x);
+    float *normal = x, *h = normal + T * d, *inv_std = h + T * d, *logits = inv_std + T;
+    if (c->normalization)
+        layernorm_forward(h, normal, inv_std, s->run.final, w->ln_final_w, w->ln_final_b, T, d);
+    else memcpy(h, s->run.final, T * d * sizeof *h);
+    linear_forward(logits, NULL, h, w->W_U, w->b_U, T, d, V);
+    const Site end[] = {
+        {"ln_final.hook_scale", inv_std, 1, INVERSE},
+        {"ln_final.hook_normalized", normal, d, 0},
+        {"unembed.hook_in", h, d, 0},
+        {"unembed.hook_out", logits, V, 0},
+    };
+    const size_t first = c->normalization ? 0 : 2;
+    list_sites(s, r, NONE, end + first, 4 - first);
+    free(x);
     return 1;
 }
 
@@ -3976,17 +3944,16 @@ static size_t row_of(const Run *run, const Target *t, size_t list) {
 
 /* Replaces values (rows, width) at one place, of all lists. */
 static void replace_values(const Intervention *v, const Target *t, float *values, size_t width) {
-    const size_t n = v->source->n_lists;
+    const size_t n = v->source->n_lists, shift = v->kind == REPLACE_RESAMPLE ? 1 : 0;
     const float *source = values_of(v->source, t);
     for (size_t j = 0; j < width && row_of(v->run, t, 0) != NONE; j++) {
         double sum = 0;
         for (size_t i = 0; i < n; i++) sum += source[row_of(v->source, t, i) * width + j];
         for (size_t i = 0; i < n; i++) {
-            const size_t from = v->kind == REPLACE_RESAMPLE ? (i + 1) % n : i;
-            float *value = values + row_of(v->run, t, i) * width + j;
-            if (v->kind == REPLACE_ZERO) *value = 0.0f;
-            else if (v->kind == REPLACE_MEAN) *value = f32(sum / (double)n);
-            else *value = source[row_of(v->source, t, from) * width + j];
+            float value = source[row_of(v->source, t, (i + shift) % n) * width + j];
+            if (v->kind == REPLACE_ZERO) value = 0.0f;
+            if (v->kind == REPLACE_MEAN) value = f32(sum / (double)n);
+            values[row_of(v->run, t, i) * width + j] = value;
         }
     }
 }
@@ -4022,46 +3989,44 @@ static int ensure_second_run(Session *s) {
 
 /* -- ablation -- */
 
-enum { MAX_TARGETS = 256 };
+enum { MAX_TARGETS = 256 }; /* room for all layers, and for what --head and --layer can name */
 
-/* The place at each of --positions, or at all. */
-static int add_target(const Session *s, Target *targets, size_t *n, Target place) {
-    const char *at = s->opt.positions;
-    place.position = ALL_POSITIONS;
-    do {
-        if (*at && (!next_index(&at, ',', &place.position) || place.position >= s->T))
-            return usage(s->error, "--positions is '%.40s', must be numbers below %zu",
-                         s->opt.positions, s->T);
-        if (*n == MAX_TARGETS) return usage(s->error, "more than %d targets", MAX_TARGETS);
-        targets[(*n)++] = place;
-    } while (*at);
-    return 1;
-}
-
-/* --head and --layer, each at --positions: the targets of one joint ablation, *n of them. */
+/* The heads of --head and the layers of --layer, or every layer, each at --positions: the targets
+ * of one joint ablation, *n of them, or none if no option asks for any. */
 static int parse_targets(const Session *s, Target *targets, size_t *n) {
     const size_t L = s->model.config.n_layers;
-    const char *heads = s->opt.heads, *layers = s->opt.layers;
-    const int mlp = s->opt.part == 1;
-    Target t = {.site = HOOK_HEAD};
+    const char *heads = s->opt.heads, *layers = s->opt.layers, *positions = s->opt.positions;
+    const int mlp = s->opt.part == 1, everywhere = !*heads && !*layers && (*positions || mlp);
+    Target t = {.site = HOOK_HEAD, .position = ALL_POSITIONS};
+    size_t places = 0;
     if (mlp && !s->model.config.d_mlp) return usage(s->error, "--part mlp: this model has no MLP");
-    const int everywhere = !*heads && !*layers && (*s->opt.positions || mlp);
-    while (*heads)
-        if (!next_head(s, &heads, &t.layer, &t.head) || !add_target(s, targets, n, t)) return 0;
+    for (; *heads; targets[places++] = t)
+        if (!next_head(s, &heads, &t.layer, &t.head)) return 0;
     t.site = mlp ? HOOK_MLP : HOOK_HEAD;
     t.head = mlp ? 0 : ALL_HEADS;
-    while (*layers) {
+    for (; *layers; targets[places++] = t)
         if (!next_index(&layers, ',', &t.layer) || t.layer >= L)
             return usage(s->error, "--layer is '%.40s', must be numbers below %zu", s->opt.layers,
                          L);
-        if (!add_target(s, targets, n, t)) return 0;
+    for (t.layer = 0; everywhere && t.layer < L; t.layer++) targets[places++] = t;
+
+    *n = places;
+    for (size_t at = 0; *positions; at += places) {
+        size_t position;
+        if (!next_index(&positions, ',', &position) || position >= s->T)
+            return usage(s->error, "--positions is '%.40s', must be numbers below %zu",
+                         s->opt.positions, s->T);
+        if (at + places > MAX_TARGETS) return usage(s->error, "more than %d targets", MAX_TARGETS);
+        for (size_t i = 0; i < places; i++) {
+            targets[at + i] = targets[i];
+            targets[at + i].position = position;
+        }
+        *n = at + places;
     }
-    for (t.layer = 0; everywhere && t.layer < L; t.layer++)
-        if (!add_target(s, targets, n, t)) return 0;
     return 1;
 }
 
-/* A row of the table, over the lists that s->run has just seen. */
+/* A row of the table, over the lists that s->run has just seen: all targets together. */
 static void show_ablation(Session *s, Report *r, const Target *targets, size_t n, const char *layer,
                           const char *head, const char *positions) {
     static const char *const kinds[] = {"mean", "zero", "resample"};
@@ -4079,39 +4044,42 @@ static void commas_to_spaces(char to[LIST_SIZE], const char *from, const char *i
     while ((to = strchr(to, ',')) != NULL) *to = ' ';
 }
 
-/* All targets together. */
-static void ablate_jointly(Session *s, Report *r, const Target *targets, size_t n) {
+/* Ablates what --head, --layer, --part and --positions name, all together. */
+static void ablate(Session *s, Report *r, const Target *targets, size_t n) {
+    const Options *o = &s->opt;
+    const int one_head = *o->heads && !strchr(o->heads, ',') && !*o->layers;
     char layers[LIST_SIZE], heads[LIST_SIZE], positions[LIST_SIZE];
-    commas_to_spaces(heads, s->opt.heads, s->opt.part ? "mlp" : "attn");
-    commas_to_spaces(layers, s->opt.layers, *s->opt.heads ? "-" : "all");
-    commas_to_spaces(positions, s->opt.positions, "all");
-    if (*s->opt.heads && !strchr(s->opt.heads, ',') && !*s->opt.layers) { /* as in the sweep */
-        index_text(layers, targets[0].layer, NONE, "");
-        index_text(heads, targets[0].head, NONE, "");
+    commas_to_spaces(heads, o->heads, o->part ? "mlp" : "attn");
+    commas_to_spaces(layers, o->layers, *o->heads ? "-" : "all");
+    commas_to_spaces(positions, o->positions, "all");
+    if (one_head) {
+        print_to(layers, sizeof layers, "%zu", targets->layer);
+        print_to(heads, sizeof heads, "%zu", targets->head);
     }
     show_ablation(s, r, targets, n, layers, heads, positions);
 }
 
-/* Of each layer every head, attention as a whole, and the MLP; heads at every position, too. */
-static void ablate_singly(Session *s, Report *r) {
-    const size_t H = s->model.config.n_heads, T = s->T;
-    const size_t parts = H + (s->model.config.d_mlp ? 2 : 1);
-    char layer[24], head[24], position[24];
-    Target t = {.layer = 0};
-    for (; t.layer < s->model.config.n_layers; t.layer++)
-        for (size_t part = 0; part < parts; part++) {
-            const int mlp = part > H;
-            t.site = mlp ? HOOK_MLP : HOOK_HEAD;
-            t.head = part;
-            if (part == H) t.head = ALL_HEADS;
-            if (mlp) t.head = 0;
-            for (size_t at = part < H ? 0 : T; at <= T; at++) {
-                t.position = at < T ? at : ALL_POSITIONS;
-                show_ablation(s, r, &t, 1, index_text(layer, t.layer, NONE, ""),
-                              index_text(head, part, H, mlp ? "mlp" : "attn"),
-                              index_text(position, at, T, "all"));
-            }
+/* Of each layer every head, attention as a whole, and the MLP; heads at every position, too: a row
+ * for each, as if the options had asked for it. */
+static void ablate_singly(Session *s, Report *r, Target *targets) {
+    const size_t H = s->model.config.n_heads, parts = H + (s->model.config.d_mlp ? 2 : 1);
+    const Options given = s->opt;
+    Options *o = &s->opt;
+    for (size_t i = 0; i < s->model.config.n_layers * parts; i++) {
+        const size_t layer = i / parts, part = i % parts, n_positions = part < H ? s->T : 0;
+        *o->heads = *o->layers = 0;
+        o->part = part > H;
+        if (part < H) print_to(o->heads, LIST_SIZE, "%zu.%zu", layer, part);
+        else print_to(o->layers, LIST_SIZE, "%zu", layer);
+        for (size_t at = 0; at <= n_positions; at++) {
+            size_t n = 0;
+            *o->positions = 0;
+            if (at < n_positions) print_to(o->positions, LIST_SIZE, "%zu", at);
+            parse_targets(s, targets, &n);
+            ablate(s, r, targets, n);
         }
+    }
+    s->opt = given;
 }
 
 /* The targets given or, without any, each head at each position, each head, each layer. */
@@ -4122,12 +4090,13 @@ static int command_ablate(Session *s, Report *r) {
     size_t n = 0;
     if (!parse_targets(s, targets, &n) || !ensure_second_run(s)) return 0;
     model_forward(&s->model, &s->run, s->lists, n_lists, NULL);
-    prose(r, "Values replaced by %s, over %zu lists of seed %zu. An alert is a loss above 0.7.\n\n",
-         titles[s->opt.kind], n_lists, s->seed);
+    prose(r,
+          "Values replaced by %s, over %zu list%s of seed %zu. An alert is a loss above 0.7.\n\n",
+          titles[s->opt.kind], n_lists, plural(n_lists), s->seed);
     table_begin(r, "ablation", "layer,head,positions,kind,accuracy,loss,alerts,lists");
     if (r->kind == REPORT_TEXT) show_ablation(s, r, NULL, 0, "-", "-", "nothing");
-    if (n) ablate_jointly(s, r, targets, n);
-    else ablate_singly(s, r);
+    if (n) ablate(s, r, targets, n);
+    else ablate_singly(s, r, targets);
     table_end(r);
     return 1;
 }
@@ -4138,64 +4107,64 @@ COMMAND(ablate, ABLATE, .size = 200, .seed = 42, .batch = SIZE_MAX,
 
 /* -- direct logit attribution -- */
 
-/* The last position's logit of a number is a sum over what stands in the residual stream, each term
- * as ln_final would leave it. vector (d_model), or NULL. */
-static void add_term(Attribution *a, const Model *m, const char *part, size_t layer, size_t head,
-                     size_t position, const float *vector) {
-    Term *term = &a->terms[a->n_terms++];
-    term->part = part;
-    term->layer = layer;
-    term->head = head;
-    term->position = position;
-    for (size_t v = 0; v < 2; v++) {
-        const float *column = m->weights.W_U + a->numbers[v];
-        term->logit[v] = dot(vector, 1, column, m->config.max_num, vector ? m->config.d_model : 0);
-    }
-}
-
 size_t attribution_terms(const Config *c) {
     return 4 + c->n_layers * (c->n_heads * c->seq_len + 2);
 }
 
-/* What a layer's last query reads: x (d_model) is scratch. */
-static void attribute_layer(const Model *m, const Run *run, Attribution *a, size_t l, float *x) {
+/* The last position's logit of a number is a sum over what stands in the residual stream: one more
+ * term, from a vector (d_model) as ln_final would leave it. x (d_model) is scratch, or the
+ * vector. */
+static void add_term(Attribution *a, const Model *m, Term term, const float *vector, float *x) {
+    scale_given(m, x, vector, 1, a->inv_std);
+    for (size_t k = 0; k < 2; k++)
+        term.logit[k] = dot_strided(x, m->weights.W_U + a->numbers[k], m->config.max_num,
+                                    m->config.d_model);
+    a->terms[a->n_terms++] = term;
+}
+
+/* What a layer's last query reads. */
+static void attribute_layer(const Model *m, const Run *run, Attribution *a, Term term, float *x) {
     const Config *c = &m->config;
-    const LayerRun *layer = &run->layers[l];
-    const LayerWeights *w = &m->weights.layers[l];
+    const LayerRun *layer = &run->layers[term.layer];
+    const LayerWeights *w = &m->weights.layers[term.layer];
     const size_t d = c->d_model, dh = c->d_head, T = c->seq_len;
-    for (size_t h = 0; h < c->n_heads; h++) {
-        const float *v = layer->rows->v + h * layer->rows->n_rows * dh;
-        const float *pattern = layer->pattern + ((h + 1) * layer->n_queries - 1) * T;
-        for (size_t t = 0; t < T; t++) {
-            linear_forward(x, NULL, v + layer->row[t] * dh, w->W_O + h * dh * d, NULL, 1, dh, d);
-            for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * pattern[t]);
-            add_term(a, m, "head", l, h, t, scale_given(m, x, x, 1, a->inv_std));
-        }
+    for (size_t i = 0; i < c->n_heads * T; i++) {
+        const size_t h = i / T, t = i % T;
+        const float *v = layer->rows->v + (h * layer->rows->n_rows + layer->row[t]) * dh;
+        const float attention = layer->pattern[((h + 1) * layer->n_queries - 1) * T + t];
+        linear_forward(x, NULL, v, w->W_O + h * dh * d, NULL, 1, dh, d);
+        for (size_t j = 0; j < d; j++) x[j] = f32((double)x[j] * attention);
+        add_term(a, m, (Term){.part = "head", .layer = term.layer, .head = h, .position = t}, x, x);
     }
-    add_term(a, m, "b_O", l, 0, T - 1, scale_given(m, x, w->b_O, 1, a->inv_std));
-    if (c->d_mlp == 0) return;
-    const float *mlp_out = layer->mlp_out + (layer->n_queries - 1) * d;
-    add_term(a, m, "mlp", l, 0, T - 1, scale_given(m, x, mlp_out, 1, a->inv_std));
+    term.part = "b_O";
+    add_term(a, m, term, w->b_O, x);
+    term.part = "mlp";
+    if (c->d_mlp) add_term(a, m, term, layer->mlp_out + (layer->n_queries - 1) * d, x);
 }
 
 /* Terms in the order in which they enter the stream. */
 void attribute(const Model *m, const Run *run, Attribution *a, float *x) {
-    const Config *c = &m->config;
     const Weights *w = &m->weights;
-    const size_t d = c->d_model, T = c->seq_len, L = c->n_layers;
+    const size_t d = m->config.d_model, V = m->config.max_num, T = m->config.seq_len;
     const float *number = w->W_E + run->inputs->token[run->layers[0].row[T - 1]] * d;
-    const float *place = w->W_pos + (T - 1) * d;
-    a->inv_std = c->normalization ? run->final_inv_std[0] : 1.0f;
+    Term term = {.part = "embedding", .position = T - 1};
+    a->inv_std = m->config.normalization ? run->final_inv_std[0] : 1.0f;
     a->n_terms = 0;
-    add_term(a, m, "embedding", 0, 0, T - 1, scale_given(m, x, number, 1, a->inv_std));
-    add_term(a, m, "position", 0, 0, T - 1, scale_given(m, x, place, 1, a->inv_std));
-    for (size_t l = 0; l < L; l++) attribute_layer(m, run, a, l, x);
-    add_term(a, m, "ln_final.b", L, 0, T - 1, w->ln_final_b);
-    add_term(a, m, "b_U", L, 0, T - 1, NULL);
-    for (size_t v = 0; v < 2; v++) {
-        a->terms[a->n_terms - 1].logit[v] = w->b_U[a->numbers[v]];
-        a->sum[v] = 0;
-        for (size_t i = 0; i < a->n_terms; i++) a->sum[v] += a->terms[i].logit[v];
+    add_term(a, m, term, number, x);
+    term.part = "position";
+    add_term(a, m, term, w->W_pos + (T - 1) * d, x);
+    for (; term.layer < m->config.n_layers; term.layer++) attribute_layer(m, run, a, term, x);
+    Term *ln_final = &a->terms[a->n_terms], *bias = ln_final + 1;
+    *ln_final = *bias = term;
+    ln_final->part = "ln_final.b";
+    bias->part = "b_U";
+    a->n_terms += 2;
+    for (size_t k = 0; k < 2; k++) {
+        const size_t v = a->numbers[k];
+        if (w->ln_final_b) ln_final->logit[k] = dot_strided(w->ln_final_b, w->W_U + v, V, d);
+        bias->logit[k] = w->b_U[v];
+        a->sum[k] = 0;
+        for (size_t i = 0; i < a->n_terms; i++) a->sum[k] += a->terms[i].logit[k];
     }
 }
 
@@ -4212,8 +4181,7 @@ static int command_attribute(Session *s, Report *r) {
     const Config *c = &s->model.config;
     const float *logits = s->run.logits;
     const size_t room = attribution_terms(c);
-    if (!given_list(s, s->seed, 1)) return 0;
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
+    if (!run_given_list(s, 1)) return 0;
     const size_t median = s->median[0], other = best_other(logits, s->V, median);
     Attribution a = {.numbers = {median, other}};
     const double bytes = (double)room * (double)sizeof(Term) + (double)c->d_model * sizeof(float);
@@ -4221,18 +4189,17 @@ static int command_attribute(Session *s, Report *r) {
     if (!a.terms) return 0;
     attribute(&s->model, &s->run, &a, (float *)(a.terms + room));
     prose(r,
-         "What makes the logit of the median, %zu, against that of the best other number, %zu. "
-         "List: %s\n\n",
-         median, other, list_text(s, s->list));
+          "What makes the logit of the median, %zu, against that of the best other number, %zu. "
+          "List: %s\n\n",
+          median, other, list_text(s, s->list));
     table_begin(r, "attribution", "term,layer,head,position,number,logit,against,margin");
     for (const Term *t = a.terms; t < a.terms + a.n_terms; t++)
         table_row(r, "%s %zu %zu %zu %zu %.4f %.4f %+.4f|", t->part, t->layer, t->head, t->position,
                   (size_t)s->list[t->position], t->logit[0], t->logit[1],
                   t->logit[0] - t->logit[1]);
     table_end(r);
-    const double x = logits[median], y = logits[other];
-    say(r, "\nsum of the terms   %10.4f %10.4f %+10.4f\n", a.sum[0], a.sum[1], a.sum[0] - a.sum[1]);
-    say(r, "the network's own  %10.4f %10.4f %+10.4f\n", x, y, x - y);
+    prose(r, "\nThe terms add up to %.4f against %.4f; the network's own logits are %.4f and %.4f.",
+          a.sum[0], a.sum[1], logits[median], logits[other]);
     free(a.terms);
     return 1;
 }
@@ -4255,62 +4222,63 @@ static int other_list(Session *s) {
         other[t] = (uint32_t)((other[t] + s->V / 2) % s->V);
     }
     for (t = 0; t < T; t++) differ += s->list[t] != other[t];
-    if (differ != 1)
-        return usage(s->error, "the two lists must differ in one number; they differ in %zu",
-                     differ);
     s->median[1] = median_of(other, T);
-    return 1;
+    return differ == 1 ||
+           usage(s->error, "the two lists must differ in one number; they differ in %zu", differ);
 }
 
-static double margin(const Run *run, const size_t *numbers) {
+/* By how much one number's logit exceeds another's. */
+static double margin(const Run *run, const size_t numbers[2]) {
     return (double)run->logits[numbers[0]] - (double)run->logits[numbers[1]];
 }
 
 /* Puts the clean value at one place, of s->run, into the corrupted run: how much of the clean
  * margin comes back? */
-static void show_patch(Session *s, Report *r, const Target *t, const size_t *numbers, double clean,
+static void show_patch(Session *s, Report *r, const Target *t, const size_t numbers[2],
                        double corrupted) {
-    static const char *const names[] = {"residual", "pattern", "head",
-                                        "mlp"}; /* in the order of HookSite */
-    const double whole = clean - corrupted;
+    static const char *const names[] = {
+        [HOOK_RESIDUAL] = "residual",
+        [HOOK_PATTERN] = "pattern",
+        [HOOK_HEAD] = "head",
+        [HOOK_MLP] = "mlp",
+    };
+    const double clean = margin(&s->run, numbers), whole = clean - corrupted;
     char position[24];
     index_text(position, t->position, s->T, "all");
     run_intervention(&s->model, &s->second, &s->run, s->list + s->T, REPLACE_SAME, t, 1);
     const double patched = margin(&s->second, numbers);
-    const double restored = whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0;
     table_row(r, "%s %zu %zu %s %.4f %.4f %.4f %.3f|", names[t->site], t->layer, t->head, position,
-              clean, corrupted, patched, restored);
+              clean, corrupted, patched,
+              whole > 0 || whole < 0 ? (patched - corrupted) / whole : 0.0);
 }
 
 /* The clean list is run in s->run, the corrupted one in s->second; what counts is the margin of one
  * number's logit over another's. */
 static int command_patch(Session *s, Report *r) {
     const Config *c = &s->model.config;
-    const size_t T = s->T;
-    if (!given_list(s, s->seed, 2) || !other_list(s) || !ensure_second_run(s)) return 0;
-    model_forward(&s->model, &s->run, s->list, 1, NULL);
-    model_forward(&s->model, &s->second, s->list + T, 1, NULL);
+    if (!run_given_list(s, 2) || !other_list(s) || !ensure_second_run(s)) return 0;
+    model_forward(&s->model, &s->second, s->list + s->T, 1, NULL);
     size_t numbers[2] = {s->median[0], s->median[1]};
     if (numbers[0] == numbers[1]) numbers[1] = best_other(s->run.logits, s->V, numbers[0]);
-    say(r, "clean      %s  median %u\n", list_text(s, s->list), (unsigned)s->median[0]);
-    say(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + T), (unsigned)s->median[1]);
+    const double corrupted = margin(&s->second, numbers);
+    prose(r, "clean      %s  median %u\n", list_text(s, s->list), (unsigned)s->median[0]);
+    prose(r, "corrupted  %s  median %u\n\n", list_text(s, s->list + s->T), (unsigned)s->median[1]);
     prose(r,
-         "Margins are logit(%zu) - logit(%zu). One clean value is put into the corrupted run. "
-         "Restored 1: the clean margin is back; 0: nothing of it.\n\n",
-         numbers[0], numbers[1]);
-    const double clean = margin(&s->run, numbers), corrupted = margin(&s->second, numbers);
-    Target t = {.site = HOOK_RESIDUAL, .position = ALL_POSITIONS};
+          "Margins are logit(%zu) - logit(%zu). One clean value is put into the corrupted run. "
+          "Restored 1: the clean margin is back; 0: nothing of it.\n\n",
+          numbers[0], numbers[1]);
     table_begin(r, "patching", "site,layer,head,position,clean,corrupted,patched,restored");
     r->bar_limit = 1;
-    show_patch(s, r, &t, numbers, clean, corrupted);
+    Target t = {.site = HOOK_RESIDUAL, .position = ALL_POSITIONS};
+    show_patch(s, r, &t, numbers, corrupted);
     for (; t.layer < c->n_layers; t.layer++)
         for (int site = HOOK_RESIDUAL; site <= (c->d_mlp ? HOOK_MLP : HOOK_HEAD); site++) {
             const int per_head = site == HOOK_PATTERN || site == HOOK_HEAD;
             const int last_only = site != HOOK_RESIDUAL && t.layer + 1 == c->n_layers;
             t.site = (HookSite)site;
             for (t.head = 0; t.head < (per_head ? c->n_heads : 1); t.head++)
-                for (t.position = last_only ? T - 1 : 0; t.position < T; t.position++)
-                    show_patch(s, r, &t, numbers, clean, corrupted);
+                for (t.position = last_only ? s->T - 1 : 0; t.position < s->T; t.position++)
+                    show_patch(s, r, &t, numbers, corrupted);
         }
     table_end(r);
     return 1;
@@ -4369,7 +4337,7 @@ typedef struct {
     float *tables, *scrubbed; /* (T, V, V); (SCRUBS, T, V, V); in logits, at the mean scale */
     float *ov, *ideal, *work; /* (V, V): mean of the heads' tables; -|x - m|, centred; anything */
     float *bias, *fixed;     /* (V) */
-    float *scratch;          /* circuit_scratch(), at least (V, V) */
+    float *scratch;          /* circuit_scratch() */
     float *a, *c;            /* (V): rise(m) = a(m) S(m) + c(m) */
     Moments *rises;          /* (2, V) */
     float *network, *ratio;  /* (batch, V): its logits at the mean scale, centred; (batch) */
@@ -4450,15 +4418,15 @@ static void center_both(float *x, size_t n) {
 
 /* Of two centred arrays; 0 if one is all 0. */
 static double correlation(const float *x, const float *y, size_t n) {
-    const double own = dot(x, 1, x, 1, n), other = dot(y, 1, y, 1, n);
-    return own > 0 && other > 0 ? dot(x, 1, y, 1, n) / (sqrt(own) * sqrt(other)) : 0.0;
+    const double own = dot_strided(x, x, 1, n), other = dot_strided(y, y, 1, n);
+    return own > 0 && other > 0 ? dot_strided(x, y, 1, n) / (sqrt(own) * sqrt(other)) : 0.0;
 }
 
 /* a in table = -a |x - m|, by least squares, both centred: the table is, on the way. */
 static float weight_of(const Explainer *x, float *table) {
     const size_t n = x->V * x->V;
     center_both(table, x->V);
-    return f32(dot(table, 1, x->ideal, 1, n) / dot(x->ideal, 1, x->ideal, 1, n));
+    return f32(dot_strided(table, x->ideal, 1, n) / dot_strided(x->ideal, x->ideal, 1, n));
 }
 
 /* tables, bias and fixed; and ov, the part of the heads. Heads of later layers see of a number what
@@ -4841,8 +4809,8 @@ static void note_rung(Explainer *x, size_t index, Rung *rung) {
             memcpy(network, logits, V * sizeof *network);
         }
         for (size_t m = 0; m < V; m++) logits[m] = f32((double)logits[m] - (double)network[m]);
-        rung->squares += dot(network, 1, network, 1, V);
-        rung->off += dot(logits, 1, logits, 1, V);
+        rung->squares += dot_strided(network, network, 1, V);
+        rung->off += dot_strided(logits, logits, 1, V);
         rung->right += guess == median;
         rung->alike += guess == x->answers[i];
         rung->repeated += guess == x->answers[i] && guess != median;
@@ -5031,7 +4999,7 @@ int network_of_sums(Model *model, size_t max_num, size_t seq_len, size_t n, floa
     }
     for (size_t x = 0; x < V; x++) {
         const float *row = from + x * n + 1;
-        from[x * n] = f32(sqrt(max_double(0, 1 - dot(row, 1, row, 1, n - 1))));
+        from[x * n] = f32(sqrt(max_double(0, 1 - dot_strided(row, row, 1, n - 1))));
     }
     linear_forward(w->W_E, NULL, from, q, NULL, V, n, d);
     linear_forward(w->W_U, NULL, columns, to, NULL, d, n, V);
