@@ -6153,25 +6153,25 @@ static void infer_batch(Trainer *t) {
 
 enum { ROUNDS = 5 };
 
-/* Seconds that a training step takes, and inference on as many lists: the fastest of ROUNDS rounds,
- * since that is what the machine can do undisturbed. */
-static void time_steps(Trainer *t, size_t steps, double fastest[2]) {
-    fastest[0] = fastest[1] = HUGE_VAL;
+/* Seconds that a training step takes, time[0], and inference on as many lists, time[1]: the fastest
+ * of ROUNDS rounds, since that is what the machine can do undisturbed. */
+static void time_steps(Trainer *t, size_t steps, double time[2]) {
+    time[0] = time[1] = HUGE_VAL;
     for (size_t round = 0; round < 2 * ROUNDS; round++) {
-        const size_t infers = round % 2;
         const double start = seconds();
         for (size_t i = 0; i < steps; i++) {
-            if (infers) infer_batch(t);
+            if (round % 2) infer_batch(t);
             else if (t->step < t->total_steps) trainer_step(t);
         }
-        const double taken = (seconds() - start) / (double)steps;
-        if (taken < fastest[infers]) fastest[infers] = taken;
+        time[round % 2] = min_double(time[round % 2], (seconds() - start) / (double)steps);
     }
 }
 
 /* FLOPs go to stdout, rates to where the progress goes: stdout is the same bytes everywhere, every
  * time. */
 static int command_bench(Session *s, Report *r) {
+    static const char *const names[] = {"training ", "inference"};
+    static const char *const units[] = {"step", "batch"};
     Recipe recipe = s->opt.settings.recipe;
     FILE *to = s->streams.progress;
     Trainer t;
@@ -6182,20 +6182,20 @@ static int command_bench(Session *s, Report *r) {
     if (!trainer_create(&t, &recipe, &s->opt.settings.config, NULL, s->error)) return 0;
     time_steps(&t, (s->opt.size + ROUNDS - 1) / ROUNDS, time);
     const Run *run = &t.runs.each[0];
-    const double forward = forward_flops(run) * batch / (double)run->n_lists, step = 3 * forward;
-    say(r, "%zu parameters, %zu lists a step, %zu inputs to layer 0\n", t.model.n_params,
-        recipe.batch_size, run->layers[0].rows->n_rows);
-    say(r, "training   %10.3f MFLOP a step\n", step * 1e-6);
-    say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", forward * 1e-6, forward / batch);
+    const double forward = forward_flops(run) * batch / (double)run->n_lists;
+    const double flops[] = {3 * forward, forward};
+    say(r, "%zu parameters, %zu list%s a step, %zu inputs to layer 0\n", t.model.n_params,
+        recipe.batch_size, plural(recipe.batch_size), run->layers[0].rows->n_rows);
+    say(r, "training   %10.3f MFLOP a step\n", flops[0] * 1e-6);
+    say(r, "inference  %10.3f MFLOP a batch, %.0f FLOP a list\n", flops[1] * 1e-6,
+        flops[1] / batch);
     report_flush(r);
-    if (to) {
-        print_file(to, "training   %6.3f ms a step, %.0f lists/s, %.2f GFLOP/s\n",
-                   time[0] * 1e3, batch / time[0], step * 1e-9 / time[0]);
-        print_file(to, "inference  %6.3f ms a batch, %.0f lists/s, %.2f GFLOP/s\n", time[1] * 1e3,
-                   batch / time[1], forward * 1e-9 / time[1]);
+    for (size_t k = 0; to && k < 2; k++)
+        print_file(to, "%s  %6.3f ms a %s, %.0f lists/s, %.2f GFLOP/s\n", names[k], time[k] * 1e3,
+                   units[k], batch / time[k], flops[k] * 1e-9 / time[k]);
+    if (to)
         print_file(to, "memory     %6.2f MiB for activations and gradients\n",
                    run->bytes / 1048576.0);
-    }
     trainer_free(&t);
     return 1;
 }
