@@ -3476,9 +3476,8 @@ static int predict_input(Session *s, Report *r) {
         if (good) continue;
         const Error reason = *s->error;
         s->error->usage = 0;
-        if (!person)
-            return fail(s->error, "standard input, line %zu: %.400s", number, reason.text);
-        remark(s, "%s", reason.text);
+        if (person) remark(s, "%s", reason.text);
+        else return fail(s->error, "standard input, line %zu: %.400s", number, reason.text);
     }
     add_answers(s, r, s->lists, s->medians, n);
     return !ferror(in) || fail(s->error, "cannot read standard input: %s", strerror(errno));
