@@ -606,9 +606,11 @@ TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, Sizes size, siz
     double a_wide[HIGH_TILE_ROWS * SUM_DEPTH];
     for (size_t n = 0; n < size.N; n += TILE_COLUMNS)
         widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), size.K, size.N - n);
-    Factors f = {.a = a_wide,
-                 .a_row = by_column ? 1 : SUM_DEPTH,
-                 .a_col = by_column ? rows : 1};
+    Factors f = {.a = a_wide, .a_row = SUM_DEPTH, .a_col = 1};
+    if (by_column) {
+        f.a_row = 1;
+        f.a_col = rows;
+    }
     for (size_t m = 0; m < size.M; m += rows) {
         const size_t height = smaller(size.M - m, rows);
         widen_rows(a_wide, matrix_from(a, m, 0), height, size.K, rows, by_column);
