@@ -1153,24 +1153,19 @@ void text_free(Text *text) {
     memset(text, 0, sizeof *text);
 }
 
-/* Makes room for n bytes and a 0 behind them; returns how many there is room for. */
-static size_t text_reserve(Text *text, size_t n) {
-    if (text->failed) return 0;
-    if (n < text->capacity - text->size) return n;
-    text->failed = 1;
-    if (text->fixed) return text->capacity - text->size - 1;
-    const size_t capacity = 2 * (text->size + n) + 1000;
-    char *data = capacity > n ? (char *)realloc(text->data, capacity) : NULL;
-    if (!data) return 0;
-    text->failed = 0;
-    text->data = data;
-    text->capacity = capacity;
-    return n;
-}
-
 void text_bytes(Text *text, const void *bytes, size_t n) {
-    n = text_reserve(text, n);
-    if (n == 0) return;
+    const size_t room = text->capacity - text->size, wanted = 2 * (text->size + n) + 1000;
+    if (text->failed) return;
+    if (n >= room && text->fixed) {
+        text->failed = 1;
+        n = room - 1;
+    } else if (n >= room) {
+        char *data = wanted > n ? (char *)realloc(text->data, wanted) : NULL;
+        text->failed = !data;
+        if (!data) return;
+        text->data = data;
+        text->capacity = wanted;
+    }
     memcpy(text->data + text->size, bytes, n);
     text->size += n;
     text->data[text->size] = 0;
@@ -1182,7 +1177,7 @@ static void text_fill(Text *text, char c, size_t n) {
 
 /* A conversion of a format: %, flags, width, precision, length, kind. */
 typedef struct {
-    int minus, plus, zero, hash;
+    int minus, plus, zero;
     int width, precision; /* precision -1: none */
     char length, kind;    /* length 'l', 'L' for ll, 'z', or 0 */
 } Conversion;
@@ -1200,15 +1195,13 @@ static int format_number(const char **at, va_list *args) {
 
 /* Reads what stands behind a '%'; returns where the format goes on. */
 static const char *read_conversion(Conversion *c, const char *at, va_list *args) {
-    memset(c, 0, sizeof *c);
-    for (; *at && strchr("-+0#", *at); at++) {
+    *c = (Conversion){.precision = -1};
+    for (; *at && strchr("-+0", *at); at++) {
         c->minus |= *at == '-';
         c->plus |= *at == '+';
         c->zero |= *at == '0';
-        c->hash |= *at == '#';
     }
     c->width = format_number(&at, args);
-    c->precision = -1;
     if (*at == '.') {
         at++;
         c->precision = format_number(&at, args);
@@ -1248,11 +1241,10 @@ static void add_conversion(Text *text, const Conversion *c, va_list *args) {
         body = va_arg(*args, const char *);
         for (n = 0; n != (size_t)c->precision && body[n];) n++;
         break;
-    case 'e':
     case 'f':
     case 'g':
-        n = c->precision < 0 ? 6 : (size_t)c->precision;
-        n = print_double(number, va_arg(*args, double), c->kind, (int)n, c->hash);
+        n = print_double(number, va_arg(*args, double), c->kind,
+                         c->precision < 0 ? 6 : c->precision);
         break;
     case 'd':
     case 'u':
@@ -1265,17 +1257,10 @@ static void add_conversion(Text *text, const Conversion *c, va_list *args) {
         body = made;
         n++;
     }
-    const int left = c->minus || c->width < 0;
-    const size_t width = (size_t)(c->width < 0 ? -c->width : c->width);
-    const size_t pad = width > n ? width - n : 0;
-    if (!left && !c->zero) text_fill(text, ' ', pad);
-    if (!left && c->zero && (*body == '-' || *body == '+')) {
-        text_bytes(text, body++, 1);
-        n--;
-    }
-    if (!left && c->zero) text_fill(text, '0', pad);
+    const size_t width = (size_t)c->width, pad = width > n ? width - n : 0;
+    if (!c->minus) text_fill(text, c->zero ? '0' : ' ', pad);
     text_bytes(text, body, n);
-    if (left) text_fill(text, ' ', pad);
+    if (c->minus) text_fill(text, ' ', pad);
 }
 
 void text_add_args(Text *text, const char *format, va_list args) {
@@ -1859,13 +1844,12 @@ static int read_header(Checkpoint *file) {
 /* Adds the next n bytes of f to text, which grows with what really comes: to claim to be huge costs
  * nothing. */
 static int read_bytes(Checkpoint *file, FILE *f, Text *text, size_t n) {
+    char part[8192];
     if ((double)n >= max_bytes()) return refuse(file, "out of memory: it claims %zu MiB", n >> 20);
     for (size_t got; n > 0; n -= got) {
-        const size_t ask = smaller(n, 65536);
-        if (!text_reserve(text, ask)) return refuse(file, "out of memory");
-        got = fread(text->data + text->size, 1, ask, f);
-        text->size += got;
-        text->data[text->size] = 0;
+        got = fread(part, 1, smaller(n, sizeof part), f);
+        text_bytes(text, part, got);
+        if (text->failed) return refuse(file, "out of memory");
         if (ferror(f)) return refuse(file, "%s", strerror(errno));
         if (got == 0) return refuse(file, "cut off: %zu bytes are missing", n);
     }

@@ -994,13 +994,13 @@ KERNEL void adam_step(const Adam *adam, uint32_t step, float *restrict x, float 
 /* ---- Numbers as text ------------------------------------------------------------------------- */
 
 /* A number from 0 to 10^UNITS in decimal, digit[UNITS] being its units. Digits before `first`
- * and from `end` on are 0. Every double is such a number: none ends later than 1074 places
- * behind the point. */
+ * and from `end` on are 0; digit[first] is not, before it is rounded. Every double is such a
+ * number: none ends later than 1074 places behind the point. */
 enum { UNITS = 330, DIGITS = UNITS + 1 + 1120 };
 
 typedef struct {
     unsigned char digit[DIGITS];
-    size_t first, end; /* first <= UNITS < end */
+    size_t first, end;
     int more; /* 1: the number is greater than its digits say, by less than a unit of the last */
 } Decimal;
 
@@ -1026,7 +1026,7 @@ static void decimal_divide(Decimal *d, int bits) {
     }
     d->end = i;
     d->more |= rest > 0;
-    while (d->first < UNITS && d->digit[d->first] == 0) d->first++;
+    while (d->first < d->end && d->digit[d->first] == 0) d->first++;
 }
 
 /* Keeps the digits before index `cut`, rounded to the nearest, ties to even. */
@@ -1044,13 +1044,6 @@ static void decimal_round(Decimal *d, size_t cut) {
     }
 }
 
-/* The index of the first digit that is not 0; of the units if there is none. */
-static size_t leading_digit(const Decimal *d) {
-    size_t i = d->first;
-    while (i < d->end && d->digit[i] == 0) i++;
-    return i < d->end ? i : UNITS;
-}
-
 static const uint64_t INFINITY_BITS = UINT64_C(2047) << 52, SIGN_BIT = UINT64_C(1) << 63;
 
 /* The digits of the finite double >= 0 that has these bits. */
@@ -1059,40 +1052,39 @@ static void decimal_of(Decimal *d, uint64_t bits) {
     int power = bits >> 52 > 0 ? (int)(bits >> 52) - 1075 : -1074; /* number = mantissa 2^power */
     if (bits >> 52 > 0) mantissa |= UINT64_C(1) << 52;
     memset(d, 0, sizeof *d);
-    d->end = UNITS + 1;
-    for (d->first = d->end; mantissa > 0 || d->first > UNITS; mantissa /= 10)
-        d->digit[--d->first] = (unsigned char)(mantissa % 10);
+    d->first = d->end = UNITS + 1;
+    for (; mantissa > 0; mantissa /= 10) d->digit[--d->first] = (unsigned char)(mantissa % 10);
     for (; power >= 60; power -= 60) decimal_multiply(d, 60);
     for (; power <= -60; power += 60) decimal_divide(d, 60);
     if (power > 0) decimal_multiply(d, power);
     else decimal_divide(d, -power);
 }
 
-size_t print_double(char *text, double x, char style, int precision, int keep) {
+size_t print_double(char *text, double x, char style, int precision) {
     Decimal d;
     uint64_t bits;
     char *at = text;
     memcpy(&bits, &x, sizeof bits);
     const uint64_t size = bits & ~SIGN_BIT;
-    if (size > INFINITY_BITS) return (size_t)(strcpy(text, "nan") - text) + 3;
-    if (bits & SIGN_BIT) *at++ = '-';
-    if (size == INFINITY_BITS) return (size_t)(strcpy(at, "inf") - text) + 3;
-
+    if (size < bits && size <= INFINITY_BITS) *at++ = '-';
+    if (size >= INFINITY_BITS) {
+        memcpy(at, size > INFINITY_BITS ? "nan" : "inf", 4);
+        return (size_t)(at + 3 - text);
+    }
     decimal_of(&d, size);
     if (precision > MAX_PRECISION) precision = MAX_PRECISION;
     if (precision == 0 && style == 'g') precision = 1;
-    const size_t digits = (size_t)precision; /* behind the point; in style g, in all */
-    decimal_round(&d, (style == 'f' ? UNITS : leading_digit(&d)) + digits + (style != 'g'));
+    const size_t cut = (style == 'f' ? UNITS + 1 : d.first) + (size_t)precision;
+    decimal_round(&d, cut);
 
-    const size_t leading = leading_digit(&d);
-    const int exponent = UNITS - (int)leading, plain = exponent >= -4 && exponent < precision;
-    const int scientific = style == 'e' || (style == 'g' && !plain);
-    const size_t units = scientific ? leading : UNITS; /* the digit before the point */
-    size_t last = style == 'g' ? leading + digits - 1 : units + digits;
-    while (style == 'g' && !keep && last > units && d.digit[last] == 0) last--;
-    for (size_t i = smaller(leading, units); i <= last; i++) {
+    const int exponent = UNITS - (int)d.first;
+    const int scientific = style == 'g' && (exponent < -4 || exponent >= precision);
+    const size_t units = scientific ? d.first : UNITS; /* the digit before the point */
+    size_t last = cut - 1;
+    while (style == 'g' && last > units && d.digit[last] == 0) last--;
+    for (size_t i = smaller(d.first, units); i <= last; i++) {
         *at++ = (char)('0' + d.digit[i]);
-        if (i == units && (i < last || keep)) *at++ = '.';
+        if (i == units && i < last) *at++ = '.';
     }
     if (scientific) {
         const int e = exponent < 0 ? -exponent : exponent;
@@ -1136,17 +1128,14 @@ static uint64_t whole_part(const Decimal *d) {
 /* The bits of the double nearest to d, ties to even. d becomes n 2^-power, n a whole number from
  * 2^52 to 2^53, or less if power is 1074; then the bits are (1074 - power) 2^52 + n. */
 static uint64_t nearest_bits(Decimal *d) {
-    int power = 0, bits;
-    uint64_t n;
-    for (n = whole_part(d); n >> 53 > 0; n = whole_part(d)) {
-        for (bits = 1; n >> 53 >> bits > 0;) bits++;
+    int power = 0;
+    for (int bits; whole_part(d) >> 53 > 0; power -= bits) {
+        bits = whole_part(d) >> 59 > 0 ? 6 : 1;
         decimal_divide(d, bits);
-        power -= bits;
     }
-    for (; n >> 52 == 0 && power < 1074; n = whole_part(d)) {
-        for (bits = 1; bits < 52 && power + bits < 1074 && n >> (52 - bits) == 0;) bits++;
+    for (int bits; whole_part(d) >> 52 == 0 && power < 1074; power += bits) {
+        bits = whole_part(d) >> 22 == 0 && power < 1044 ? 30 : 1;
         decimal_multiply(d, bits);
-        power += bits;
     }
     decimal_round(d, UNITS + 1);
     return power < -971 ? INFINITY_BITS : ((uint64_t)(1074 - power) << 52) + whole_part(d);
@@ -1155,20 +1144,24 @@ static uint64_t nearest_bits(Decimal *d) {
 double parse_double(const char *text, const char **end) {
     const char *start = text + (*text == '-' || *text == '+'), *point = skip_digits(start);
     const char *behind = *point == '.' ? skip_digits(point + 1) : point;
-    Decimal d = {.first = 0, .end = DIGITS};
+    Decimal d = {.first = DIGITS};
     uint64_t bits = 0;
     double x;
     *end = behind;
-    if (point == start && behind <= point + 1) {
+    if (behind - start == (*point == '.')) {
         *end = text;
         return 0.0;
     }
     int64_t index = UNITS + 1 - (point - start) - parse_exponent(end); /* of the first digit */
     for (const char *at = start; at < behind; at++) {
         if (*at == '.') continue;
-        if (index < 0 && *at > '0') bits = INFINITY_BITS;
-        if (index >= 0 && index < DIGITS) d.digit[index] = (unsigned char)(*at - '0');
-        if (index >= DIGITS && *at > '0') d.more = 1;
+        if (*at > '0' && index < 0) bits = INFINITY_BITS;
+        else if (*at > '0' && index >= DIGITS) d.more = 1;
+        else if (*at > '0') {
+            d.digit[index] = (unsigned char)(*at - '0');
+            d.first = smaller(d.first, (size_t)index);
+            d.end = (size_t)index + 1;
+        }
         index++;
     }
     if (bits == 0) bits = nearest_bits(&d);

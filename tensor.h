@@ -268,11 +268,10 @@ void adam_step(const Adam *adam, uint32_t step, float *x, float *m, float *v, co
 #define MAX_PRECISION 40
 #define NUMBER_TEXT 400 /* room for any number */
 
-/* Writes x as printf would in style 'f', 'e' or 'g' with up to MAX_PRECISION digits, rounded to
- * the nearest, ties to even: 0.125 is 0.12 as %.2f. keep: style g keeps its last zeros, and
- * every style its point, as printf's flag # asks. NaN is "nan" of either sign. Returns the
- * length, without the 0 at the end. */
-size_t print_double(char *text, double x, char style, int precision, int keep);
+/* Writes x as printf would in style 'f' or 'g' with up to MAX_PRECISION digits, rounded to the
+ * nearest, ties to even: 0.125 is 0.12 as %.2f. NaN is "nan" of either sign. Returns the length,
+ * without the 0 at the end. */
+size_t print_double(char *text, double x, char style, int precision);
 
 /* The double nearest to the decimal number at the start of text, ties to even: a sign or none,
  * digits with a point or without, an exponent or none. *end is where it ends, or text if no

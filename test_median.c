@@ -218,16 +218,15 @@ TEST(print_double) {
                  {-999999.5, 'f', 0, "-1000000"},
                  {1e22, 'f', 0, "10000000000000000000000"},
                  {1e23, 'f', 1, "99999999999999991611392.0"},
-                 {9.5, 'e', 0, "1e+01"},
-                 {0.0, 'e', 2, "0.00e+00"},
-                 {2501, 'e', 0, "3e+03"},
-                 {0x1p-1070, 'e', 15, "7.905050333459945e-323"},
-                 {0x1p-1074, 'e', 20, "4.94065645841246544177e-324"},
-                 {0x1p-1022, 'e', 16, "2.2250738585072014e-308"},
+                 {9.5, 'g', 1, "1e+01"},
+                 {2501, 'g', 1, "3e+03"},
+                 {0x1p-1070, 'g', 16, "7.905050333459945e-323"},
+                 {0x1p-1074, 'g', 21, "4.94065645841246544177e-324"},
+                 {0x1p-1022, 'g', 17, "2.2250738585072014e-308"},
                  {0x1p-1074, 'f', 40, "0.0000000000000000000000000000000000000000"},
-                 {DBL_MAX, 'e', 40, "1.7976931348623157081452742373170435679807e+308"},
+                 {DBL_MAX, 'g', 40, "1.797693134862315708145274237317043567981e+308"},
                  {0.1, 'f', 40, "0.1000000000000000055511151231257827021182"},
-                 {0.3, 'e', 17, "2.99999999999999989e-01"},
+                 {0.3, 'g', 18, "0.299999999999999989"},
                  {0.0, 'g', 9, "0"},
                  {-0.0, 'f', 1, "-0.0"},
                  {100, 'g', 3, "100"},
@@ -244,15 +243,13 @@ TEST(print_double) {
                  {-HUGE_VAL, 'g', 9, "-inf"}};
     char text[NUMBER_TEXT];
     FOR(i, LENGTH(cases)) {
-        const size_t n = print_double(text, cases[i].x, cases[i].style, cases[i].precision, 0);
+        const size_t n = print_double(text, cases[i].x, cases[i].style, cases[i].precision);
         CHECK(strcmp(text, cases[i].text) == 0, "expected %s, got %s", cases[i].text, text);
         EQUAL(n, strlen(cases[i].text));
     }
-    print_double(text, HUGE_VAL - HUGE_VAL, 'f', 2, 0);
+    print_double(text, HUGE_VAL - HUGE_VAL, 'f', 2);
     CHECK(strcmp(text, "nan") == 0, "NaN is '%s'", text);
-    EQUAL(print_double(text, -DBL_MAX, 'f', 1000, 1), 1 + 309 + 1 + MAX_PRECISION);
-    EQUAL(print_double(text, 100, 'g', 6, 1), 7);
-    CHECK(strcmp(text, "100.000") == 0, "kept zeros: %s", text);
+    EQUAL(print_double(text, -DBL_MAX, 'f', 1000), 1 + 309 + 1 + MAX_PRECISION);
 }
 
 TEST(parse_double) {
@@ -316,8 +313,7 @@ TEST(parse_double) {
         double x, back;
         memcpy(&x, &word, sizeof x);
         if (!(x < HUGE_VAL)) continue;
-        if (i % 2) print_double(text, x, 'e', 16, 0);
-        else print_double(text, x, 'g', 17, 0);
+        print_double(text, x, 'g', 17);
         back = parse_double(text, &end);
         CHECK(memcmp(&x, &back, sizeof x) == 0 && *end == 0, "%s is read as another number", text);
     }
@@ -1823,20 +1819,18 @@ TEST(text_add) {
                  most, (size_t)0);
     check_format("00000000000000ff|  ff|ff  |", "%016" PRIx64 "|%4x|%-4x|", (uint64_t)255, 255u,
                  255u);
-    check_format("    7|7    |-0007|+0007|   -7|", "%5d|%-5d|%05d|%+05d|%*d|", 7, 7, -7, 7, 5, -7);
-    check_format("7  |", "%*d|", -3, 7);
-    check_format("+7   |+0007|1.50  |+1.50 |", "%-+5d|%0+5d|%-#6.3g|%#-+6.3g|", 7, 7, 1.5, 1.5);
+    check_format("    7|7    |00007|   -7|   +7|", "%5d|%-5d|%05d|%*d|%+5d|", 7, 7, 7, 5, -7, 7);
+    check_format("+7   |7    |1.5   |+1.5  |", "%-+5d|%-*d|%-6.3g|%+-6.3g|", 7, 5, 7, 1.5, 1.5);
     check_format("abc|ab|ab|   ab|ab   ||", "%s|%.2s|%.*s|%5.2s|%-5.2s|%.0s|", "abc", "abc", 2,
                  "abc", "abc", "abc", "abc");
     check_format("100 % x%", "%d %% %c%%", 100, 'x');
-    check_format("1.500000 1.5 2 2. 1.500e+00 1.50000", "%f %g %.0f %#.0f %.3e %#g", 1.5, 1.5, 1.5,
-                 1.5, 1.5, 1.5);
-    check_format("+1.50|  -1.5|-001.5|1.5   |inf", "%+.2f|%6.1f|%06.1f|%-6.1f|%f", 1.5, -1.5, -1.5,
-                 1.5, HUGE_VAL);
+    check_format("1.500000 1.5 2 1.5", "%f %g %.0f %.3g", 1.5, 1.5, 1.5, 1.5);
+    check_format("+1.50|  -1.5|   1.5|1.5   |inf|+nan", "%+.2f|%6.1f|%6.1f|%-6.1f|%f|%+g", 1.5, -1.5,
+                 1.5, 1.5, HUGE_VAL, HUGE_VAL - HUGE_VAL);
     FOR(i, LENGTH(locales)) { /* those with a decimal comma, where they are installed */
         const char *end;
         setlocale(LC_ALL, locales[i]);
-        check_format("1.500 1.5e+00 1.5", "%.3f %.1e %g", 1.5, 1.5, 1.5);
+        check_format("1.500 1.5e+09 1.5", "%.3f %.2g %g", 1.5, 1.5e9, 1.5);
         EQUAL(parse_double("50.32,7", &end), 50.32);
         EQUAL(*end, ',');
     }
