@@ -1182,15 +1182,24 @@ typedef struct {
     char length, kind;    /* length 'l', 'L' for ll, 'z', or 0 */
 } Conversion;
 
+/* The whole number that a text begins with, or `most` if it is greater. Returns how many digits it
+ * has. most: at most SIZE_MAX / 20. */
+static size_t read_digits(const char *text, size_t most, size_t *number) {
+    const size_t n = strspn(text, "0123456789");
+    *number = 0;
+    for (size_t i = 0; i < n; i++) *number = smaller(10 * *number + (size_t)(text[i] - '0'), most);
+    return n;
+}
+
 /* A number in a format, or the next argument for a '*'. */
 static int format_number(const char **at, va_list *args) {
-    int n = 0;
+    size_t n;
     if (**at == '*') {
         (*at)++;
         return va_arg(*args, int);
     }
-    for (; **at >= '0' && **at <= '9'; (*at)++) n = 10 * n + (**at - '0');
-    return n;
+    *at += read_digits(*at, 100000, &n);
+    return (int)n;
 }
 
 /* Reads what stands behind a '%'; returns where the format goes on. */
@@ -1453,28 +1462,19 @@ static size_t choice_index(const char *choices, const char *text) {
     }
 }
 
-/* A decimal number taken whole, within min .. max. */
-static int parse_number(double *value, const char *text, double min, double max, int whole) {
-    const char *end;
-    if (whole && strspn(text, "0123456789") != strlen(text)) return 0;
-    *value = parse_double(text, &end);
-    return end > text && *end == 0 && *value >= min && *value <= max;
-}
-
 /* Adds to a list; given again, an option adds to what is there. */
 static int parse_words(const Setting *s, char *place, const char *text, Error *error) {
     const size_t n = strlen(place);
-    if (n + 1 + strlen(text) >= LIST_SIZE)
-        return fail(error, "--%s has %zu characters, must have less than %d", s->name,
-                    n + 1 + strlen(text), LIST_SIZE);
-    print_to(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text);
-    return 1;
+    return print_to(place + n, LIST_SIZE - n, "%s%s", n ? "," : "", text) ||
+           fail(error, "--%s has %zu characters, must have less than %d", s->name,
+                n + 1 + strlen(text), LIST_SIZE);
 }
 
 int setting_parse(const Setting *s, void *base, const char *text, Error *error) {
     char *place = (char *)base + s->offset;
     const int whole = s->kind != SETTING_REAL;
-    double value = 0;
+    const char *end;
+    double value;
     if (!*text) return fail(error, "--%s is empty", s->name);
     if (s->kind == SETTING_LIST) return parse_words(s, place, text, error);
     if (s->kind == SETTING_PATH) {
@@ -1485,11 +1485,13 @@ int setting_parse(const Setting *s, void *base, const char *text, Error *error) 
         value = (double)choice_index(s->choices, text);
         if (value > s->max)
             return fail(error, "--%s is '%.60s', must be one of %s", s->name, text, s->choices);
-    } else if (!parse_number(&value, text, s->min, s->max, whole)) {
-        const char *kind = whole ? " whole" : "";
+    } else {
         const char *hint = strcmp(s->name, "seed") ? "" : " (PyTorch takes a seed modulo 2^32)";
-        return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g%s", s->name,
-                    text, kind, s->min, s->max, hint);
+        value = parse_double(text, &end);
+        if (end == text || *end || (whole && text[strspn(text, "0123456789")]) ||
+            value < s->min || value > s->max)
+            return fail(error, "--%s is '%.60s', must be a%s number from %.9g to %.10g%s", s->name,
+                        text, whole ? " whole" : "", s->min, s->max, hint);
     }
     const float number = f32(value);
     const size_t count = (size_t)value;
@@ -1498,47 +1500,50 @@ int setting_parse(const Setting *s, void *base, const char *text, Error *error) 
     return 1;
 }
 
-/* With as few digits as still mean this float. */
-static void print_float(char *text, size_t size, float x) {
-    const char *end;
-    for (int digits = 1; digits <= 9; digits++) {
-        print_to(text, size, "%.*g", digits, x);
-        if (f32(parse_double(text, &end)) == x) return;
-    }
-}
-
-void setting_print(const Setting *s, const void *base, char *text, size_t size) {
+/* The number that a setting is, or by which it is chosen. */
+static double setting_value(const Setting *s, const void *base) {
     const char *place = (const char *)base + s->offset;
-    const char *word = s->choices;
     float real;
     size_t count;
-    *text = 0;
     if (s->kind == SETTING_REAL) {
         memcpy(&real, place, sizeof real);
-        print_float(text, size, real);
-        return;
+        return real;
     }
+    memcpy(&count, place, sizeof count);
+    return (double)count;
+}
+
+/* A real number gets as few digits as still mean this float. */
+void setting_print(const Setting *s, const void *base, char *text, size_t size) {
+    const char *word = s->choices, *end;
+    *text = 0;
     if (s->kind == SETTING_PATH) {
-        memcpy(&word, place, sizeof word);
+        memcpy(&word, (const char *)base + s->offset, sizeof word);
         if (word) print_to(text, size, "%s", word);
         return;
     }
-    memcpy(&count, place, sizeof count);
-    if ((double)count < s->min || (double)count > s->max) return;
-    for (size_t i = 0; word && i < count; i++) word += strcspn(word, "|") + 1;
-    if (word) print_to(text, size, "%.*s", (int)strcspn(word, "|"), word);
-    else print_to(text, size, "%zu", count);
+    const double value = setting_value(s, base);
+    if (!(value >= s->min && value <= s->max)) return;
+    if (s->kind == SETTING_REAL) {
+        int digits = 0;
+        do print_to(text, size, "%.*g", ++digits, value);
+        while (digits < 9 && f32(parse_double(text, &end)) != value);
+    } else if (word) {
+        for (double i = 0; i < value; i++) word += strcspn(word, "|") + 1;
+        print_to(text, size, "%.*s", (int)strcspn(word, "|"), word);
+    } else print_to(text, size, "%.0f", value);
 }
 
 void model_describe(Model *model, const Recipe *recipe) {
     const Settings all = {.config = model->config, .recipe = *recipe};
-    for (model->n_notes = 0; model->n_notes < n_settings; model->n_notes++) {
-        const Setting *setting = &settings[model->n_notes];
-        Note *note = &model->notes[model->n_notes];
-        print_to(note->key, sizeof note->key, "%s", setting->name);
-        setting_print(setting, &all, note->value, sizeof note->value);
+    model->n_notes = n_settings;
+    for (size_t i = 0; i < n_settings; i++) {
+        Note *note = &model->notes[i];
+        print_to(note->key, sizeof note->key, "%s", settings[i].name);
+        setting_print(&settings[i], &all, note->value, sizeof note->value);
     }
 }
+
 /* ---- 7. Checkpoints -------------------------------------------------------------------------- */
 
 /* How a model gets into a file and back. The format is safetensors: eight bytes, lowest first, with
@@ -1552,42 +1557,41 @@ static uint64_t read_number(const char *bytes, size_t n) {
     return number;
 }
 
-static void add_number(Text *text, size_t number, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        const unsigned char byte = (unsigned char)(number >> 8 * i & 255);
-        text_bytes(text, &byte, 1);
-    }
+static void add_word(Text *text, uint32_t word) {
+    char bytes[4];
+    for (size_t i = 0; i < 4; i++) bytes[i] = (char)(word >> 8 * i & 255);
+    text_bytes(text, bytes, 4);
 }
 
-static void write_tensor(Text *header, Text *data, const Tensor *t) {
-    const void *numbers = t->words ? (const void *)t->words : t->data;
-    text_add(header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name, t->words ? "U32" : "F32");
-    for (size_t i = 0; i < t->n_dims; i++) text_add(header, "%s%zu", i ? "," : "", t->shape[i]);
-    text_add(header, "],\"data_offsets\":[%zu,%zu]}", data->size, data->size + 4 * t->size);
-    for (size_t i = 0; i < t->size; i++) {
-        uint32_t word;
-        memcpy(&word, (const uint32_t *)numbers + i, sizeof word);
-        add_number(data, word, 4);
+static void write_tensors(Text *header, Text *data, const Tensor *tensors, size_t n) {
+    for (const Tensor *t = tensors; t < tensors + n; t++) {
+        text_add(header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name, t->words ? "U32" : "F32");
+        for (size_t i = 0; i < t->n_dims; i++) text_add(header, "%s%zu", i ? "," : "", t->shape[i]);
+        text_add(header, "],\"data_offsets\":[%zu,%zu]}", data->size, data->size + 4 * t->size);
+        for (size_t i = 0; i < t->size; i++) {
+            uint32_t word;
+            if (t->words) word = t->words[i];
+            else memcpy(&word, t->data + i, sizeof word);
+            add_word(data, word);
+        }
     }
 }
 
 /* The bytes of a file with the model and n_more further tensors. */
 static void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more) {
     Text header = {0}, data = {0};
-    const char *comma = "";
     text_add(&header, "{\"__metadata__\":{");
-    for (const Note *note = model->notes; note < model->notes + model->n_notes; note++) {
-        text_add(&header, "%s\"%s\":\"%s\"", comma, note->key, note->value);
-        comma = ",";
-    }
+    for (size_t i = 0; i < model->n_notes; i++)
+        text_add(&header, "%s\"%s\":\"%s\"", i ? "," : "", model->notes[i].key,
+                 model->notes[i].value);
     text_add(&header, "}");
-    for (size_t i = 0; i < model->n_tensors; i++) write_tensor(&header, &data, &model->tensors[i]);
-    for (size_t i = 0; i < n_more; i++) write_tensor(&header, &data, &more[i]);
+    write_tensors(&header, &data, model->tensors, model->n_tensors);
+    write_tensors(&header, &data, more, n_more);
     text_add(&header, "}");
     while (header.size % 8 && !header.failed) text_add(&header, " ");
 
-    add_number(file, header.size, 4);
-    add_number(file, 0, 4);
+    add_word(file, (uint32_t)header.size);
+    add_word(file, 0);
     text_bytes(file, header.data, header.size);
     text_bytes(file, data.data, data.size);
     file->failed |= header.failed | data.failed;
@@ -1676,13 +1680,8 @@ typedef struct {
     Error error;
 } Checkpoint;
 
-TENSOR_PRINTF(2, 3) static int refuse(Checkpoint *file, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    set_error(&file->error, format, args);
-    va_end(args);
-    return 0;
-}
+/* The file is none that we read, because ...; returns 0. */
+#define refuse(file, ...) fail(&(file)->error, __VA_ARGS__)
 
 static int bad_header(Checkpoint *file, const char *at, const char *expected) {
     const size_t byte = 8 + (size_t)(at - file->header.data);
@@ -1759,16 +1758,14 @@ static int split_object(Checkpoint *file, char *at, Entry *entries, size_t max, 
 /* At most `max` whole numbers, as in [32, 50]. Returns how many; SIZE_MAX if something else stands
  * there. */
 static size_t read_numbers(char *at, size_t *numbers, size_t max) {
+    const size_t limit = SIZE_MAX / 20;
     size_t n = 0;
     if (strcmp(at, "[]") == 0) return 0;
-    while (*at == (n == 0 ? '[' : ',') && n < max) {
-        size_t number = 0;
+    for (; n < max && *at == (n == 0 ? '[' : ','); n++) {
         at = skip_space(at + 1);
-        if (strspn(at, "0123456789") == 0) return SIZE_MAX;
-        for (; *at >= '0' && *at <= '9' && number < SIZE_MAX / 20; at++)
-            number = 10 * number + (size_t)(*at - '0');
-        numbers[n++] = number;
-        at = skip_space(at);
+        const size_t digits = read_digits(at, limit, &numbers[n]);
+        if (digits == 0 || numbers[n] == limit) return SIZE_MAX;
+        at = skip_space(at + digits);
     }
     return strcmp(at, "]") == 0 ? n : SIZE_MAX;
 }
@@ -1976,11 +1973,8 @@ static float decode(size_t type, uint64_t bits) {
 }
 
 static void shape_text(char *text, size_t size, const Tensor *t) {
-    *text = 0;
-    for (size_t i = 0; i < t->n_dims; i++) {
-        const size_t at = strlen(text);
-        print_to(text + at, size - at, "%s%zu", i ? " x " : "", t->shape[i]);
-    }
+    Text shape = {.data = text, .capacity = size, .fixed = 1};
+    for (size_t i = 0; i < t->n_dims; i++) text_add(&shape, "%s%zu", i ? " x " : "", t->shape[i]);
 }
 
 /* Fills a tensor with what the file has under its name. */
@@ -2005,13 +1999,14 @@ static int read_tensor(Checkpoint *file, const Tensor *t) {
         const uint64_t bits = read_number(file->data.data + e->begin + i * width, width);
         if (t->words) {
             t->words[i] = (uint32_t)bits;
-            if (bits <= t->most) continue;
-            return refuse(file, "tensor %s is damaged at number %zu", t->name, i);
+            if (t->limit && bits >= t->limit)
+                return refuse(file, "tensor %s is damaged at number %zu", t->name, i);
+        } else {
+            t->data[i] = decode(type, bits);
+            if (!(fabs(t->data[i]) < HUGE_VAL))
+                return refuse(file, "tensor %s holds NaN or, as a float, infinity at number %zu",
+                              t->name, i);
         }
-        t->data[i] = decode(type, bits);
-        if (!(fabs(t->data[i]) < HUGE_VAL))
-            return refuse(file, "tensor %s holds NaN or, as a float, infinity at number %zu",
-                          t->name, i);
     }
     return 1;
 }
@@ -2056,7 +2051,8 @@ static int read_model(Checkpoint *file, Model *model, size_t normalization) {
         return 0;
     for (size_t i = 0; i < model->n_tensors; i++)
         if (!read_tensor(file, &model->tensors[i])) return 0;
-    if (!judge_unused(file)) return 0;
+    Settings all = {.config = config};
+    if (!judge_unused(file) || !read_settings(file, &all, 0)) return 0;
     memcpy(model->remarks, file->remarks, sizeof model->remarks);
     memcpy(model->notes, file->notes, sizeof file->notes);
     model->n_notes = file->n_notes;
@@ -2070,13 +2066,6 @@ enum {
     COUNTERS = 6
 };
 
-static Tensor state_tensor(const char *name, size_t n, float *data, uint32_t *words, size_t most) {
-    Tensor t = {.n_dims = 1, .shape = {n}, .size = n, .data = data, .words = words};
-    t.most = (uint32_t)most;
-    print_to(t.name, sizeof t.name, "state.%s", name);
-    return t;
-}
-
 /* All that trainer_create does not make again from the recipe, as further tensors of a checkpoint:
  * such a file is also an ordinary checkpoint of the current weights. This list serves for writing
  * and for reading. */
@@ -2084,14 +2073,21 @@ static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
     const Config *c = &t->model.config;
     const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
     const size_t n_hard = t->hard_room * c->seq_len;
-    tensors[0] = state_tensor("m", n, t->m.params, NULL, 0);
-    tensors[1] = state_tensor("v", n, t->v.params, NULL, 0);
-    tensors[2] = state_tensor("best", n, t->best.params, NULL, 0);
-    tensors[3] = state_tensor("data_mt", 624, NULL, t->data.state, UINT32_MAX);
-    tensors[4] = state_tensor("order_mt", 624, NULL, t->order_mt.state, UINT32_MAX);
-    tensors[5] = state_tensor("words", COUNTERS, NULL, counters, UINT32_MAX);
-    tensors[6] = state_tensor("order", n_lists, NULL, t->order, n_lists - 1);
-    tensors[7] = state_tensor("hard", n_hard, NULL, t->hard, c->max_num - 1);
+    const Tensor all[STATE_TENSORS] = {
+        {.name = "state.m", .size = n, .data = t->m.params},
+        {.name = "state.v", .size = n, .data = t->v.params},
+        {.name = "state.best", .size = n, .data = t->best.params},
+        {.name = "state.data_mt", .size = 624, .words = t->data.state},
+        {.name = "state.order_mt", .size = 624, .words = t->order_mt.state},
+        {.name = "state.words", .size = COUNTERS, .words = counters},
+        {.name = "state.order", .size = n_lists, .words = t->order, .limit = n_lists},
+        {.name = "state.hard", .size = n_hard, .words = t->hard, .limit = c->max_num},
+    };
+    memcpy(tensors, all, sizeof all);
+    for (size_t i = 0; i < STATE_TENSORS; i++) {
+        tensors[i].n_dims = 1;
+        tensors[i].shape[0] = all[i].size;
+    }
 }
 
 int trainer_save(Trainer *t, const char *path, Error *error) {
@@ -2107,12 +2103,19 @@ int trainer_save(Trainer *t, const char *path, Error *error) {
     return save(&t->model, tensors, STATE_TENSORS, path, error);
 }
 
-static int read_state(Checkpoint *file, Trainer *t) {
+/* The training that goes on from a file, whose model is read already. */
+static int read_state(Checkpoint *file, const Model *model, Trainer *t) {
+    Settings all = {.config = model->config};
     const Recipe *r = &t->recipe;
-    const size_t T = t->model.config.seq_len;
+    const size_t T = model->config.seq_len;
     Tensor tensors[STATE_TENSORS];
     uint32_t c[COUNTERS];
     uint64_t sum = 0;
+    if (!find_tensor(file, "state.m"))
+        return refuse(file, "not a training's state; --init starts anew from its weights");
+    if (!read_settings(file, &all, 1) ||
+        !trainer_create(t, &all.recipe, NULL, model, &file->error))
+        return 0;
     state_tensors(t, c, tensors);
     for (size_t i = 0; i < STATE_TENSORS; i++)
         if (!read_tensor(file, &tensors[i])) return 0;
@@ -2144,13 +2147,8 @@ static int load(const char *path, size_t normalization, Model *model, Trainer *t
     if (!f)
         return fail(error, "%.400s: %s; `median train` makes one, --model FILE names another", path,
                     strerror(errno));
-    int good = read_file(&file, f) && read_model(&file, model, normalization);
-    Settings all = {.config = model->config, .recipe = recipe_default()};
-    if (good && t && !find_tensor(&file, "state.m"))
-        good = refuse(&file, "not a training's state; --init starts anew from its weights");
-    good = good && read_settings(&file, &all, t != NULL);
-    if (good && t)
-        good = trainer_create(t, &all.recipe, NULL, model, &file.error) && read_state(&file, t);
+    const int good = read_file(&file, f) && read_model(&file, model, normalization) &&
+                     (!t || read_state(&file, model, t));
     if (!good) {
         fail(error, "%.400s: %s", path, file.error.text);
         model_free(model);
@@ -2710,14 +2708,8 @@ typedef struct {
                                          .run = command_##NAME, \
                                          __VA_ARGS__}
 
-TENSOR_PRINTF(2, 3) static int usage(Error *error, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    set_error(error, format, args);
-    va_end(args);
-    error->usage = 1;
-    return 0;
-}
+/* The caller asked for something impossible; returns 0. */
+#define usage(error, ...) ((error)->usage = 1, fail(error, __VA_ARGS__))
 
 /* Something worth knowing that is no error. */
 TENSOR_PRINTF(2, 3) static void remark(const Session *s, const char *format, ...) {
@@ -2759,13 +2751,9 @@ static int load_model(Session *s, const char *path) {
 static int parse_entry(Session *s, uint32_t *entry, const char *text, size_t length) {
     const size_t sign = *text == '-';
     const int shown = (int)smaller(length, 60);
-    size_t value = 0;
-    for (size_t i = sign; i < length; i++) {
-        if (text[i] < '0' || text[i] > '9')
-            return usage(s->error, "'%.*s' is not a whole number", shown, text);
-        value = smaller(10 * value + (size_t)(text[i] - '0'), s->V);
-    }
-    if (length == sign) return usage(s->error, "'%.*s' is not a whole number", shown, text);
+    size_t value;
+    if (length == sign || sign + read_digits(text + sign, s->V, &value) != length)
+        return usage(s->error, "'%.*s' is not a whole number", shown, text);
     if (value >= s->V || (sign && value > 0))
         return usage(s->error, "%.*s is not in 0..%zu, the numbers that this model knows", shown,
                      text, s->V - 1);

@@ -104,8 +104,8 @@ typedef struct {
     char name[48];
     size_t n_dims, shape[3], size; /* size: the product of the shape */
     float *data;
-    uint32_t *words, most; /* in place of data, where a training's state has whole numbers, none
-                              greater than `most` */
+    uint32_t *words; /* in place of data, where a training's state has whole numbers, */
+    size_t limit;    /* all of them below it, if it is not 0 */
 } Tensor;
 
 #define MAX_NOTES 32

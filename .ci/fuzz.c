@@ -69,8 +69,8 @@ static void make_file(Text *file, const unsigned char *data, size_t size) {
     if (header && read_header(&read) && read.data_size <= 100000) bytes = read.data_size;
     text_free(&read.header);
     free(read.tensors);
-    add_number(file, header, 4);
-    add_number(file, 0, 4);
+    add_word(file, (uint32_t)header);
+    add_word(file, 0);
     if (header) text_bytes(file, data, header);
     for (size_t i = 0; i < bytes; i++) text_bytes(file, rest ? &zero[1 + i % rest] : (const void *)"", 1);
 }
