@@ -2188,7 +2188,7 @@ enum { MAX_COLUMNS = 16 };
 
 typedef struct {
     size_t width, least; /* of all cells; of the longest word in one */
-    int left, bar;       /* it is text; its numbers are drawn, too */
+    int left;            /* it is text */
 } Column;
 
 typedef struct {
@@ -2201,6 +2201,7 @@ typedef struct {
     /* The table under way. */
     const char *table, *columns; /* its name; its columns', with commas */
     size_t row, n_columns, gap;
+    size_t drawn;                /* the column whose numbers are drawn, too; or n_columns */
     double bar_limit;            /* the number that fills a bar; 0: the greatest in the table */
     double negative, positive;   /* the ends of a bar */
     Text cells; /* for people: the names, then row after row, with a 0 behind each cell */
@@ -2341,6 +2342,7 @@ static void table_begin(Report *r, const char *name, const char *columns) {
         text_bytes(&r->cells, c == ',' ? "" : &c, 1);
     }
     text_bytes(&r->cells, "", 1);
+    r->drawn = r->n_columns;
 }
 
 /* A row: each conversion of the format, one of %s, %u, %zu, %f, is a cell. A number followed by
@@ -2350,26 +2352,24 @@ TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
     const int people = r->kind == REPORT_TEXT;
     Text *to = people ? &r->cells : &r->text;
     const char *name = r->columns;
-    Column *column = r->column;
     Conversion c;
     va_list args;
     va_start(args, format);
-    for (const char *at = strchr(format, '%'); at; at = strchr(at, '%'), column++) {
-        const size_t length = strcspn(name, ",");
-        at = read_conversion(&c, at + 1, &args);
-        const int share = strncmp(at, "%%", 2) == 0;
-        at += share ? 2 : 0;
-        column->left = c.kind == 's';
-        column->bar = *at == '|';
-        if (r->kind == REPORT_CSV && column != r->column) text_add(to, ",");
-        if (r->kind == REPORT_LONG)
-            text_add(to, "%s,%zu,%.*s,", r->table, r->row, (int)length, name);
+    for (size_t i = 0; i < r->n_columns; i++) {
+        format = read_conversion(&c, strchr(format, '%') + 1, &args);
+        const int share = strncmp(format, "%%", 2) == 0;
+        const int length = (int)strcspn(name, ",");
+        if (share) format += 2;
+        if (*format == '|') r->drawn = i;
+        r->column[i].left = c.kind == 's';
+        if (r->kind == REPORT_CSV && i > 0) text_add(to, ",");
+        if (r->kind == REPORT_LONG) text_add(to, "%s,%zu,%.*s,", r->table, r->row, length, name);
         name += length + 1;
         if (c.kind == 'f') {
             const double x = checked(r, va_arg(args, double));
             const char *form = c.plus ? "%+.*f" : "%.*f";
-            if (!people) text_add(to, "%.9g", x);
-            else text_add(to, form, c.precision, share ? 100 * x : x);
+            if (people) text_add(to, form, c.precision, share ? 100 * x : x);
+            else text_add(to, "%.9g", x);
         } else add_conversion(to, &c, &args);
         if (people) text_bytes(to, " %", share ? 3 : 0);
         if (people && !share) text_bytes(to, "", 1);
@@ -2380,16 +2380,9 @@ TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
     r->row++;
 }
 
-/* What the bar beside a cell shows. */
-static double bar_value(const char *cell) {
-    const char *end;
-    const double x = parse_double(cell, &end);
-    return strcmp(end, " %") == 0 ? x / 100 : x;
-}
-
 /* What holds the columns' cells and the longest words of their names; the ends of bars. */
 static void measure_columns(Report *r) {
-    const char *cell = r->cells.data;
+    const char *cell = r->cells.data, *end;
     r->negative = 0;
     r->positive = r->bar_limit;
     for (size_t i = 0; i < (r->row + 1) * r->n_columns; i++, cell += strlen(cell) + 1) {
@@ -2401,7 +2394,7 @@ static void measure_columns(Report *r) {
         }
         word = i < r->n_columns ? c->least : strlen(cell);
         if (word > c->width) c->width = word;
-        const double x = c->bar ? bar_value(cell) : 0;
+        const double x = i % r->n_columns == r->drawn ? parse_double(cell, &end) : 0;
         if (r->bar_limit == 0) r->positive = max_double(r->positive, x);
         if (x < 0) r->negative = r->bar_limit > 0 ? r->bar_limit : max_double(r->negative, -x);
     }
@@ -2440,31 +2433,29 @@ static void put_row(Report *r, const char **cell, size_t n_cells) {
         size_t used = indent;
         for (; to < n_cells && (to == from || used + r->column[to].width <= r->width); to++)
             used += r->column[to].width + r->gap;
-        for (int more = 1; more;) {
+        int more;
+        do {
             more = 0;
             say(r, "%*s", (int)indent, "");
             for (size_t i = from; i < to; i++) {
                 const Column *c = &r->column[i];
                 const size_t n = line_length(cell[i], c->width);
-                const size_t pad = c->width - smaller(n, c->width);
-                say(r, "%*s%.*s", c->left ? 0 : (int)pad, "", (int)n, cell[i]);
-                say(r, "%*s", (int)(c->left ? pad + r->gap : r->gap), "");
+                say(r, c->left ? "%-*.*s" : "%*.*s", (int)c->width, (int)n, cell[i]);
+                say(r, "%*s", (int)r->gap, "");
                 cell[i] += n + strspn(cell[i] + n, " ");
                 more |= *cell[i] != 0;
             }
             end_line(r);
-        }
+        } while (more);
     }
 }
 
 /* x as a bar of up to `width` characters. Negative ones go left from a line that marks 0. */
 static void make_bar(Text *bar, const Report *r, double x, size_t width) {
     const double unit = (r->negative + r->positive) / (double)(width - 1);
-    const double most = x < 0 ? r->negative : r->positive;
-    const double size = min_double(fabs(x), most);
     const size_t zero = r->negative > 0 ? (size_t)(r->negative / unit + 0.5) : 0;
     const size_t room = x < 0 ? zero : width - 1 - zero;
-    const size_t n = unit > 0 ? smaller((size_t)(size / unit + 0.5), room) : 0;
+    const size_t n = unit > 0 ? (size_t)min_double(fabs(x) / unit + 0.5, (double)room) : 0;
     text_fill(bar, ' ', x < 0 ? zero - n : zero);
     if (x < 0) text_fill(bar, '-', n);
     if (r->negative > 0) text_fill(bar, '|', 1);
@@ -2474,20 +2465,17 @@ static void make_bar(Text *bar, const Report *r, double x, size_t width) {
 /* For people: the table as it was collected. */
 static void table_end(Report *r) {
     const size_t n = r->n_columns;
-    const char *cell[MAX_COLUMNS + 1], *at = r->cells.data;
+    const char *cell[MAX_COLUMNS + 1], *at = r->cells.data, *end;
     r->text.failed |= r->cells.failed;
     if (r->kind != REPORT_TEXT || r->cells.failed || r->row == 0) return;
     measure_columns(r);
-    size_t drawn = 0;
-    while (drawn < n && !r->column[drawn].bar) drawn++;
-    const size_t room = fit_columns(r, drawn < n);
-    r->column[n].width = room;
-    r->column[n].left = 1;
+    const size_t room = fit_columns(r, r->drawn < n);
+    r->column[n] = (Column){.width = room, .left = 1};
     for (size_t row = 0; row <= r->row; row++) {
         char bar[80] = "";
         Text text = {.data = bar, .capacity = sizeof bar, .fixed = 1};
         for (size_t i = 0; i < n; i++, at += strlen(at) + 1) cell[i] = at;
-        if (room > 0 && row > 0) make_bar(&text, r, bar_value(cell[drawn]), room);
+        if (room > 0 && row > 0) make_bar(&text, r, parse_double(cell[r->drawn], &end), room);
         cell[n] = bar;
         put_row(r, cell, n + (room > 0));
     }
@@ -2564,8 +2552,8 @@ static Grid fit_map(const Report *r, const Map *map) {
     double greatest = 0;
     for (size_t i = 0; i < map->rows * map->cols; i++)
         greatest = max_double(greatest, fabs(map->values[i]));
-    if (map->cols > MAP_NUMBERS || map->cols * g.width > room || greatest >= 1000) g.width = 2;
-    if (!low) g.width = 2;
+    if (!low || map->cols > MAP_NUMBERS || map->cols * g.width > room || greatest >= 1000)
+        g.width = 2;
     if (g.width == 2 && (!low || 2 * map->cols > room)) {
         g.width = 1;
         g.down = 2;
