@@ -1626,17 +1626,14 @@ int write_file(const char *path, const Text *text, Error *error) {
     if (!name_beside(beside, sizeof beside, path, error)) return 0;
     const int straight = strcmp(beside, path) == 0;
     FILE *f = fopen(beside, "wb");
-    if (!f) return cannot_write(path, error);
-
-    int done = text->size == 0 || fwrite(text->data, 1, text->size, f) == text->size;
-    done = fclose(f) == 0 && done;
-    if (done && straight) return 1;
+    int done = f && fwrite(text->data, 1, text->size, f) == text->size;
+    if (f) done = fclose(f) == 0 && done;
 #ifdef _WIN32
-    if (done) remove(path); /* there, rename does not replace a file */
+    if (done && !straight) remove(path); /* there, rename does not replace a file */
 #endif
-    if (done && rename(beside, path) == 0) return 1;
+    if (done && (straight || rename(beside, path) == 0)) return 1;
     cannot_write(path, error);
-    if (!straight) remove(beside);
+    if (f && !straight) remove(beside);
     return 0;
 }
 
@@ -1907,17 +1904,17 @@ static Entry *need_tensor(Checkpoint *file, const char *name, size_t n_dims) {
 static int read_config(Checkpoint *file, Config *c) {
     char name[48] = "blocks.0.attn.W_Q";
     Error reason;
-    const Entry *W_E, *W_pos, *W_Q, *W_in = find_tensor(file, "blocks.0.mlp.W_in");
-    if (!(W_E = need_tensor(file, "embed.W_E", 2))) return 0;
-    if (!(W_pos = need_tensor(file, "pos_embed.W_pos", 2))) return 0;
-    if (!(W_Q = need_tensor(file, name, 3))) return 0;
-    *c = config_default();
-    c->max_num = W_E->dims[0];
-    c->d_model = W_E->dims[1];
-    c->seq_len = W_pos->dims[0];
-    c->n_heads = W_Q->dims[0];
-    c->d_head = W_Q->dims[2];
-    c->d_mlp = W_in ? W_in->dims[1] : 0;
+    const Entry *W_in = find_tensor(file, "blocks.0.mlp.W_in");
+    const Entry *W_E = need_tensor(file, "embed.W_E", 2);
+    const Entry *W_pos = W_E ? need_tensor(file, "pos_embed.W_pos", 2) : NULL;
+    const Entry *W_Q = W_pos ? need_tensor(file, name, 3) : NULL;
+    if (!W_Q) return 0;
+    *c = (Config){.max_num = W_E->dims[0],
+                  .seq_len = W_pos->dims[0],
+                  .d_model = W_E->dims[1],
+                  .d_head = W_Q->dims[2],
+                  .n_heads = W_Q->dims[0],
+                  .d_mlp = W_in ? W_in->dims[1] : 0};
     for (c->n_layers = 0; find_tensor(file, name); c->n_layers++)
         print_to(name, sizeof name, "blocks.%u.attn.W_Q", (unsigned)c->n_layers + 1);
     return config_check(c, &reason) ||
@@ -2017,7 +2014,7 @@ static int judge_unused(Checkpoint *file) {
     for (const Entry *e = file->tensors; e < file->tensors + file->n_tensors; e++) {
         const char *dot = strrchr(e->name, '.'), *last = dot ? dot + 1 : e->name;
         const int state = strncmp(e->name, "state.", 6) == 0;
-        if (e->used || state || strcmp(last, "mask") == 0 || strcmp(last, "IGNORE") == 0) continue;
+        if (e->used || state || choice_index("mask|IGNORE", last) < 2) continue;
         if (*last && strchr("Wwb", *last) && (last[1] == '_' || !last[1]))
             return refuse(file, "tensor %.100s has no place in the model of the rest", e->name);
         print_to(file->remarks[1], sizeof file->remarks[1],
@@ -2371,8 +2368,7 @@ TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
             if (people) text_add(to, form, c.precision, share ? 100 * x : x);
             else text_add(to, "%.9g", x);
         } else add_conversion(to, &c, &args);
-        if (people) text_bytes(to, " %", share ? 3 : 0);
-        if (people && !share) text_bytes(to, "", 1);
+        if (people) text_bytes(to, share ? " %" : "", share ? 3 : 1); /* with its 0 */
         if (r->kind == REPORT_LONG) end_line(r);
     }
     va_end(args);
