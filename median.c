@@ -53,19 +53,15 @@ typedef int sig_atomic_t;
 
 /* ---- Errors and memory ----------------------------------------------------------------------- */
 
-/* One line, whatever stands in a name or a number that it cites: control characters become '?'. */
-static void set_error(Error *error, const char *format, va_list args) {
-    print_to_args(error->text, sizeof error->text, format, args);
-    for (char *at = error->text; *at; at++)
-        if ((*at > 0 && *at < 32) || *at == 127) *at = '?';
-}
-
-/* Notes why something failed; returns 0, so that `return fail(error, ...)` says it all. */
+/* Notes why something failed; returns 0, so that `return fail(error, ...)` says it all. It is one
+ * line, whatever stands in a name or a number that it cites: control characters become '?'. */
 TENSOR_PRINTF(2, 3) static int fail(Error *error, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    set_error(error, format, args);
+    print_to_args(error->text, sizeof error->text, format, args);
     va_end(args);
+    for (char *at = error->text; *at; at++)
+        if ((*at > 0 && *at < 32) || *at == 127) *at = '?';
     return 0;
 }
 
@@ -1312,6 +1308,7 @@ int print_to(char *to, size_t size, const char *format, ...) {
 int print_file(FILE *file, const char *format, ...) {
     Text text = {0};
     va_list args;
+    if (!file) return 1;
     va_start(args, format);
     text_add_args(&text, format, args);
     va_end(args);
@@ -2696,14 +2693,8 @@ typedef struct {
 #define usage(error, ...) ((error)->usage = 1, fail(error, __VA_ARGS__))
 
 /* Something worth knowing that is no error. */
-TENSOR_PRINTF(2, 3) static void remark(const Session *s, const char *format, ...) {
-    char text[600];
-    va_list args;
-    va_start(args, format);
-    print_to_args(text, sizeof text, format, args);
-    va_end(args);
-    if (s->streams.progress) print_file(s->streams.progress, "median: %s\n", text);
-}
+#define remark(s, format, ...) \
+    print_file((s)->streams.progress, "median: " format "\n", __VA_ARGS__)
 
 /* Was the option of this name given? */
 static int is_given(const Session *s, const char *name) {

@@ -352,8 +352,8 @@ void text_add_args(Text *text, const char *format, va_list args);
 void text_bytes(Text *text, const void *bytes, size_t n);
 void text_free(Text *text);
 
-/* The same into an array of `size` characters, at least 1; 0 if it had to be cut. Or to a file;
- * 0 if that failed. */
+/* The same into an array of `size` characters, at least 1; 0 if it had to be cut. Or to a file, if
+ * it is not NULL; 0 if that failed. */
 TENSOR_PRINTF(3, 4) int print_to(char *to, size_t size, const char *format, ...);
 int print_to_args(char *to, size_t size, const char *format, va_list args);
 TENSOR_PRINTF(2, 3) int print_file(FILE *file, const char *format, ...);
