@@ -333,7 +333,7 @@ static void lay_out_model(Layout *m, void *owner) {
     Weights unused = {0};
     list_tensors(&count, &model->config, &unused);
     model->params = (float *)lay_out(m, count.n_params, sizeof(float));
-    model->tensors = (Tensor *)lay_out(m, (double)count.n_tensors, sizeof(Tensor));
+    model->tensors = (Tensor *)lay_out(m, (double)count.n_tensors + STATE_TENSORS, sizeof(Tensor));
     model->notes = (Note *)lay_out(m, MAX_NOTES, sizeof(Note));
     model->weights.layers =
         (LayerWeights *)lay_out(m, (double)model->config.n_layers, sizeof(LayerWeights));
@@ -1560,30 +1560,27 @@ static void add_word(Text *text, uint32_t word) {
     text_bytes(text, bytes, 4);
 }
 
-static void write_tensors(Text *header, Text *data, const Tensor *tensors, size_t n) {
-    for (const Tensor *t = tensors; t < tensors + n; t++) {
-        text_add(header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name, t->words ? "U32" : "F32");
-        for (size_t i = 0; i < t->n_dims; i++) text_add(header, "%s%zu", i ? "," : "", t->shape[i]);
-        text_add(header, "],\"data_offsets\":[%zu,%zu]}", data->size, data->size + 4 * t->size);
-        for (size_t i = 0; i < t->size; i++) {
-            uint32_t word;
-            if (t->words) word = t->words[i];
-            else memcpy(&word, t->data + i, sizeof word);
-            add_word(data, word);
-        }
-    }
-}
-
-/* The bytes of a file with the model and n_more further tensors. */
-static void checkpoint_text(Text *file, const Model *model, const Tensor *more, size_t n_more) {
+/* The bytes of a model's file. */
+static void checkpoint_text(Text *file, const Model *model) {
     Text header = {0}, data = {0};
     text_add(&header, "{\"__metadata__\":{");
     for (size_t i = 0; i < model->n_notes; i++)
         text_add(&header, "%s\"%s\":\"%s\"", i ? "," : "", model->notes[i].key,
                  model->notes[i].value);
     text_add(&header, "}");
-    write_tensors(&header, &data, model->tensors, model->n_tensors);
-    write_tensors(&header, &data, more, n_more);
+    for (const Tensor *t = model->tensors; t < model->tensors + model->n_tensors; t++) {
+        text_add(&header, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name,
+                 t->words ? "U32" : "F32");
+        for (size_t i = 0; i < t->n_dims; i++)
+            text_add(&header, "%s%zu", i ? "," : "", t->shape[i]);
+        text_add(&header, "],\"data_offsets\":[%zu,%zu]}", data.size, data.size + 4 * t->size);
+        for (size_t i = 0; i < t->size; i++) {
+            uint32_t word;
+            if (t->words) word = t->words[i];
+            else memcpy(&word, t->data + i, sizeof word);
+            add_word(&data, word);
+        }
+    }
     text_add(&header, "}");
     while (header.size % 8 && !header.failed) text_add(&header, " ");
 
@@ -1634,17 +1631,12 @@ int write_file(const char *path, const Text *text, Error *error) {
     return 0;
 }
 
-static int save(const Model *model, const Tensor *more, size_t n_more, const char *path,
-                Error *error) {
+int model_save(const Model *model, const char *path, Error *error) {
     Text file = {0};
-    checkpoint_text(&file, model, more, n_more);
+    checkpoint_text(&file, model);
     const int done = write_file(path, &file, error);
     text_free(&file);
     return done;
-}
-
-int model_save(const Model *model, const char *path, Error *error) {
-    return save(model, NULL, 0, path, error);
 }
 
 /* -- reading, which trusts nothing -- */
@@ -2055,18 +2047,14 @@ static int read_model(Checkpoint *file, Model *model, size_t normalization) {
 
 /* -- the state of a training under way -- */
 
-enum {
-    STATE_TENSORS = 8,
-    COUNTERS = 6
-};
+enum { COUNTERS = 6 };
 
-/* All that trainer_create does not make again from the recipe, as further tensors of a checkpoint:
- * such a file is also an ordinary checkpoint of the current weights. This list serves for writing
- * and for reading. */
-static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
-    const Config *c = &t->model.config;
+/* All that trainer_create does not make again from the recipe, as further tensors behind the
+ * model's: a file that has them, too, is also an ordinary checkpoint of the current weights. This
+ * list serves for writing and for reading. */
+static Tensor *state_tensors(Trainer *t, uint32_t *counters) {
     const size_t n = t->model.n_params, n_lists = t->recipe.trainset_size;
-    const size_t n_hard = t->hard_room * c->seq_len;
+    const size_t V = t->model.config.max_num, n_hard = t->hard_room * t->model.config.seq_len;
     const Tensor all[STATE_TENSORS] = {
         {.name = "state.m", .size = n, .data = t->m.params},
         {.name = "state.v", .size = n, .data = t->v.params},
@@ -2075,17 +2063,18 @@ static void state_tensors(Trainer *t, uint32_t *counters, Tensor *tensors) {
         {.name = "state.order_mt", .size = 624, .words = t->order_mt.state},
         {.name = "state.words", .size = COUNTERS, .words = counters},
         {.name = "state.order", .size = n_lists, .words = t->order, .limit = n_lists},
-        {.name = "state.hard", .size = n_hard, .words = t->hard, .limit = c->max_num},
+        {.name = "state.hard", .size = n_hard, .words = t->hard, .limit = V},
     };
+    Tensor *tensors = t->model.tensors + t->model.n_tensors;
     memcpy(tensors, all, sizeof all);
     for (size_t i = 0; i < STATE_TENSORS; i++) {
         tensors[i].n_dims = 1;
         tensors[i].shape[0] = all[i].size;
     }
+    return tensors;
 }
 
 int trainer_save(Trainer *t, const char *path, Error *error) {
-    Tensor tensors[STATE_TENSORS];
     uint32_t counters[COUNTERS] = {(uint32_t)t->step,       (uint32_t)t->validated,
                                    (uint32_t)t->best_right, t->data.next,
                                    t->order_mt.next,        (uint32_t)t->n_hard};
@@ -2093,8 +2082,10 @@ int trainer_save(Trainer *t, const char *path, Error *error) {
         return fail(error, "the weights are no longer finite after step %zu; try a smaller --lr",
                     t->step);
     model_describe(&t->model, &t->recipe);
-    state_tensors(t, counters, tensors);
-    return save(&t->model, tensors, STATE_TENSORS, path, error);
+    state_tensors(t, counters);
+    Model all = t->model;
+    all.n_tensors += STATE_TENSORS;
+    return model_save(&all, path, error);
 }
 
 /* The training that goes on from a file, whose model is read already. */
@@ -2102,7 +2093,6 @@ static int read_state(Checkpoint *file, const Model *model, Trainer *t) {
     Settings all = {.config = model->config};
     const Recipe *r = &t->recipe;
     const size_t T = model->config.seq_len;
-    Tensor tensors[STATE_TENSORS];
     uint32_t c[COUNTERS];
     uint64_t sum = 0;
     if (!find_tensor(file, "state.m"))
@@ -2110,7 +2100,7 @@ static int read_state(Checkpoint *file, const Model *model, Trainer *t) {
     if (!read_settings(file, &all, 1) ||
         !trainer_create(t, &all.recipe, NULL, model, &file->error))
         return 0;
-    state_tensors(t, c, tensors);
+    const Tensor *tensors = state_tensors(t, c);
     for (size_t i = 0; i < STATE_TENSORS; i++)
         if (!read_tensor(file, &tensors[i])) return 0;
     if (c[0] > t->total_steps || c[1] > 1 || c[2] > r->valset_size || c[3] > 624 || c[4] > 624 ||

@@ -109,6 +109,7 @@ typedef struct {
 } Tensor;
 
 #define MAX_NOTES 32
+#define STATE_TENSORS 8 /* of a training under way */
 typedef struct {
     char key[24], value[40];
 } Note;
@@ -119,7 +120,7 @@ typedef struct {
     size_t n_params, n_tensors;
     float *params;
     Weights weights;
-    Tensor *tensors;
+    Tensor *tensors; /* with room for STATE_TENSORS more */
     void *memory; /* in which all these arrays stand */
     size_t n_notes; /* what the checkpoint says about its training, as `info` shows it */
     Note *notes;    /* room for MAX_NOTES */

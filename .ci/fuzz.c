@@ -86,7 +86,7 @@ static void load_and_save(void) {
         must_be_one_line(&error);
         return;
     }
-    checkpoint_text(&file, &model, NULL, 0);
+    checkpoint_text(&file, &model);
     MUST(!file.failed);
     use_file(&file);
     MUST(model_load(&again, "input", model.config.normalization, &error));
@@ -154,7 +154,7 @@ static void read_lists(const unsigned char *data, size_t size) {
         MUST(model_create(&model, &c, &error));
         mt_seed(&mt, 1);
         model_init(&model, &mt);
-        checkpoint_text(&model_file, &model, NULL, 0);
+        checkpoint_text(&model_file, &model);
         model_free(&model);
     }
     use_file(&model_file);
