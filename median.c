@@ -1741,12 +1741,11 @@ static int split_object(Checkpoint *file, char *at, Entry *entries, size_t max, 
     return !*at || bad_header(file, at, "the end");
 }
 
-/* At most `max` whole numbers, as in [32, 50]. Returns how many; SIZE_MAX if something else stands
- * there. */
+/* One to `max` whole numbers, as in [32, 50]. Returns how many; SIZE_MAX if something else stands
+ * there, be it [], the shape of a single number. */
 static size_t read_numbers(char *at, size_t *numbers, size_t max) {
     const size_t limit = SIZE_MAX / 20;
     size_t n = 0;
-    if (strcmp(at, "[]") == 0) return 0;
     for (; n < max && *at == (n == 0 ? '[' : ','); n++) {
         at = skip_space(at + 1);
         const size_t digits = read_digits(at, limit, &numbers[n]);
@@ -1915,13 +1914,13 @@ static int read_config(Checkpoint *file, Config *c) {
  * that follow. The metadata does; without it, `wanted`; without both we assume LNPre and say so. */
 static int read_normalization(Checkpoint *file, size_t wanted, size_t *found) {
     const char *note = find_note(file->notes, file->n_notes, "normalization");
+    const int has_ln = find_tensor(file, "ln_final.w") != NULL;
     *found = note ? choice_index("none|LN|LNPre", note) : wanted;
-    if (find_tensor(file, "ln_final.w")) *found = NORMALIZATION_LN;
+    if (has_ln) *found = NORMALIZATION_LN;
     if (wanted < NORMALIZATION_FROM_FILE && wanted != *found)
         return refuse(file, "--normalization contradicts the file's %s",
                       note ? note : "ln_final.w");
-    if (*found == NORMALIZATION_LN && !find_tensor(file, "ln_final.w") &&
-        !find_tensor(file, "blocks.0.ln1.w"))
+    if (*found == NORMALIZATION_LN && !has_ln && !find_tensor(file, "blocks.0.ln1.w"))
         return refuse(file, "normalization is LN, but no tensor is an ln; where it is folded into "
                             "the weights, normalization is LNPre");
     if (*found < NORMALIZATION_FROM_FILE) return 1;
