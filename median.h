@@ -345,9 +345,9 @@ typedef struct {
     int failed, fixed; /* fixed: data is the caller's array; what exceeds its capacity is cut */
 } Text;
 
-/* Formats are printf's, for %s %c %d %u %x %f %g %% with the flags -, + and, where no sign comes, 0,
- * width, precision, '*', and the lengths z, l, ll; what comes out does not depend on platform or
- * locale. */
+/* Formats are printf's, for %s %c %d %u %x %f %g %% with the flags -, + and, where no sign comes,
+ * 0, width, precision, '*', and the lengths z, l, ll; what comes out does not depend on platform
+ * or locale. */
 TENSOR_PRINTF(2, 3) void text_add(Text *text, const char *format, ...);
 void text_add_args(Text *text, const char *format, va_list args);
 void text_bytes(Text *text, const void *bytes, size_t n);

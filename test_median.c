@@ -1825,8 +1825,8 @@ TEST(text_add) {
                  "abc", "abc", "abc", "abc");
     check_format("100 % x%", "%d %% %c%%", 100, 'x');
     check_format("1.500000 1.5 2 1.5", "%f %g %.0f %.3g", 1.5, 1.5, 1.5, 1.5);
-    check_format("+1.50|  -1.5|   1.5|1.5   |inf|+nan", "%+.2f|%6.1f|%6.1f|%-6.1f|%f|%+g", 1.5, -1.5,
-                 1.5, 1.5, HUGE_VAL, HUGE_VAL - HUGE_VAL);
+    check_format("+1.50|  -1.5|   1.5|1.5   |inf|+nan", "%+.2f|%6.1f|%6.1f|%-6.1f|%f|%+g", 1.5,
+                 -1.5, 1.5, 1.5, HUGE_VAL, HUGE_VAL - HUGE_VAL);
     FOR(i, LENGTH(locales)) { /* those with a decimal comma, where they are installed */
         const char *end;
         setlocale(LC_ALL, locales[i]);
