@@ -2354,7 +2354,8 @@ TENSOR_PRINTF(2, 3) static void table_row(Report *r, const char *format, ...) {
             if (people) text_add(to, form, c.precision, share ? 100 * x : x);
             else text_add(to, "%.9g", x);
         } else add_conversion(to, &c, &args);
-        if (people) text_bytes(to, share ? " %" : "", share ? 3 : 1); /* with its 0 */
+        if (people && share) text_bytes(to, " %", 2);
+        if (people) text_bytes(to, "", 1); /* the 0 that ends a cell */
         if (r->kind == REPORT_LONG) end_line(r);
     }
     va_end(args);
