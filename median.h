@@ -494,9 +494,8 @@ size_t attribution_terms(const Config *config);
 int network_of_sums(Model *model, size_t max_num, size_t seq_len, size_t n, float *from,
                     const float *to, Error *error);
 
-/* The network that names the median of every list, if d_model, at least 3, is large enough;
- * max_num + 1 always is. *slack: how many votes a majority of one has for certain. If that is too
- * little, 1 is returned all the same, but model->params is NULL. */
+/* The network that names the median of every list. *slack: how many votes a majority of one has for
+ * certain. It fails if d_model leaves too little of that; max_num + 1 is always enough. */
 int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, double *slack,
               Error *error);
 
