@@ -445,9 +445,10 @@ size_t circuit_scratch(const Config *config);
 #define ALL_HEADS SIZE_MAX
 #define ALL_POSITIONS SIZE_MAX
 
+/* A place in the network: an intervention replaces the values that are found there. */
 typedef struct {
     HookSite site;
-    size_t layer, head, position;
+    size_t layer, head, position; /* head counts where the site is a head's */
 } Target;
 
 typedef enum {
