@@ -89,15 +89,16 @@ enum { FENCE = 64 };
 static const uint32_t FENCE_WORD = 0xffbfffff;
 static struct {
     unsigned char *place; /* of any alignment: an array of bytes may end anywhere */
-    size_t size; /* in bytes */
+    size_t size;          /* in bytes */
+    void *block;          /* what is to be freed with it, or NULL */
 } fences[2000];
-static void *blocks[200];
-static size_t n_fences, n_blocks;
+static size_t n_fences;
 
 static void make_fence(void *place, size_t size) {
     if (!CHECK(n_fences < LENGTH(fences), "too many arrays")) return;
     fences[n_fences].place = place;
     fences[n_fences].size = size;
+    fences[n_fences].block = NULL;
     for (size_t i = 0; i + 4 <= size; i += 4) memcpy(fences[n_fences].place + i, &FENCE_WORD, 4);
     ASAN_POISON_MEMORY_REGION(place, size);
     n_fences++;
@@ -106,26 +107,27 @@ static void make_fence(void *place, size_t size) {
 /* n zeros between two fences, until release(). */
 static void *take(size_t n, size_t size) {
     unsigned char *memory = calloc(n * size + 2 * FENCE, 1);
-    if (!memory || n_blocks == LENGTH(blocks)) {
+    if (!memory || n_fences + 2 > LENGTH(fences)) {
         printf("FAIL %s: out of memory\n", title);
         exit(1);
     }
-    blocks[n_blocks++] = memory;
     make_fence(memory, FENCE);
+    fences[n_fences - 1].block = memory;
     make_fence(memory + FENCE + n * size, FENCE);
     return memory + FENCE;
 }
 
 static void release(void) {
-    FOR(i, n_fences) {
-        ASAN_UNPOISON_MEMORY_REGION(fences[i].place, fences[i].size);
-        for (size_t j = 0; j + 4 <= fences[i].size; j += 4) {
-            CHECK(memcmp(fences[i].place + j, &FENCE_WORD, 4) == 0,
+    while (n_fences > 0) {
+        const unsigned char *place = fences[--n_fences].place;
+        const size_t size = fences[n_fences].size;
+        ASAN_UNPOISON_MEMORY_REGION(place, size);
+        for (size_t i = 0; i + 4 <= size; i += 4) {
+            CHECK(memcmp(place + i, &FENCE_WORD, 4) == 0,
                   "something is written beyond an array's end");
         }
+        free(fences[n_fences].block);
     }
-    n_fences = 0;
-    while (n_blocks > 0) free(blocks[--n_blocks]);
 }
 
 static uint64_t noise; /* the tests' own random numbers; every test starts from 1 */
@@ -558,44 +560,17 @@ static const size_t SIZES[][3] = {
 static size_t rows, n_in, n_out;
 
 /* Up to three inputs, gradients for each that start from noise (before), the output, and the
- * gradient dout of the loss, which is the sum of dout * output. The formula adds to `result` the
- * output of the inputs in `exact`, all in double. */
-static size_t input_size[3], output_size;
-static float *inputs[3], *grad[3], *before[3], *output, *dout;
-static double *exact[3], *result;
+ * gradient dout of the loss, which is the sum of dout * output. What a backward function writes
+ * is the gradient on top of `base`: the noise, if it adds; NULL: nothing. The formula adds to
+ * `result` the output of the inputs in `exact`, all in double. */
+enum { INPUTS = 3 };
+static size_t input_size[INPUTS], output_size;
+static float *inputs[INPUTS], *grad[INPUTS], *before[INPUTS], *base[INPUTS], *output, *dout;
+static double *exact[INPUTS], *result;
 static void (*formula)(void);
 
-/* To be used as `while (next_case())`. */
-static int next_case(void) {
-    release();
-    memset(inputs, 0, sizeof inputs);
-    memset(grad, 0, sizeof grad);
-    if (number == LENGTH(SIZES)) return 0;
-    rows = SIZES[number][0];
-    n_in = SIZES[number][1];
-    n_out = SIZES[number][2];
-    at("case %zu", ++number);
-    return 1;
-}
-
-static float *make_input(size_t k, size_t n) {
-    input_size[k] = n;
-    inputs[k] = randoms(n);
-    before[k] = randoms(n);
-    grad[k] = copy(before[k], n);
-    return inputs[k];
-}
-
-/* To be called when all inputs are made. */
-static void expect(void (*output_formula)(void), size_t n) {
-    output_size = n;
-    output = randoms(n);
-    dout = randoms(n);
-    FOR(k, 3) exact[k] = inputs[k] ? doubles(inputs[k], input_size[k]) : NULL;
-    result = doubles(NULL, n);
-    formula = output_formula;
-    formula();
-}
+/* Forward and backward are called in turn; each has its own test, in which only it is checked. */
+static int testing(const char *part) { return strstr(title, part) != NULL; }
 
 static double case_loss(void) {
     double loss = 0;
@@ -605,34 +580,98 @@ static double case_loss(void) {
     return loss;
 }
 
-/* Forward and backward are called in turn; each has its own test, in which only it is checked. */
-static int testing(const char *part) { return strstr(title, part) != NULL; }
-
-static void check_output(const float *got) {
-    if (testing("forward")) ALL_NEAR(got, result, output_size);
-}
-
-/* grad[k] must be the gradient on top of `base`; NULL: of nothing. */
-static void check_input(size_t k, const float *base) {
+static void check_input(size_t k) {
     static const char *const names[] = {"input 0", "input 1", "input 2"};
     const size_t n = input_size[k];
     double *got = doubles(grad[k], n), mean = 0;
-    if (!grad[k] || !testing("backward")) return;
     FOR(i, n) {
-        got[i] -= base ? base[i] : 0.0;
+        got[i] -= base[k] ? base[k][i] : 0.0;
         mean += fabs(got[i]) / (double)n;
     }
     check_gradient(names[k], got, exact[k], n, case_loss, mean + 0.1);
     bits = hash_floats(bits, grad[k], n);
 }
 
-static void check_added(size_t k) { check_input(k, before[k]); }
+/* Instead of random numbers, in two cases of SIDE x SIDE: those whose sums nearly cancel, so that
+ * every bit of a double sum, and with it the order, shows in the float that it is rounded to. Their
+ * sizes are from 2^-30 to 2^30. The second half of rows or columns is the first, or less the first,
+ * and a little noise. No formula is precise enough for them: they are hashed. */
+enum { SIDE = 70 };
+static int cancelling;
+
+static void fill_cancelling(float *x, size_t n, double rows_sign, double columns_sign) {
+    const size_t half = SIDE / 2;
+    FOR(i, n) {
+        const size_t row = i / SIDE, column = i % SIDE;
+        const double size = ldexp(uniform(), (int)(30 * uniform()));
+        const double little = ldexp(uniform(), -10);
+        if (column >= half) x[i] = f32(columns_sign * x[i - half] + little);
+        else if (row >= half) x[i] = f32(rows_sign * x[i - half * SIDE] + little);
+        else x[i] = f32(size + little);
+    }
+}
+
+static void hash_case(void) {
+    bits = hash_floats(bits, output, output_size);
+    FOR(k, INPUTS) bits = hash_floats(bits, grad[k], grad[k] ? input_size[k] : 0);
+}
+
+static void finish_case(void) {
+    if (cancelling) hash_case();
+    else if (testing("forward")) ALL_NEAR(output, result, output_size);
+    else FOR(k, INPUTS) if (grad[k]) check_input(k);
+}
+
+/* To be used as `while (next_case())`. Checks the case before. */
+static int next_case(void) {
+    if (number > 0) finish_case();
+    release();
+    memset(inputs, 0, sizeof inputs);
+    memset(grad, 0, sizeof grad);
+    if (number == (cancelling ? 2 : LENGTH(SIZES))) return 0;
+    rows = cancelling ? SIDE : SIZES[number][0];
+    n_in = cancelling ? SIDE : SIZES[number][1];
+    n_out = cancelling ? SIDE : SIZES[number][2];
+    at("case %zu", ++number);
+    return 1;
+}
+
+static float *make_input(size_t k, size_t n) {
+    const double sign = k % 2 == number % 2 ? -1 : 1;
+    input_size[k] = n;
+    inputs[k] = randoms(n);
+    if (cancelling) fill_cancelling(inputs[k], n, sign, sign);
+    before[k] = randoms(n);
+    base[k] = before[k];
+    grad[k] = copy(before[k], n);
+    return inputs[k];
+}
+
+/* To be called when all inputs are made. */
+static void expect(void (*output_formula)(void), size_t n) {
+    output_size = n;
+    output = randoms(n);
+    dout = randoms(n);
+    if (cancelling) fill_cancelling(dout, n, -1, 1);
+    FOR(k, INPUTS) exact[k] = inputs[k] ? doubles(inputs[k], input_size[k]) : NULL;
+    result = doubles(NULL, n);
+    formula = output_formula;
+    formula();
+}
 
 /* What is to be added to the first input's gradient: nothing, or what stands there, or what stands
  * elsewhere. */
 static const float *dresidual(void) {
     const float *const kinds[] = {NULL, grad[0], before[0]};
+    if (number % 3 == 0) base[0] = NULL;
     return kinds[number % 3];
+}
+
+/* The first input's gradient is written, not added to; at times in place of `from`. */
+static float *written(const float *from, size_t n) {
+    base[0] = NULL;
+    if (number % 2) grad[0] = copy(from, n);
+    return grad[0];
 }
 
 static uint32_t *token, *position;
@@ -656,10 +695,7 @@ TEST(embed) {
         position = indices(rows, PLACES);
         expect(embed_formula, rows * n_in);
         embed_forward(output, inputs[0], inputs[1], token, position, rows, n_in);
-        check_output(output);
         embed_backward(grad[0], grad[1], dout, token, position, rows, n_in);
-        check_added(0);
-        check_added(1);
     }
 }
 
@@ -673,9 +709,7 @@ TEST(gather) {
         position = indices(rows, rows + 3);
         expect(gather_formula, rows * n_in);
         gather_forward(output, inputs[0], position, rows, n_in);
-        check_output(output);
         gather_backward(grad[0], dout, position, rows, n_in);
-        check_added(0);
     }
 }
 
@@ -692,15 +726,12 @@ TEST(linear) {
         float *noise_before = copy(output, output_size);
         const float *residuals[] = {NULL, output, noise_before};
         const float *residual = residuals[number % 3];
-        const float *add = dresidual();
         FOR(i, residual ? output_size : 0) result[i] += noise_before[i];
         linear_forward(output, residual, x, W, b, rows, n_in, n_out);
-        check_output(output);
-        linear_backward_input(grad[0], add, dout, W, rows, n_in, n_out);
-        if (testing("input")) check_input(0, add ? before[0] : NULL);
+        linear_backward_input(grad[0], dresidual(), dout, W, rows, n_in, n_out);
         linear_backward_weights(grad[1], grad[2], dout, x, rows, n_in, n_out);
-        if (testing("weights")) check_added(1);
-        if (testing("weights")) check_added(2);
+        if (testing("weights")) grad[0] = NULL;
+        if (testing("input")) grad[1] = grad[2] = NULL;
     }
 }
 
@@ -729,18 +760,14 @@ TEST(layernorm) {
         float *x = make_input(0, rows * n_in);
         float *w = number % 4 ? make_input(1, n_in) : NULL;
         float *b = w ? make_input(2, n_in) : NULL;
-        const float *add = dresidual();
         const double scale = number % 3 == 0 ? 0.004 : 2.0;
-        FOR(i, rows * n_in) x[i] = f32(scale * (x[i] + 0.25));
+        FOR(i, cancelling ? 0 : rows * n_in) x[i] = f32(scale * (x[i] + 0.25));
         expect(layernorm_formula, rows * n_in);
         float *inv_std = randoms(rows), *normal = number % 8 ? randoms(output_size) : output;
         layernorm_forward(output, normal, inv_std, x, w, b, rows, n_in);
-        check_output(output);
         if (testing("forward")) check_normal(normal, inv_std);
-        layernorm_backward(grad[0], add, grad[1], grad[2], dout, normal, inv_std, w, rows, n_in);
-        check_input(0, add ? before[0] : NULL);
-        check_added(1);
-        check_added(2);
+        layernorm_backward(grad[0], dresidual(), grad[1], grad[2], dout, normal, inv_std, w, rows,
+                           n_in);
     }
 }
 
@@ -758,33 +785,35 @@ TEST(relu) {
             if (i % 5 == 4) x[i] = 0;
         }
         expect(relu_formula, n);
-        float *out = number % 2 ? copy(x, n) : output;
-        relu_forward(out, number % 2 ? out : x, n);
-        check_output(out);
-        if (number % 2) grad[0] = copy(dout, n);
-        relu_backward(grad[0], number % 2 ? grad[0] : dout, x, n);
-        check_input(0, NULL);
+        if (number % 2) output = copy(x, n);
+        relu_forward(output, number % 2 ? output : x, n);
+        float *dx = written(dout, n);
+        relu_backward(dx, number % 2 ? dx : dout, x, n);
     }
+}
+
+/* Rows around 0, 1000 and -1000, so that only the row's own maximum keeps exp from overflow. */
+static float *make_steep(int steep) {
+    static const float level[] = {0, 1000, -1000};
+    float *x = make_input(0, rows * n_in);
+    FOR(i, rows * n_in) x[i] = 2 * x[i] + (steep ? level[i / n_in % 3] : 0);
+    return x;
 }
 
 static void softmax_formula(void) {
     FOR(r, rows) naive_softmax(result + r * n_in, exact[0] + r * n_in, n_in);
 }
 
-/* Rows around 0, 1000 and -1000, so that only the row's own maximum keeps exp from overflow. At
- * times in place; then one number of each row is far above the others. In longer rows, an entry
+/* At times in place; then one number of each row is far above the others. In longer rows, an entry
  * of -infinity. */
 TEST(softmax) {
-    static const float level[] = {0, 1000, -1000};
     while (next_case()) {
-        const int in_place = number % 2;
-        float *x = make_input(0, rows * n_in);
-        FOR(i, rows * n_in) x[i] = 2 * x[i] + level[i / n_in % 3];
-        FOR(r, in_place ? rows : 0) x[r * n_in + r % n_in] += 300.0f;
+        float *x = make_steep(1);
+        FOR(r, number % 2 ? rows : 0) x[r * n_in + r % n_in] += 300.0f;
         FOR(r, n_in > 5 ? rows : 0) x[r * n_in + (r + 1) % 5] = -INFINITY;
         expect(softmax_formula, rows * n_in);
-        softmax_forward(in_place ? x : output, x, rows, n_in);
-        check_output(in_place ? x : output);
+        if (number % 2) output = x;
+        softmax_forward(output, x, rows, n_in);
     }
 }
 
@@ -796,27 +825,23 @@ static void cross_entropy_formula(void) {
     }
 }
 
-TEST(cross_entropy) { /* in steep rows as above; at times in place */
-    static const float level[] = {0, 1000, -1000};
+TEST(cross_entropy) { /* at times in place */
     const float scale = 0.375f;
     while (next_case()) {
         const size_t n = rows * n_in;
-        float *logits = make_input(0, n);
+        const float *logits = make_steep(number % 4 == 0);
         double exact_p[256];
         token = indices(rows, n_in);
-        FOR(i, n) logits[i] = 2 * logits[i] + (number % 4 ? 0 : level[i / n_in % 3]);
         expect(cross_entropy_formula, rows);
         FOR(r, rows) dout[r] = scale;
         float *p = copy(logits, n);
         cross_entropy_forward(output, p, number % 2 ? p : logits, token, rows, n_in);
-        check_output(output);
         FOR(r, testing("forward") ? rows : 0) {
             naive_softmax(exact_p, exact[0] + r * n_in, n_in);
             ALL_NEAR(p + r * n_in, exact_p, n_in);
         }
-        if (number % 2) grad[0] = copy(p, n);
-        cross_entropy_backward(grad[0], number % 2 ? grad[0] : p, token, scale, rows, n_in);
-        check_input(0, NULL);
+        float *dlogits = written(p, n);
+        cross_entropy_backward(dlogits, number % 2 ? dlogits : p, token, scale, rows, n_in);
     }
 }
 
@@ -826,11 +851,12 @@ static Attention attention;
 static size_t make_attention(void) {
     static const size_t sizes[][4] = { /* n_lists, seq_len, queries_per_list, d_head */
         {2, 17, 17, 8}, {1, 1, 1, 1}, {3, 5, 2, 5}, {2, 3, 3, 3}, {7, 5, 5, 6}, {13, 7, 1, 32},
-        {3, 13, 4, 33}, {67, 3, 2, 10}, {5, 9, 2, 37}, {1, 8, 1, 130}};
-    const size_t *size = sizes[number % LENGTH(sizes)], n = 1 + size[0] * size[1] * 2 / 3;
+        {3, 13, 4, 33}, {67, 3, 2, 10}, {5, 9, 2, 37}, {1, 8, 1, 130}, {10, 7, 3, SIDE}};
+    const size_t *size = sizes[cancelling ? LENGTH(sizes) - 1 : number % (LENGTH(sizes) - 1)];
+    const size_t n = 1 + size[0] * size[1] * 2 / 3;
     const Attention a = {
         .n_lists = size[0], .seq_len = size[1], .queries_per_list = size[2], .d_head = size[3],
-        .row = indices(size[0] * size[1], n), .scale = 0.4375f};
+        .row = indices(size[0] * size[1], n), .scale = cancelling ? 0x1p-10f : 0.4375f};
     attention = a;
     return n;
 }
@@ -870,14 +896,11 @@ TEST(attention_pattern) {
         expect(pattern_formula, n_queries() * attention.seq_len);
         clear_unseen(dout);
         attention_pattern_forward(output, q, k, &attention);
-        check_output(output);
         double *dq = doubles(before[0], n), *dk = doubles(before[1], n);
         float *dpattern = copy(dout, output_size);
         attention_pattern_backward(dq, dk, dpattern, output, q, k, &attention);
         round_sums(grad[0], dq, n);
-        check_added(0);
         round_sums(grad[1], dk, n);
-        check_added(1);
     }
 }
 
@@ -896,117 +919,34 @@ TEST(attention_values) {
         clear_unseen(pattern);
         expect(values_formula, n_queries() * attention.d_head);
         attention_values_forward(output, pattern, v, &attention);
-        check_output(output);
         double *dv = doubles(before[1], n);
         attention_values_backward(grad[0], dv, dout, pattern, v, &attention);
-        check_input(0, NULL);
         round_sums(grad[1], dv, n);
-        check_added(1);
+        base[0] = NULL;
     }
 }
 
-/* ---- The order of sums ----------------------------------------------------------------------- */
-
-enum {
-    SIDE = 70,
-    SQUARE = SIDE * SIDE
-};
-
-/* A square of numbers whose sums nearly cancel, so that every bit of a double sum, and with it
- * the order, shows in the float that it is rounded to: sizes from 2^-30 to 2^30, the second half
- * of each row the first times `sign`, and a little noise. */
-static float *cancelling(Mt19937 *mt, double sign) {
-    float *x = take(SQUARE, sizeof *x);
-    FOR(i, SQUARE) {
-        const double digits = (double)(mt_next(mt) >> 8) * 0x1p-24;
-        const double size = ldexp(digits, (int)(mt_next(mt) % 61) - 30);
-        const double little = (double)(mt_next(mt) >> 8) * 0x1p-34;
-        const int second = i % SIDE >= SIDE / 2;
-        x[i] = f32((second ? sign * (double)x[i - SIDE / 2] : size) + little);
-    }
-    return x;
-}
-
-static void sum_linear(void) {
-    Mt19937 mt;
-    mt_seed(&mt, 3);
-    const float *x = cancelling(&mt, 1), *W = cancelling(&mt, -1);
-    float *W_transposed = copy(W, SQUARE), *out = copy(W, SQUARE), *db = copy(W, SIDE);
-    FOR(i, SQUARE) W_transposed[i] = W[i % SIDE * SIDE + i / SIDE]; /* there, columns cancel */
-    linear_forward(out, NULL, x, W, W, SIDE, SIDE, SIDE);
-    bits = hash_floats(bits, out, SQUARE);
-    linear_forward(out, out, x, W_transposed, NULL, SIDE, SIDE, SIDE);
-    bits = hash_floats(bits, out, SQUARE);
-    linear_backward_input(out, out, x, W_transposed, SIDE, SIDE, SIDE);
-    linear_backward_weights(out, db, x, W, SIDE, SIDE, SIDE);
-    bits = hash_floats(bits, out, SQUARE);
-    bits = hash_floats(bits, db, SIDE);
-}
-
-static void sum_norm(void) {
-    Mt19937 mt;
-    mt_seed(&mt, 4);
-    const float *x = cancelling(&mt, -1), *b = cancelling(&mt, -1);
-    float *out = copy(x, SQUARE), *normal = copy(x, SQUARE), *inv_std = copy(x, SIDE);
-    float *dw = copy(x, SIDE), *db = copy(x, SIDE);
-    layernorm_forward(out, normal, inv_std, x, x, b, SIDE, SIDE);
-    bits = hash_floats(bits, out, SQUARE);
-    layernorm_backward(out, out, dw, db, b, normal, inv_std, x, SIDE, SIDE);
-    bits = hash_floats(bits, out, SQUARE);
-    bits = hash_floats(bits, dw, SIDE);
-    bits = hash_floats(bits, db, SIDE);
-}
-
-/* Ten lists of seven positions, each a row of its own. */
-static void sum_attention(void) {
-    enum { TEN = SIDE / 7 };
-    uint32_t row[SIDE];
-    const Attention a = {
-        .n_lists = TEN,
-        .seq_len = 7,
-        .queries_per_list = 1,
-        .d_head = SIDE,
-        .row = row,
-        .scale = 0x1p-10f,
-    };
-    Mt19937 mt;
-    mt_seed(&mt, 5);
-    const float *q = cancelling(&mt, 1), *k = cancelling(&mt, -1);
-    float *pattern = randoms(TEN * 7), *dpattern = randoms(TEN * 7), *z = randoms(TEN * SIDE);
-    float *rounded = randoms(SQUARE);
-    double *dq = doubles(NULL, SQUARE), *dk = doubles(NULL, SQUARE), *dv = doubles(NULL, SQUARE);
-    const double *const sums[] = {dq, dk, dv};
-    FOR(i, SIDE) row[i] = (uint32_t)i;
-    attention_pattern_forward(pattern, q, k, &a);
-    attention_values_forward(z, pattern, k, &a);
-    attention_values_backward(dpattern, dv, q, pattern, k, &a);
-    attention_pattern_backward(dq, dk, dpattern, pattern, q, k, &a);
-    bits = hash_floats(bits, z, TEN * SIDE);
-    FOR(i, LENGTH(sums)) {
-        round_sums(rounded, sums[i], SQUARE);
-        bits = hash_floats(bits, rounded, SQUARE);
-    }
-}
-
-/* Their last bits tell whether double operations round to 53 bits, as IEEE-754 demands. */
-static void sum_doubles(void) {
+/* That the order of every sum is the one it was; and that double operations round to 53 bits, as
+ * IEEE-754 demands. */
+TEST(sums) {
+    static void (*const layers[])(void) = {test_gather, test_linear, test_layernorm,
+                                           test_attention_pattern, test_attention_values};
     double sum = 0;
     FOR(i, 1000) {
-        unsigned char bytes[8];
-        uint64_t word;
         sum += sqrt((double)(i + 1)) / (double)(i + 3);
-        memcpy(&word, &sum, sizeof word);
-        FOR(k, 8) bytes[k] = (unsigned char)(word >> 8 * k & 255);
-        bits = hash_bytes(bits, bytes, sizeof bytes);
+        double rest = sum;
+        FOR(part, 3) { /* of 24 bits each */
+            const float x = f32(rest);
+            bits = hash_floats(bits, &x, 1);
+            rest -= x;
+        }
     }
-}
-
-/* That the order of every sum is the one it was. */
-TEST(sums) {
-    sum_doubles();
-    sum_linear();
-    sum_norm();
-    sum_attention();
+    cancelling = 1;
+    FOR(i, LENGTH(layers)) {
+        number = 0;
+        layers[i]();
+    }
+    cancelling = 0;
 }
 
 /* ---- The task -------------------------------------------------------------------------------- */
@@ -1680,6 +1620,7 @@ TEST(certify_limits) {
 
 #define FILE_NAME "median-test.tmp"
 #define STATE_NAME "median-test-state.tmp"
+#define SAYS(text, part) CHECK(strstr(text, part) != NULL, "expected '%s', got '%s'", part, text)
 
 static const Config SMALL = {10, 5, 16, 16, 1, 1, 0, 1}, NARROW = {10, 3, 4, 4, 1, 1, 0, 1};
 
@@ -1711,73 +1652,70 @@ static void make_state(int fresh) {
     trainer_free(&t);
 }
 
-/* A training ends with the same bits, saved, forgotten and resumed after every step or not; its
- * losses count, too. */
-TEST(resume) {
-    FOR(fresh, 2) FOR(interrupted, 2) {
-        static uint64_t plain;
-        uint64_t hash = bits;
-        Trainer t;
-        start_training(&t, (int)fresh);
-        while (t.step < t.total_steps) {
-            const int validated = t.validated;
-            if (interrupted) {
-                DONE(trainer_save(&t, FILE_NAME, &error));
-                trainer_free(&t);
-                if (!DONE(trainer_resume(&t, FILE_NAME, &error))) return;
-            }
-            EQUAL(t.validated, validated);
-            trainer_step(&t);
-            const float told[] = {f32(t.loss), f32(t.accuracy)};
-            hash = hash_floats(hash, told, 2);
+/* Of the losses and of the weights in the end. Interrupted: saved, forgotten and resumed before
+ * every step. */
+static uint64_t hash_of_training(int fresh, int interrupted) {
+    uint64_t hash = bits;
+    Trainer t;
+    start_training(&t, fresh);
+    while (t.step < t.total_steps) {
+        const int validated = t.validated;
+        if (interrupted) {
+            DONE(trainer_save(&t, FILE_NAME, &error));
+            trainer_free(&t);
+            if (!DONE(trainer_resume(&t, FILE_NAME, &error))) return 0;
         }
-        hash = hash_floats(hash, trainer_result(&t)->params, t.model.n_params);
-        at("fresh: %u, interrupted: %u", (unsigned)fresh, (unsigned)interrupted);
-        if (!interrupted) plain = hash;
-        CHECK(hash == plain, "other bits than without interruption");
-        if (interrupted) bits = plain;
-        t.v.params[0] = HUGE_VALF;
-        CHECK(!trainer_save(&t, FILE_NAME, &error) && strstr(error.text, "no longer finite"), "%s",
-              error.text);
-        trainer_free(&t);
+        EQUAL(t.validated, validated);
+        trainer_step(&t);
+        const float told[] = {f32(t.loss), f32(t.accuracy)};
+        hash = hash_floats(hash, told, 2);
+    }
+    hash = hash_floats(hash, trainer_result(&t)->params, t.model.n_params);
+    t.v.params[0] = HUGE_VALF;
+    CHECK(!trainer_save(&t, FILE_NAME, &error), "infinity is saved");
+    SAYS(error.text, "no longer finite");
+    trainer_free(&t);
+    return hash;
+}
+
+TEST(resume) {
+    FOR(fresh, 2) {
+        at("fresh: %u", (unsigned)fresh);
+        const uint64_t plain = hash_of_training((int)fresh, 0);
+        CHECK(hash_of_training((int)fresh, 1) == plain, "other bits than without interruption");
+        bits = plain;
     }
 }
 
-/* The bounds of every number: they are taken, and printed as they were given; what lies beyond
- * them is not, nor does a model come of it. */
+/* A bound is taken, and printed as it was given. What lies beyond it is not, nor does a model come
+ * of it. */
+static void check_bound(const Setting *s, double bound, int outwards) {
+    const size_t beyond = (size_t)bound + (size_t)outwards;
+    Settings all = {config_default(), recipe_default()};
+    char text[40];
+    const char *end;
+    Model model;
+    at("%s", s->name);
+    print_to(text, sizeof text, "%.10g", bound + outwards);
+    CHECK(!setting_parse(s, &all, text, &error), "%s too", text);
+    print_to(text, sizeof text, "%.10g", bound);
+    DONE(setting_parse(s, &all, text, &error));
+    setting_print(s, &all, text, sizeof text);
+    CHECK(parse_double(text, &end) == bound, "%.10g is printed as %s", bound, text);
+    bits = hash_bytes(bits, text, strlen(text));
+    if (s->offset >= sizeof all.config) return;
+    memcpy((char *)&all + s->offset, &beyond, sizeof beyond);
+    CHECK(!model_create(&model, &all.config, &error) && !model.params,
+          "an impossible model is made");
+}
+
+/* The bounds themselves are in the second suite. */
 TEST(settings) {
-    static const struct {
-        const char *name;
-        double least, most;
-    } bounds[] = {{"max-num", 2, 65536}, {"seq-len", 3, 255},       {"d-model", 1, 65536},
-                  {"d-head", 1, 65536},  {"n-layers", 1, 256},      {"n-heads", 1, 4096},
-                  {"d-mlp", 0, 1048576}, {"trainset-size", 0, 1e9}, {"balanced", 0, 1},
-                  {"hard", 0, 1},        {"valset-size", 0, 1e9},   {"epochs", 0, 1e9},
-                  {"steps", 0, 4e9},     {"batch-size", 1, 1e6},    {"lr", 0, 1000},
-                  {"warmup", 0, 4e9},    {"beta1", 0, 0.999999},    {"beta2", 0, 0.999999},
-                  {"eps", 1e-30, 1},     {"weight-decay", 0, 1000}, {"seed", 0, 4294967295.0}};
     Run run;
-    FOR(i, n_settings)
-    FOR(k, LENGTH(bounds)) FOR(most, 2) if (strcmp(settings[i].name, bounds[k].name) == 0) {
-        const double bound = most ? bounds[k].most : bounds[k].least;
-        const size_t beyond = most ? (size_t)bound + 2 : (size_t)bound - 1;
-        Settings all = {config_default(), recipe_default()};
-        char text[40];
-        const char *end;
-        Model model;
-        at("%s", settings[i].name);
-        snprintf(text, sizeof text, "%.10g", most ? bound + 1 : bound - 1);
-        CHECK(!setting_parse(&settings[i], &all, text, &error) ||
-                  !config_check(&all.config, &error),
-              "%s too", text);
-        snprintf(text, sizeof text, "%.10g", bound);
-        DONE(setting_parse(&settings[i], &all, text, &error) && config_check(&all.config, &error));
-        setting_print(&settings[i], &all, text, sizeof text);
-        CHECK(parse_double(text, &end) == bound, "%.10g is printed as %s", bound, text);
-        if (settings[i].offset >= sizeof all.config) continue;
-        memcpy((char *)&all + settings[i].offset, &beyond, sizeof beyond);
-        CHECK(!model_create(&model, &all.config, &error) && !model.params,
-              "an impossible model is made");
+    FOR(i, n_settings) {
+        if (settings[i].choices) continue;
+        check_bound(&settings[i], settings[i].min, -1);
+        check_bound(&settings[i], settings[i].max, 2);
     }
     CHECK(!run_create(&run, &SMALL, SIZE_MAX / 16, RUN_GRADIENTS, &error) && !run.memory,
           "an impossible run is made");
@@ -1786,8 +1724,8 @@ TEST(settings) {
         Recipe r = recipe_default();
         Trainer t;
         *(missing ? &r.steps : &r.batch_size) = 0;
-        CHECK(!trainer_create(&t, &r, &SMALL, NULL, &error) && strstr(error.text, what[missing]),
-              "%s", error.text);
+        CHECK(!trainer_create(&t, &r, &SMALL, NULL, &error), "it is taken");
+        SAYS(error.text, what[missing]);
     }
 }
 
@@ -1841,37 +1779,86 @@ TEST(text_add) {
     text_free(&text);
 }
 
-/* What is wrong with a training's state when, in its header, `from` is replaced by `to` and spaces;
- * without `from`, the whole header; or when tensor `from` has the word @number:value. ' stands for
- * ". Each complaint is here once; .ci/cli has more. */
+/* The file at hand: its header, in which ' stands for ", and the numbers. */
+static Text header, numbers;
+
+static void write_parts(void) {
+    Text text = {0};
+    FOR(i, 8) text_add(&text, "%c", i < 2 ? (int)(header.size >> 8 * i & 255) : 0);
+    FOR(i, header.size) text_bytes(&text, header.data[i] == '\'' ? "\"" : header.data + i, 1);
+    text_bytes(&text, numbers.data, numbers.size);
+    DONE(write_file(FILE_NAME, &text, &error));
+    text_free(&text);
+}
+
+static void forget_parts(void) {
+    text_free(&header);
+    text_free(&numbers);
+}
+
+static void read_state(void) {
+    static char bytes[1 << 18];
+    FILE *f = fopen(STATE_NAME, "rb");
+    const size_t size = f ? fread(bytes, 1, sizeof bytes, f) : 0;
+    const size_t n = (unsigned char)bytes[0] + 256u * (unsigned char)bytes[1];
+    if (f) fclose(f);
+    FOR(i, n) if (bytes[8 + i] == '"') bytes[8 + i] = '\'';
+    forget_parts();
+    text_bytes(&header, bytes + 8, n);
+    if (CHECK(size > 8 + n, "no state")) text_bytes(&numbers, bytes + 8 + n, size - 8 - n);
+}
+
+static void set_number(size_t at, size_t width, uint64_t word) {
+    FOR(i, width) numbers.data[at + i] = (char)(word >> 8 * i & 255);
+}
+
+/* In the header `to` takes the place of `from`, or of everything if that is NULL; or tensor `from`
+ * has the word @number:value. */
+static void edit(const char *from, const char *to) {
+    static char rest[1 << 14];
+    char *place = from ? strstr(header.data, from) : header.data, *value;
+    if (!CHECK(place != NULL, "%s is not in the header", from)) return;
+    if (*to == '@') {
+        const size_t first = strtoul(strstr(place, "data_offsets':[") + 15, NULL, 10);
+        const size_t index = strtoul(to + 1, &value, 10);
+        set_number(first + 4 * index, 4, strtoul(value + 1, NULL, 0));
+        return;
+    }
+    print_to(rest, sizeof rest, "%s", from ? place + strlen(from) : "");
+    header.size = (size_t)(place - header.data);
+    text_add(&header, "%s%s", to, rest);
+}
+
+/* What is wrong with a training's state after such an edit. Each complaint is here once; .ci/cli
+ * has more. */
+#define A_HAS(parts) "{'a':{'dtype':'F64'," parts "}}"
+#define AT(offsets) A_HAS("'shape':[1],'data_offsets':" offsets)
 static const struct {
     const char *from, *to, *message;
 } FAULTS[] = {
     {NULL, "[]", "bad header at byte 8: { expected, '[]"},
-    {NULL, "{}", "no tensor in it"},
     {NULL, "{'__metadata__':{'a':'b'}}", "no tensor in it"},
     {NULL, "{} x", "the end expected, 'x"},
     {NULL, "{'a':{'dtype':'F", ", or } expected"},
     {NULL, "{'a", "the end of a name expected"},
     {NULL, "{'a'", ": expected"},
     {NULL, "{'a':{},}", "a name expected, '}"},
-    {NULL, "{'a':{'dtype':'F32','shape':[0],'data_offsets':[0,0],'x':1}}", "} expected, '\"x"},
+    {NULL, A_HAS("'shape':[0],'data_offsets':[0,0],'x':1"), "} expected, '\"x"},
     {NULL, "{'a':[[[[[[[[", ", or } expected"},
     {NULL, "{'a':{'dtype':'F99','shape':[1,],'data_offsets':[0,8]}}", "behind the last tensor"},
-    {NULL, "{'a':{'dtype':'F64','shape':[9999999999],'data_offsets':[0,79999999992]}}",
+    {NULL, A_HAS("'shape':[9999999999],'data_offsets':[0,79999999992]"),
      "out of memory: it claims 76293 MiB"},
-    {NULL, "{'a':{'dtype':'F64','shape':[1],'data_offsets':[8,0]}}", "tensor a: no sound dtype"},
-    {NULL, "{'a':{'dtype':'F64','shape':[1],'data_offsets':[0,18446744073709551624]}}",
-     "a: no sound"},
-    {NULL, "{'a':{'dtype':'F64','shape':[1],'data_offsets':[0,8,9]}}", "tensor a: no sound dtype"},
-    {NULL, "{'a':{'dtype':'F64','shape':[1],'data_offsets':[0,-8]}}", "tensor a: no sound dtype"},
+    {NULL, AT("[8,0]"), "tensor a: no sound dtype"},
+    {NULL, AT("[0,18446744073709551624]"), "a: no sound"},
+    {NULL, AT("[0,8,9]"), "tensor a: no sound dtype"},
+    {NULL, AT("[0,-8]"), "tensor a: no sound dtype"},
     {NULL, "{'a':{'dtype':F64,'shape':[1],'data_offsets':[0,8]}}", "tensor a: no sound dtype"},
-    {NULL, "{'a':{'dtype':'F64','data_offsets':[0,8]}}", "tensor a: no sound dtype"},
+    {NULL, A_HAS("'data_offsets':[0,8]"), "tensor a: no sound dtype"},
     {NULL, "{'a':1}", "{ expected, '1'"},
-    {"'10'", " 10 ", "max-num in __metadata__ is 10, must be a string"},
-    {"'10'", "{} ", "max-num in __metadata__ is {}, must be a string"},
+    {"'10'", "10", "max-num in __metadata__ is 10, must be a string"},
+    {"'10'", "{}", "max-num in __metadata__ is {}, must be a string"},
     {"'10'", "'9'", "the metadata says max-num 9, the tensors say 10"},
-    {"'10','seq-len':'5'", "'\\u0031\\u0030'", "the metadata says max-num \\u0031\\u0030"},
+    {"'10'", "'\\u0031\\u0030'", "the metadata says max-num \\u0031\\u0030"},
     {"'10'", "'\xe9'", "the metadata says max-num ?, the tensors say 10"},
     {"'seq-len'", "'max-num'", "max-num stands twice in the header"},
     {"'embed.W_E':", "'__metadata__':", "__metadata__ stands twice in the header"},
@@ -1908,83 +1895,43 @@ static const struct {
     {"state.words", "@5:1", "state.words is damaged"},
 };
 
-/* The state's file, in its header ' for ". */
-static char file[1 << 18];
-static size_t file_size, header_size;
-
-static void swap_quotes(char from, char to) {
-    FOR(i, header_size) if (file[8 + i] == from) file[8 + i] = to;
-}
-
-static void read_state(void) {
-    FILE *f = fopen(STATE_NAME, "rb");
-    file_size = f ? fread(file, 1, sizeof file, f) : 0;
-    header_size = (unsigned char)file[0] + 256u * (unsigned char)file[1];
-    swap_quotes('"', '\'');
-    if (f) fclose(f);
-}
-
-static void spoil(const char *from, const char *to) {
-    char *header = file + 8, *place = from ? strstr(header, from) : header, *end;
-    CHECK(place != NULL, "%s is not in the header", from);
-    if (!place) return;
-    if (*to == '@') {
-        place = header + header_size + strtoul(strstr(place, "data_offsets':[") + 15, NULL, 10);
-        place += 4 * strtoul(to + 1, &end, 10);
-        FOR(i, 4) place[i] = (char)(strtoul(end + 1, NULL, 0) >> 8 * i & 255);
-    } else {
-        memset(place, ' ', from ? strlen(from) : header_size);
-        FOR(i, strlen(to)) place[i] = to[i];
-    }
-}
-
-/* Resumes from the file, which must fail with that message; then the file is sound again. */
+/* To resume from the file must fail with that message; then the file is sound again. */
 static void expect_fault(const char *message) {
-    const Text text = {.data = file, .size = file_size, .capacity = sizeof file};
     Trainer t;
-    swap_quotes('\'', '"');
-    DONE(write_file(FILE_NAME, &text, &error));
-    if (trainer_resume(&t, FILE_NAME, &error)) CHECK(0, "it is taken"), trainer_free(&t);
-    else CHECK(strstr(error.text, message) != NULL, "expected '%s', got '%s'", message, error.text);
+    write_parts();
+    if (!CHECK(!trainer_resume(&t, FILE_NAME, &error), "it is taken")) trainer_free(&t);
+    else SAYS(error.text, message);
     read_state();
 }
 
 TEST(faults) {
-    static const char *const shapes[][2] = {{"'state.data_mt'", "[624]"},
-                                            {"'state.order_mt'", "[624]"},
-                                            {"'state.words'", "[6]"}};
+    static const char *const shapes[] = {"data_mt':{'dtype':'U32','shape':[624]",
+                                         "order_mt':{'dtype':'U32','shape':[624]",
+                                         "words':{'dtype':'U32','shape':[6]"};
+    Model model;
+    make_state(0);
+    read_state();
     FOR(i, LENGTH(FAULTS)) {
-        if (i == 0) {
-            make_state(0);
-            read_state();
-        }
         at("%s -> %s", FAULTS[i].from ? FAULTS[i].from : "the header", FAULTS[i].to);
-        spoil(FAULTS[i].from, FAULTS[i].to);
+        edit(FAULTS[i].from, FAULTS[i].to);
         expect_fault(FAULTS[i].message);
     }
     at("the sound file");
-    Model model;
     DONE(model_load(&model, STATE_NAME, NORMALIZATION_FROM_FILE, &error));
     CHECK(!*model.remarks[0] && !*model.remarks[1], "it gets a remark: %s", model.remarks[1]);
-    EQUAL(header_size % 8, 0);
-    FOR(i, LENGTH(shapes)) {
-        const char *place = strstr(file + 8, shapes[i][0]);
-        const char *shape = place ? strchr(place, '[') : "";
-        CHECK(!strncmp(shape, shapes[i][1], strlen(shapes[i][1])), "%s is %.9s", shapes[i][0],
-              shape);
-    }
     model_free(&model);
+    EQUAL(header.size % 8, 0);
+    FOR(i, LENGTH(shapes)) SAYS(header.data, shapes[i]);
     at("its length");
-    file_size--;
+    numbers.size--;
     expect_fault("cut off: 1 bytes are missing");
-    file_size++;
+    text_add(&numbers, "x");
     expect_fault("something stands behind the last tensor");
-    file[3] = 1;
-    expect_fault("its first bytes are no header's length");
     make_state(1);
     read_state();
-    spoil("state.hard", "@0:10");
+    edit("state.hard", "@0:10");
     expect_fault("state.hard is damaged");
+    forget_parts();
 }
 
 /* Files that are no checkpoints, by how they begin; and none at all. */
@@ -2001,6 +1948,7 @@ TEST(strangers) {
         {"{\"model_type\": \"gpt2\"}", "JSON"},
         {"\x1f\x8b\10\10 and so on", "gunzip"},
         {"1234567", "its first bytes are no header's length"},
+        {"12345678", "its first bytes are no header's length"},
     };
     Model model;
     FOR(i, LENGTH(files)) {
@@ -2009,42 +1957,37 @@ TEST(strangers) {
         text_add(&text, "%s", files[i].begin);
         DONE(write_file(FILE_NAME, &text, &error));
         CHECK(!model_load(&model, FILE_NAME, NORMALIZATION_FROM_FILE, &error), "it is taken");
-        CHECK(strstr(error.text, files[i].message) != NULL, "got '%s'", error.text);
+        SAYS(error.text, files[i].message);
         text_free(&text);
     }
     at("no file");
     CHECK(!model_load(&model, "no/such", NORMALIZATION_FROM_FILE, &error), "it is there");
-    CHECK(strstr(error.text, "no/such: ") && strstr(error.text, "--model FILE"), "got '%s'",
-          error.text);
+    SAYS(error.text, "no/such: ");
+    SAYS(error.text, "--model FILE");
 }
 
 /* A file of another program: all tensors of a model, each name behind a prefix, each number the
- * same bits; then `more`, further members of the header, with ' for ". */
+ * same bits; then `more`, further members of the header. */
 static void make_foreign(const Config *config, const char *prefix, const char *dtype, size_t width,
                          uint64_t word, const char *more) {
-    Text header = {0}, text = {0};
     Model model;
     size_t end = 0;
+    forget_parts();
     DONE(model_create(&model, config, &error));
     FOR(i, model.n_tensors) {
         const Tensor *t = &model.tensors[i];
-        text_add(&header, "%s\n\"%s%s\" : { \"shape\" :", i ? "," : "{", prefix, t->name);
+        text_add(&header, "%s\n'%s%s' : { 'shape' :", i ? "," : "{", prefix, t->name);
         FOR(k, t->n_dims) text_add(&header, "%s %zu", k ? " ," : "[", t->shape[k]);
-        text_add(&header, " ] , \"dtype\":\"%s\", \"data_offsets\" : [%zu", dtype, end);
+        text_add(&header, " ] , 'dtype':'%s', 'data_offsets' : [%zu", dtype, end);
         end += t->size * width;
         text_add(&header, ", %zu ] }", end);
     }
-    for (; *more; more++) text_bytes(&header, *more == '\'' ? "\"" : more, 1);
-    text_add(&header, " } ");
-    FOR(i, 8) text_add(&text, "x");
-    text_bytes(&text, header.data, header.size);
-    FOR(i, end) text_add(&text, "x");
-    FOR(i, 8) text.data[i] = (char)(i < 2 ? header.size >> 8 * i & 255 : 0);
-    FOR(i, end) text.data[8 + header.size + i] = (char)(word >> 8 * (i % width) & 255);
-    DONE(write_file(FILE_NAME, &text, &error));
     model_free(&model);
-    text_free(&header);
-    text_free(&text);
+    text_add(&header, "%s } ", more);
+    text_add(&numbers, "%*s", (int)end, "");
+    for (size_t at = 0; at < end; at += width) set_number(at, width, word);
+    write_parts();
+    forget_parts();
 }
 
 /* Numbers of every type, and the float that is read; HUGE_VALF: the file is refused. */
@@ -2054,7 +1997,7 @@ TEST(number_types) {
         size_t width;
         uint64_t bits;
         float value;
-    } numbers[] = {
+    } words[] = {
         {"F32", 4, 0xc0490fdb, -0x1.921fb6p1f},
         {"F32", 4, 0x007fffff, 0},
         {"F32", 4, 0x7f7fffff, FLT_MAX},
@@ -2068,29 +2011,25 @@ TEST(number_types) {
         {"F16", 2, 0x8000, 0},
         {"F16", 2, 0xfc00, HUGE_VALF},
         {"F16", 2, 0x7c01, HUGE_VALF},
-        {"BF16", 2, 0x3f80, 1},
         {"BF16", 2, 0xc049, -3.140625f},
         {"BF16", 2, 0x7f7f, 0x1.fep127f},
         {"BF16", 2, 0x007f, 0},
-        {"BF16", 2, 0x7f80, HUGE_VALF},
         {"BF16", 2, 0xffc0, HUGE_VALF},
         {"F64", 8, UINT64_C(0x3fd5555555555555), 0x1.555556p-2f},
         {"F64", 8, UINT64_C(0xc005bf0a8b145769), -0x1.5bf0a8p1f},
         {"F64", 8, UINT64_C(0x3690000000000000), 0},
         {"F64", 8, UINT64_C(0x47efffffefffffff), FLT_MAX},
         {"F64", 8, UINT64_C(0x47effffff0000000), HUGE_VALF},
-        {"F64", 8, UINT64_C(0x7ff0000000000000), HUGE_VALF},
         {"F64", 8, UINT64_C(0x7ff8000000000000), HUGE_VALF},
     };
-    FOR(i, LENGTH(numbers)) {
+    FOR(i, LENGTH(words)) {
         Model model;
-        at("%s %llx", numbers[i].dtype, (unsigned long long)numbers[i].bits);
-        make_foreign(&NARROW, "", numbers[i].dtype, numbers[i].width, numbers[i].bits, "");
+        at("%s %llx", words[i].dtype, (unsigned long long)words[i].bits);
+        make_foreign(&NARROW, "", words[i].dtype, words[i].width, words[i].bits, "");
         const int good = model_load(&model, FILE_NAME, NORMALIZATION_FROM_FILE, &error);
-        EQUAL(good, numbers[i].value < HUGE_VALF);
-        CHECK(good || strstr(error.text, "holds NaN or, as a float, infinity at number 0"), "%s",
-              error.text);
-        FOR(k, good ? model.n_params : 0) EQUAL(model.params[k], numbers[i].value);
+        EQUAL(good, words[i].value < HUGE_VALF);
+        if (!good) SAYS(error.text, "holds NaN or, as a float, infinity at number 0");
+        FOR(k, good ? model.n_params : 0) EQUAL(model.params[k], words[i].value);
         model_free(&model);
     }
 }
@@ -2133,9 +2072,9 @@ TEST(foreign) {
         {LN, "", MORE("mlp.b", "F32"), ANY, REFUSED, "mlp.b has no place"},
         {LN, "", MORE("attn.w_scale", "F32"), ANY, REFUSED, "w_scale has no place"},
     };
+    Model model;
     FOR(i, LENGTH(files)) {
         Config config = NARROW;
-        Model model;
         at("file %u", (unsigned)i);
         config.normalization = (size_t)files[i].normalization;
         make_foreign(&config, files[i].prefix, "F32", 4, 0x3f800000, files[i].more);
@@ -2147,7 +2086,6 @@ TEST(foreign) {
         model_free(&model);
     }
     Text many = {0};
-    Model model;
     at("more metadata than are kept");
     FOR(i, 40) text_add(&many, "%s'%u':'x'", i ? "," : ",'__metadata__':{", (unsigned)i);
     text_add(&many, "}");
@@ -2372,159 +2310,215 @@ TEST(construct) {
 #define C "median-test-c.tmp"
 #define D "median-test-d.tmp"
 #define E "median-test-e.tmp"
-#define ON_A " --model " A
-#define ON_B " --model " B
 #define LOG_NAME "median-test-log.tmp"
 #define IN_NAME "median-test-in.tmp"
 #define OUT_NAME "median-test-out.tmp"
-#define TINY "--seq-len 5 --d-model 8 --d-head 8 --valset-size 50 --batch-size 32 "
+#define TINY "train --seq-len 5 --d-model 8 --d-head 8 --valset-size 50 --batch-size 32 "
+#define TO_FILE " --out " FILE_NAME
 
-/* Command lines; behind '<' stands the input, with / for the end of a line. Their exit status
- * (BOTH: to be run on A, then on B, with success), and what the output or the error says, or the
+/* Command lines; behind '<' stands the input, with / for the end of a line. A '*' at the end
+ * repeats the two characters before it 10000 times. And what the output or the error says, or the
  * hash of the output. */
-enum { BOTH = -1 };
-static const struct {
-    const char *line;
-    int status;
-    const char *said;
-} LINES[] = {
-    {"info", BOTH, "c99901694f5dc371"},
-    {"tour --size 50", BOTH, "0c2eca84e5f2ee30"},
-    {"eval --size 500", BOTH, "dcc30ce8de8fb8ef"},
-    {"eval --size 500 --seed 3 --csv", BOTH, "a3e68e6b929af962"},
-    {"predict 1 2 3 4 5", BOTH, "2f0c45f1ccb32562"},
-    {"predict --logits 9 0 9 -0 5", BOTH, "fe2f0db35d2c3287"},
-    {"predict < 1 2 3 4 5// 5,4,3,2,1 /01 02 03 04 05", BOTH, "fb1fc8c8fc873b4e"},
-    {"attention --size 20", BOTH, "a1f53d31c88af962"},
-    {"attention --size 20 --csv", BOTH, "d53355364a6bdcb2"},
-    {"attention --color --size 9 1 2 3 4 5", BOTH, "8d249fdf7aaaadfc"},
-    {"circuits qk", BOTH, "f3c85c6a80b82fc2"},
-    {"circuits qk --csv --raw --query-pos 1 --key-pos 2", BOTH, "df42d1eba6a2dffa"},
-    {"circuits qk --query-pos 1 --width 40", BOTH, "af40f09ef88911a2"},
-    {"circuits ov --head 0.0 --key-pos 0", BOTH, "19807be8ab13f5ff"},
-    {"circuits ov --csv", BOTH, "8ebe089f8ba9bf72"},
-    {"circuits ov --raw --color", BOTH, "049ab7378ab772cb"},
-    {"weights", BOTH, "2fcabbcecb9ac992"},
-    {"weights --csv", BOTH, "273ce562952a49c9"},
-    {"ablate --size 20", BOTH, "6854ad2f6098b440"},
-    {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", BOTH, "4eb6a078ec049c2b"},
-    {"ablate --size 20 --kind zero --layer 0", BOTH, "7a27044ee42b6224"},
-    {"ablate --csv --size 9 --head 1.1 --model " B, 0, "\n1,1,all,mean,"},
-    {"attention --csv --size 9" ON_A, 0, "layer,head,by,index,mean,deviation\n"},
-    {"ablate --size 20 --positions 4", BOTH, "c2695ac180701135"},
-    {"attribute", BOTH, "2ce1676aafd409ed"},
-    {"attribute --csv 9 1 8 2 7", BOTH, "39fe7b3e3c71b855"},
-    {"patch", BOTH, "97b2abad00497c69"},
-    {"patch --csv 1 2 3 4 5 1 2 9 4 5", BOTH, "c4ca7ecee1b09a24"},
-    {"explain --size 300", BOTH, "580ee01d07dad71e"},
-    {"explain --size 1100 --csv", BOTH, "625ca60dc79ffb1f"},
-    {"predict 1,2,3,4 5|x", BOTH, "2f0c45f1ccb32562"},
-    {"predict --csv 1 2 3 4 5", BOTH, "6d57ff5bc4f3f4c1"},
-    {"predict --csv < 1 2 3 4 5 | 3/ 5,4,3,2,1|", BOTH, "38d53fdd44de389e"},
-    {"predict --csv" ON_A " < \xef\xbb\xbf"
-     "1,2,3,4,5",
-     0, "1 2 3 4 5,"},
-    {"attention --csv 1 2 3 4 5", BOTH, "d2144ddb26680a3b"},
-    {"activations --csv 1 2 3 4 5" ON_A, 0, "site,layer,head,position,index,value\n"},
-    {"tour --size 600" ON_A, 0, "over 512 lists of seed"},
-    {"activations 1 2 3 4 5", BOTH, "957d23cc08424bc4"},
-    {"circuits ov --color --no-color --width 60", BOTH, "b55500fd8bf7f264"},
-    {"tour --size 50 --width 60", BOTH, "9d9762ebd00a0fda"},
-    {"predict -h", 0, "median predict [--option value]... NUMBER..."},
-    {"predict 1 -h", 0, "median predict"},
-    {"train --help --width 40", 0, "ea9d8abf7a25ce23"},
-    {"eval --size 9 --seed 23 --model " B, 0, "alerts"},
-    {"eval --size 9 --seed 5 --model " E, 0, "another --seed"},
-    {"--version", 0, "median 1."},
-    {"--help", 0, "Exit status"},
-    {"-h", 0, "Exit status"},
-    {"help", 0, "Exit status"},
-    {"train --help", 0, "d119960c0c4759b1"},
-    {"data --help", 0, "a201ddb1961ef0fe"},
-    {"--color --help", 0, "median [--option value]"},
-    {"data --size 1001", 0, "9ee78e9a20bf7b01"},
-    {"data --size 3 --max-num=100 --seed 23", 0, "91 46 16 97 30 12 27 | 30"},
-    {"bench --size 2 --batch-size 8", 0, "MFLOP a step"},
-    {"info --model " C, 0, "dcf5ba300b373902"},
-    {"tour --size 20 --model " C, 0, "e3b98f09e0b18570"},
-    {"weights --model " C, 0, "62cae145a88b1bcd"},
-    {"explain --csv --size 5 --model " C, 0, "ceea1c371071f643"},
-    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2 --out " FILE_NAME, 0,
-     "c5d3942b4630de3f"},
-    {"train " TINY "--max-num 9 --epochs 9 --steps 2 --out " FILE_NAME, 0, "ca329c812c00ca4b"},
-    {"train --init " A " --steps 1 --d-model 99 --batch-size 9 --valset-size 0 --out " FILE_NAME, 0,
+enum { REPEATED = 10000 };
+typedef struct {
+    const char *line, *said;
+} Line;
+
+static const Line MAKE[] = {
+    {TINY "--max-num 10 --steps 1500 --warmup 20 --out " A, "1500 steps"},
+    {TINY "--preset original --max-num 19 --trainset-size 200 --epochs 8 --balanced 0.3 "
+          "--no-shuffle --n-layers 2 --n-heads 2 --d-mlp 6 --normalization none "
+          "--weight-decay 0.01 --log " LOG_NAME " --out " B,
+     "steps"},
+    {TINY "--max-num 10 --steps 2 --balanced 0 --seed 5 --out " E, "2 steps"},
+};
+
+static const Line DONE_ON_BOTH[] = {
+    {"info", "c99901694f5dc371"},
+    {"tour --size 50", "b6ce123f211d582b"},
+    {"eval --size 500", "dcc30ce8de8fb8ef"},
+    {"eval --size 500 --seed 3 --csv", "a3e68e6b929af962"},
+    {"predict 1 2 3 4 5", "2f0c45f1ccb32562"},
+    {"predict --logits 9 0 9 -0 5", "fe2f0db35d2c3287"},
+    {"predict < 1 2 3 4 5// 5,4,3,2,1 /01 02 03 04 05", "fb1fc8c8fc873b4e"},
+    {"attention --size 20", "a1f53d31c88af962"},
+    {"attention --size 20 --csv", "d53355364a6bdcb2"},
+    {"attention --color --size 9 1 2 3 4 5", "8d249fdf7aaaadfc"},
+    {"circuits qk", "f3c85c6a80b82fc2"},
+    {"circuits qk --csv --raw --query-pos 1 --key-pos 2", "df42d1eba6a2dffa"},
+    {"circuits qk --query-pos 1 --width 40", "af40f09ef88911a2"},
+    {"circuits ov --head 0.0 --key-pos 0", "19807be8ab13f5ff"},
+    {"circuits ov --csv", "05566d58dfbf8e61"},
+    {"circuits ov --raw --color", "049ab7378ab772cb"},
+    {"weights", "823f6e177f11e4d2"},
+    {"weights --csv", "273ce562952a49c9"},
+    {"ablate --size 20", "6854ad2f6098b440"},
+    {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", "4eb6a078ec049c2b"},
+    {"ablate --size 20 --kind zero --layer 0", "7a27044ee42b6224"},
+    {"ablate --size 20 --positions 4", "c2695ac180701135"},
+    {"attribute", "37138a68f230a9e1"},
+    {"attribute --csv 9 1 8 2 7", "39fe7b3e3c71b855"},
+    {"patch", "97b2abad00497c69"},
+    {"patch --csv 1 2 3 4 5 1 2 9 4 5", "c4ca7ecee1b09a24"},
+    {"explain --size 300", "1d6bb53556fb0396"},
+    {"explain --size 1100 --csv", "b3e0f4f499895518"},
+    {"predict 1,2,3,4 5|x", "2f0c45f1ccb32562"},
+    {"predict --csv 1 2 3 4 5", "6d57ff5bc4f3f4c1"},
+    {"predict --csv < 1 2 3 4 5 | 3/ 5,4,3,2,1|", "38d53fdd44de389e"},
+    {"attention --csv 1 2 3 4 5", "d2144ddb26680a3b"},
+    {"activations 1 2 3 4 5", "e85f0273cb5c3c1c"},
+    {"circuits ov --color --no-color --width 60", "b55500fd8bf7f264"},
+    {"tour --size 50 --width 60", "35c6a34cbf0159ac"},
+};
+
+static const Line DONE_ON_A[] = {
+    {"attention --csv --size 9", "layer,head,by,index,mean,deviation\n"},
+    {"activations --csv 1 2 3 4 5", "site,layer,head,position,index,value\n"},
+    {"predict --csv < \xef\xbb\xbf\061,2,3,4,5", "1 2 3 4 5,"},
+    {"tour --size 600", "over 512 lists of seed"},
+    {"certify", "3f7d564008dcee59"},
+    {"certify --effort 1000000", "3f7d564008dcee59"},
+    {"certify --csv", "f9b43d89912b9a1f"},
+    {"circuits qk --raw", "7659436447deda5a"},
+    {"explain --size 9 --seed 9", "Verdict"},
+};
+
+static const Line DONE_ON_B[] = {
+    {"ablate --csv --size 9 --head 1.1", "\n1,1,all,mean,"},
+    {"eval --size 9 --seed 23", "alerts"},
+    {"ablate --size 9 --csv --part mlp --positions 0", "172015bc72ed4ce2"},
+    {"ablate --size 9 --head 0.0,1.1", "ac090fcad9a08aa1"},
+    {"ablate --size 9 --part attn --layer 0 --positions 1", "7b02a888e6d8f51b"},
+    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1", "10ec980a643d3f29"},
+};
+
+static const Line DONE_ON_C[] = {
+    {"info", "dcf5ba300b373902"},
+    {"tour --size 20", "8d3397c5b05d0517"},
+    {"weights", "0805b1b99ec01f61"},
+    {"explain --csv --size 5", "81f7ae98d1e2694c"},
+};
+
+static const Line DONE_ALONE[] = {
+    {"predict -h", "median predict [--option value]... NUMBER..."},
+    {"predict 1 -h", "median predict"},
+    {"train --help --width 40", "ea9d8abf7a25ce23"},
+    {"eval --size 9 --seed 5 --model " E, "another --seed"},
+    {"--version", "median 1."},
+    {"--help", "Exit status"},
+    {"-h", "Exit status"},
+    {"help", "Exit status"},
+    {"train --help", "d119960c0c4759b1"},
+    {"data --help", "a201ddb1961ef0fe"},
+    {"--color --help", "median [--option value]"},
+    {"data --size 1001", "9ee78e9a20bf7b01"},
+    {"data --size 3 --max-num=100 --seed 23", "91 46 16 97 30 12 27 | 30"},
+    {"bench --size 2 --batch-size 8", "MFLOP a step"},
+    {"train --resume " STATE_NAME " --log " LOG_NAME " --save-every 2" TO_FILE, "c5d3942b4630de3f"},
+    {TINY "--max-num 9 --epochs 9 --steps 2" TO_FILE, "ca329c812c00ca4b"},
+    {"train --init " A " --steps 1 --d-model 99 --batch-size 9 --valset-size 0" TO_FILE,
      "--d-model 99 changes nothing"},
-    {"train --init " A " --steps 3 --batch-size 40 --valset-size 0 --threads 2 --out " FILE_NAME, 0,
+    {"train --init " A " --steps 3 --batch-size 40 --valset-size 0 --threads 2" TO_FILE,
      "17827f2bcac6190c"},
-    {"train " TINY
-     "--trainset-size 32 --normalization none --n-layers 4 --lr 1000 --steps 99 --out " FILE_NAME,
-     1, "no longer finite"},
-    {"train --setps 3", 2, "did you mean --steps?"},
-    {"train --zzzzzzzzzzzzzzzz", 2, "unknown option --zzzzzzzzzzzzzzzz"},
-    {"eval --lr 3", 2, "unknown option --lr"},
-    {"tran", 2, "did you mean train?"},
-    {"nonsensical", 2, "unknown command"},
-    {"train --steps", 2, "--steps needs a value"},
-    {"eval --csv=1", 2, "--csv takes no value"},
-    {"eval x", 2, "unexpected argument 'x'"},
-    {"train --keep worst", 2, "--keep is 'worst'"},
-    {"train --steps=", 2, "--steps is empty"},
-    {"train --steps=3.5", 2, "--steps is '3.5'"},
-    {"train --lr=nan", 2, "--lr is 'nan'"},
-    {"train --lr 1e", 2, "--lr is '1e'"},
-    {"data --seq-len 4", 2, "Length must be odd"},
-    {"train --seq-len 1", 2, "Length must be at least 3"},
-    {"train --steps 0", 2, "--steps"},
-    {"train --max-num 65536 --d-model 65536", 1, "MiB"},
-    {"attention --size 1000000000" ON_A, 1, "MiB"},
-    {"train --resume x --lr 1", 2, "keeps its own settings"},
-    {"train --resume median-test-x.tmp", 1, "median-test-x.tmp: "},
-    {"train --init median-test-x.tmp", 1, "median-test-x.tmp: "},
-    {"train --steps 1 --out ./no/such", 1, "cannot write ./no/such"},
-    {"predict 1 2 3 4 10" ON_A, 2, "10 is not in 0..9"},
-    {"predict 1 2 3 4 -1" ON_A, 2, "-1 is not in 0..9"},
-    {"predict 1 2 3 4 x\177" ON_A, 2, "'x?'"},
-    {"predict 1 2 3" ON_A, 2, "too few numbers"},
-    {"predict 1 2 3 4 5 6 7 8 9" ON_A, 2, "too many numbers: 9 are given, 5 are expected"},
-    {"predict " ON_A " < 1 2 3 4 5//1 2 3", 1, "line 3: too few"},
-    {"predict 1 2 3 4 -" ON_A, 2, "'-' is not a whole"},
-    {"predict 1 2 3 4 5 --model " D, 1, "overflow"},
-    {"predict --model " D " < 1 2 3 4 5", 1, "overflow"},
-    {"attribute --model " D, 1, "overflow"},
-    {"patch --model " D, 1, "overflow"},
-    {"eval --width 39" ON_A, 2, "--width is '39'"},
-    {"attention 1 2" ON_A, 2, "too few"},
-    {"attribute 1 2 3" ON_A, 2, "too few"},
-    {"patch 1 2 3" ON_A, 2, "two lists"},
-    {"patch 1 2 3 4 5 1 2 3 4 5" ON_A, 2, "must differ in one number"},
-    {"patch 1 2 3 4 5 1 2 3 4 x" ON_A, 2, "'x' is not"},
-    {"circuits" ON_A, 2, "circuits"},
-    {"circuits qk --query-pos 5" ON_A, 2, "--query-pos"},
-    {"circuits qk --key-pos 5" ON_A, 2, "--key-pos"},
-    {"circuits qk --head 2.0 --model " B, 2, "2 layers of 2 heads,"},
-    {"ablate --head 0" ON_A, 2, "--head"},
-    {"ablate --head 0.1" ON_A, 2, "1 layer of 1 head,"},
-    {"ablate --head x.0" ON_A, 2, "--head"},
-    {"ablate --layer 1" ON_A, 2, "--layer"},
-    {"ablate --layer 0 --part mlp" ON_A, 2, "no MLP"},
-    {"ablate --positions 5" ON_A, 2, "--positions"},
-    {"ablate --positions x" ON_A, 2, "--positions"},
-    {"ablate --layer x" ON_A, 2, "--layer"},
-    {"ablate --head 0.x" ON_A, 2, "--head"},
-    {"certify" ON_A, 0, "3f7d564008dcee59"},
-    {"certify --effort 1000000" ON_A, 0, "3f7d564008dcee59"},
-    {"certify --csv" ON_A, 0, "f9b43d89912b9a1f"},
-    {"certify --model " B, 1, "one layer"},
-    {"eval --size 2 --model " D, 1, "so great that numbers overflow"},
-    {"circuits qk --raw" ON_A, 0, "7659436447deda5a"},
-    {"explain --size 9 --seed 9" ON_A, 0, "Verdict"},
-    {"construct --max-num 5 --seq-len 3 --out " FILE_NAME, 0, "at least 1.0000"},
-    {"construct --d-model 45 --out " FILE_NAME, 2, "leaves a slack of -0.0737 votes"},
-    {"construct --d-model 2 --out " FILE_NAME, 2, "at least 3"},
-    {"ablate --size 9 --csv --part mlp --positions 0 --model " B, 0, "172015bc72ed4ce2"},
-    {"ablate --size 9 --head 0.0,1.1 --model " B, 0, "ac090fcad9a08aa1"},
-    {"ablate --size 9 --part attn --layer 0 --positions 1 --model " B, 0, "7b02a888e6d8f51b"},
-    {"ablate --size 9 --csv --part mlp --layer 0,1 --head 1.1 --model " B, 0, "10ec980a643d3f29"}};
+    {"construct --max-num 5 --seq-len 3" TO_FILE, "at least 1.0000"},
+};
+
+static const Line FAILING[] = {
+    {TINY "--trainset-size 32 --normalization none --n-layers 4 --lr 1000 --steps 99" TO_FILE,
+     "no longer finite"},
+    {"train --max-num 65536 --d-model 65536", "MiB"},
+    {"train --resume median-test-x.tmp", "median-test-x.tmp: "},
+    {"train --init median-test-x.tmp", "median-test-x.tmp: "},
+    {"train --steps 1 --out ./no/such", "cannot write ./no/such"},
+    {"certify --model " B, "one layer"},
+    {"construct --max-num 5 --seq-len 3 --out 11*", "is too long"},
+};
+
+static const Line FAILING_ON_A[] = {
+    {"attention --size 1000000000", "MiB"},
+    {"predict < 1 2 3 4 5//1 2 3", "line 3: too few"},
+    {"predict <11*", "line 1: it has 20002 characters, more than 16383"},
+};
+
+static const Line FAILING_ON_D[] = {
+    {"predict 1 2 3 4 5", "overflow"},
+    {"predict < 1 2 3 4 5", "overflow"},
+    {"attribute", "overflow"},
+    {"patch", "overflow"},
+    {"eval --size 2", "so great that numbers overflow"},
+};
+
+static const Line WRONG[] = {
+    {"train --setps 3", "did you mean --steps?"},
+    {"train --zzzzzzzzzzzzzzzz", "unknown option --zzzzzzzzzzzzzzzz"},
+    {"eval --lr 3", "unknown option --lr"},
+    {"tran", "did you mean train?"},
+    {"nonsensical", "unknown command"},
+    {"train --steps", "--steps needs a value"},
+    {"eval --csv=1", "--csv takes no value"},
+    {"eval x", "unexpected argument 'x'"},
+    {"train --keep worst", "--keep is 'worst'"},
+    {"train --steps=", "--steps is empty"},
+    {"train --steps=3.5", "--steps is '3.5'"},
+    {"train --lr=nan", "--lr is 'nan'"},
+    {"train --lr 1e", "--lr is '1e'"},
+    {"data --seq-len 4", "Length must be odd"},
+    {"train --seq-len 1", "Length must be at least 3"},
+    {"train --steps 0", "--steps"},
+    {"train --resume x --lr 1", "keeps its own settings"},
+    {"circuits qk --head 2.0 --model " B, "2 layers of 2 heads,"},
+    {"construct --d-model 45" TO_FILE, "leaves a slack of -0.0737 votes"},
+    {"construct --d-model 2" TO_FILE, "at least 3"},
+};
+
+static const Line WRONG_ON_A[] = {
+    {"predict 1 2 3 4 10", "10 is not in 0..9"},
+    {"predict 1 2 3 4 -1", "-1 is not in 0..9"},
+    {"predict 1 2 3 4 x\177", "'x?'"},
+    {"predict 1 2 3", "too few numbers"},
+    {"predict 1 2 3 4 5 6 7 8 9", "too many numbers: 9 are given, 5 are expected"},
+    {"predict 1 2 3 4 -", "'-' is not a whole"},
+    {"eval --width 39", "--width is '39'"},
+    {"attention 1 2", "too few"},
+    {"attribute 1 2 3", "too few"},
+    {"patch 1 2 3", "two lists"},
+    {"patch 1 2 3 4 5 1 2 3 4 5", "must differ in one number"},
+    {"patch 1 2 3 4 5 1 2 3 4 x", "'x' is not"},
+    {"circuits", "circuits"},
+    {"circuits qk --query-pos 5", "--query-pos"},
+    {"circuits qk --key-pos 5", "--key-pos"},
+    {"ablate --head 0", "--head"},
+    {"ablate --head 0.1", "1 layer of 1 head,"},
+    {"ablate --head x.0", "--head"},
+    {"ablate --layer 1", "--layer"},
+    {"ablate --layer 0 --part mlp", "no MLP"},
+    {"ablate --positions 5", "--positions"},
+    {"ablate --positions x", "--positions"},
+    {"ablate --layer x", "--layer"},
+    {"ablate --head 0.x", "--head"},
+    {"ablate --head 11*", "--head has 20003 characters, must have less than"},
+    {"predict 1 *", "too many arguments: 10001, at most 511"},
+};
+
+/* Which lines end with which exit status, on which model or models. */
+static const struct {
+    const Line *lines;
+    size_t n;
+    int status;
+    const char *models[2];
+} TABLES[] = {
+#define LINES(table, status, first, second) {table, LENGTH(table), status, {first, second}}
+    LINES(DONE_ON_BOTH, 0, A, B),
+    LINES(DONE_ON_A, 0, A, NULL),
+    LINES(DONE_ON_B, 0, B, NULL),
+    LINES(DONE_ON_C, 0, C, NULL),
+    LINES(DONE_ALONE, 0, NULL, NULL),
+    LINES(FAILING, 1, NULL, NULL),
+    LINES(FAILING_ON_A, 1, A, NULL),
+    LINES(FAILING_ON_D, 1, D, NULL),
+    LINES(WRONG, 2, NULL, NULL),
+    LINES(WRONG_ON_A, 2, A, NULL),
+};
 
 /* Adds the lines of what goes to stderr that are no progress. */
 static void add_remarks(Text *text) {
@@ -2535,51 +2529,56 @@ static void add_remarks(Text *text) {
     if (f) fclose(f);
 }
 
-static void check_line(const char *line, int status, const char *expected) {
-    const size_t n = strcspn(line, "<");
+/* Returns the exit status. */
+static int run_line(const char *line, const char *model, Text *said) {
+    static char *argv[REPEATED + 60];
+    Text words = {0}, input = {0};
+    Streams streams = {.in = fopen(IN_NAME, "wb+"), .progress = fopen(OUT_NAME, "wb")};
+    if (!CHECK(streams.in && streams.progress, "no file can be made here")) return 0;
+    text_add(&words, "median ");
+    Text *to = &words;
+    for (; *line; line++) {
+        if (*line == '<') to = &input;
+        else if (*line == '*') FOR(i, REPEATED) text_bytes(to, line - 2, 2);
+        else text_bytes(to, *line == '/' && to == &input ? "\n" : line, 1);
+    }
+    if (model) text_add(&words, " --model %s", model);
+    fwrite(input.data, 1, input.size, streams.in);
+    rewind(streams.in);
+    error.usage = 0;
+    error.text[0] = 0;
+    const int argc = split_line(words.data, argv);
+    const int done = median_command(argc, argv, &streams, said, &error);
+    fclose(streams.in);
+    fclose(streams.progress);
+    text_free(&words);
+    text_free(&input);
+    return done ? 0 : 1 + error.usage;
+}
+
+static void check_line(const Line *of, int expected, const char *const *models) {
     uint64_t hash = HASH_START;
-    char words[500], digits[20], *argv[60];
+    char digits[20];
     Text said = {0};
-    FOR(b, status == BOTH ? 2 : 1) {
-        const char *input = line + n, *models[] = {ON_A, ON_B};
-        print_to(words, sizeof words, "median %.*s%s", (int)n, line,
-                 status == BOTH ? models[b] : "");
-        FILE *in = fopen(IN_NAME, "wb+"), *progress = fopen(OUT_NAME, "wb");
-        if (*input) input++; /* the '<' */
-        for (; in && *input; input++) fputc(*input == '/' ? '\n' : *input, in);
-        if (in) rewind(in);
-        const Streams streams = {.in = in, .progress = progress};
-        error.usage = 0;
-        error.text[0] = 0;
+    FOR(i, models[1] ? 2 : 1) {
         text_free(&said);
-        const int ready = CHECK(in && progress, "no file can be made here");
-        const int done =
-            ready && median_command(split_line(words, argv), argv, &streams, &said, &error);
-        const int expected_status = status == BOTH ? 0 : status;
-        EQUAL(done ? 0 : 1 + error.usage, expected_status);
+        EQUAL(run_line(of->line, models[i], &said), expected);
         hash = hash_bytes(hash, said.data, said.size);
-        if (in) fclose(in);
-        if (progress) fclose(progress);
     }
     print_to(digits, sizeof digits, "%016" PRIx64, hash);
     text_add(&said, "%s", error.text);
     add_remarks(&said);
-    CHECK(strstr(said.data, expected) || !strcmp(digits, expected), "expected %s, got %s: %.200s",
-          expected, digits, said.data);
+    CHECK(strstr(said.data, of->said) || !strcmp(digits, of->said), "expected %s, got %s: %.200s",
+          of->said, digits, said.data);
     text_free(&said);
 }
 
 static void make_files(void) {
+    static const char *const none[2] = {NULL, NULL};
     const Note note = {"a note of 23 characters",
                        "that is kept, but not its \177"}; /* the longest name; 127 */
     Model zero;
-    check_line("train --max-num 10 " TINY "--steps 1500 --warmup 20 --out " A, 0, "1500 steps");
-    check_line(
-        "train --preset original --max-num 19 " TINY
-        "--trainset-size 200 --epochs 8 --balanced 0.3 "
-        "--no-shuffle --n-layers 2 --n-heads 2 --d-mlp 6 --normalization none --weight-decay 0.01 "
-        "--log " LOG_NAME " --out " B,
-        0, "steps");
+    FOR(i, LENGTH(MAKE)) check_line(&MAKE[i], 0, none);
     DONE(model_create(&zero, &SMALL, &error));
     zero.notes[0] = note;
     zero.n_notes = 1;
@@ -2587,85 +2586,42 @@ static void make_files(void) {
     FOR(i, zero.n_params) zero.params[i] = 1e38f;
     DONE(model_save(&zero, D, &error));
     model_free(&zero);
-    check_line("train --max-num 10 " TINY "--steps 2 --balanced 0 --seed 5 --out " E, 0, "2 steps");
     make_state(0);
 }
 
-static void expect_refusal(const Streams *streams, int argc, char **argv, int usage,
-                           const char *message) {
-    Text said = {0};
-    error.usage = 0;
-    const int done = median_command(argc, argv, streams, &said, &error);
-    CHECK(!done, "it is taken");
-    EQUAL(error.usage, usage);
-    CHECK(strstr(error.text, message) != NULL, "expected '%s', got '%s'", message, error.text);
-    text_free(&said);
-}
-
-/* Arguments, the value of an option, the name of a file and a line of the input are limited. */
-TEST(limits) {
-    enum { WORDS = 2 * MAX_SEQ_LEN + 2, LENGTH_OF_TEXT = 20000 };
-    char program[] = "median", predict[] = "predict", ablate[] = "ablate", heads[] = "--head";
-    char *ones = take(LENGTH_OF_TEXT + 1, 1), *argv[WORDS + 2] = {program, predict};
-    Model model;
-    Text text = {0};
-    Streams streams = {.model = &model};
-    if (!DONE(model_create(&model, &SMALL, &error))) return;
-    memset(ones, '1', LENGTH_OF_TEXT);
-    at("arguments");
-    FOR(i, WORDS) argv[i + 2] = ones + LENGTH_OF_TEXT - 1;
-    expect_refusal(&streams, WORDS + 2, argv, 1, "too many arguments: 512, at most 511");
-    at("a line");
-    text_bytes(&text, ones, LENGTH_OF_TEXT);
-    DONE(write_file(IN_NAME, &text, &error));
-    streams.in = fopen(IN_NAME, "rb");
-    CHECK(streams.in != NULL, "the input is not there");
-    if (streams.in) {
-        expect_refusal(&streams, 2, argv, 0, "line 1: it has 20000 characters, more than 16383");
-        fclose(streams.in);
-    }
-    at("a value");
-    argv[1] = ablate;
-    argv[2] = heads;
-    argv[3] = ones;
-    expect_refusal(&streams, 4, argv, 1, "--head has 20001 characters, must have less than");
-    at("a name");
-    CHECK(!write_file(ones + LENGTH_OF_TEXT - 4200, &text, &error), "it is taken");
-    CHECK(strstr(error.text, "is too long") != NULL, "%s", error.text);
-    text_free(&text);
-    model_free(&model);
-}
 
 /* ---- The suites ------------------------------------------------------------------------------ */
 
 typedef struct {
-    const char *name;
+    const char *name; /* NULL: here ends a storey */
     void (*run)(void);
     const char *golden; /* the hash of what it computes; NULL: the first suite says it all */
 } Test;
 
-#define WHOLE(function, hash) {#function, test_##function, hash}
+#define PLAIN(function) {#function, test_##function, NULL}
+#define BITS_OF(function, hash) {#function, test_##function, hash}
 #define PART(function, layer, hash) {#function, test_##layer, hash}
+#define NEXT_STOREY {NULL, NULL, NULL}
 
-static const Test GROUND[] = {WHOLE(smaller, NULL),
-                              WHOLE(f32, NULL),
-                              WHOLE(ieee_setup, NULL),
-                              WHOLE(mt_seed, NULL),
-                              WHOLE(mt_fill, NULL),
-                              WHOLE(mt_next, NULL),
-                              WHOLE(hash_bytes, NULL),
-                              WHOLE(hash_floats, NULL),
-                              WHOLE(round_sums, NULL),
-                              WHOLE(attention_score, NULL),
-                              WHOLE(print_double, NULL),
-                              WHOLE(parse_double, NULL),
-                              WHOLE(exp_f32, "8620d060f1beb2e7"),
-                              WHOLE(log_f32, "5e6c71a97f4dfd3f"),
-                              WHOLE(mt_normal, "d2c0915838d3d1e4"),
-                              WHOLE(adam_step, "67d3ec2348742ce5"),
-                              WHOLE(singular_values, "e694aff63a8ee6c1")};
-
-static const Test LAYERS[] = {
+static const Test TESTS[] = {
+    PLAIN(smaller),
+    PLAIN(f32),
+    PLAIN(ieee_setup),
+    PLAIN(mt_seed),
+    PLAIN(mt_fill),
+    PLAIN(mt_next),
+    PLAIN(hash_bytes),
+    PLAIN(hash_floats),
+    PLAIN(round_sums),
+    PLAIN(attention_score),
+    PLAIN(print_double),
+    PLAIN(parse_double),
+    BITS_OF(exp_f32, "8620d060f1beb2e7"),
+    BITS_OF(log_f32, "5e6c71a97f4dfd3f"),
+    BITS_OF(mt_normal, "d2c0915838d3d1e4"),
+    BITS_OF(adam_step, "67d3ec2348742ce5"),
+    BITS_OF(singular_values, "e694aff63a8ee6c1"),
+    NEXT_STOREY,
     PART(gather_forward, gather, "bdc425fb7a1c1000"),
     PART(gather_backward, gather, "8fff6fc767a3c95d"),
     PART(embed_forward, embed, "c9f8c99c4fcca78f"),
@@ -2673,50 +2629,51 @@ static const Test LAYERS[] = {
     PART(linear_forward, linear, "2844a707add66fef"),
     PART(linear_backward_input, linear, "aaab170c1b00ede6"),
     PART(linear_backward_weights, linear, "c47f60c2aeda7904"),
-    PART(layernorm_forward, layernorm, "5df6728363f1e9af"),
+    PART(layernorm_forward, layernorm, "810a8ef96b2fa3cb"),
     PART(layernorm_backward, layernorm, "abba1214e3f77b63"),
     PART(relu_forward, relu, "de78207a6c97268d"),
     PART(relu_backward, relu, "e3be800f71fbddc1"),
     PART(softmax_forward, softmax, "fd4ece29a0d64b61"),
-    PART(cross_entropy_forward, cross_entropy, "8fcadc19537267d8"),
+    PART(cross_entropy_forward, cross_entropy, "18c57534488f47a8"),
     PART(cross_entropy_backward, cross_entropy, "03164a8de2dab2f2"),
     PART(attention_pattern_forward, attention_pattern, "b9a4181b87a7bf3b"),
     PART(attention_pattern_backward, attention_pattern, "96d73563f2b1ac3a"),
     PART(attention_values_forward, attention_values, "1383952c563affa6"),
-    PART(attention_values_backward, attention_values, "75db333237ac8b67")};
-
-static const Test STORY[] = {WHOLE(use_threads, NULL),
-                             WHOLE(median_of, NULL),
-                             WHOLE(make_lists, NULL),
-                             WHOLE(make_training_lists, NULL),
-                             WHOLE(model_init, "2b4e58e9a734e18f"),
-                             WHOLE(model_forward, "64cd8ddcdc38d1aa"),
-                             WHOLE(model_backward, "a5499ac6bd325b87"),
-                             WHOLE(trainer_step, "07099234d85b586e"),
-                             WHOLE(sums, "cee3a8b86a331503"),
-                             WHOLE(reports, "c61c2919ad08cfd6"),
-                             WHOLE(wide_maps, NULL),
-                             WHOLE(activations, "4941b3da523e98ae"),
-                             WHOLE(hooks, NULL),
-                             WHOLE(circuits, "9f63706ebe9a0ef1"),
-                             WHOLE(attribution, NULL),
-                             WHOLE(logits_of_circuits, NULL),
-                             WHOLE(patching, NULL),
-                             WHOLE(ablation, NULL),
-                             WHOLE(resume, "7a8d12249c6ae209"),
-                             WHOLE(settings, NULL),
-                             WHOLE(text_add, NULL),
-                             WHOLE(faults, NULL),
-                             WHOLE(strangers, NULL),
-                             WHOLE(number_types, NULL),
-                             WHOLE(foreign, NULL),
-                             WHOLE(certify, NULL),
-                             WHOLE(certify_ties, NULL),
-                             WHOLE(certify_lost_bits, NULL),
-                             WHOLE(certify_limits, NULL),
-                             WHOLE(explain, NULL),
-                             WHOLE(construct, NULL),
-                             WHOLE(limits, NULL)};
+    PART(attention_values_backward, attention_values, "75db333237ac8b67"),
+    NEXT_STOREY,
+    PLAIN(use_threads),
+    PLAIN(median_of),
+    PLAIN(make_lists),
+    PLAIN(make_training_lists),
+    BITS_OF(model_init, "2b4e58e9a734e18f"),
+    BITS_OF(model_forward, "64cd8ddcdc38d1aa"),
+    BITS_OF(model_backward, "a5499ac6bd325b87"),
+    BITS_OF(trainer_step, "07099234d85b586e"),
+    BITS_OF(sums, "bfe097f3b95f5829"),
+    BITS_OF(reports, "1f8b4cf4bbb48ca8"),
+    PLAIN(wide_maps),
+    BITS_OF(activations, "6a8a524d8fd79fc8"),
+    PLAIN(hooks),
+    BITS_OF(circuits, "50b60d0a9f7e6f48"),
+    PLAIN(attribution),
+    PLAIN(logits_of_circuits),
+    PLAIN(patching),
+    PLAIN(ablation),
+    BITS_OF(resume, "7a8d12249c6ae209"),
+    BITS_OF(settings, "ee6f4d302489cdfd"),
+    PLAIN(text_add),
+    PLAIN(faults),
+    PLAIN(strangers),
+    PLAIN(number_types),
+    PLAIN(foreign),
+    PLAIN(certify),
+    PLAIN(certify_ties),
+    PLAIN(certify_lost_bits),
+    PLAIN(certify_limits),
+    PLAIN(explain),
+    PLAIN(construct),
+    NEXT_STOREY,
+};
 
 typedef enum { MATH, BITS } Suite;
 static Suite suite;
@@ -2729,8 +2686,8 @@ static void make_printable(char *text) {
         if (*text < ' ' || *text > '~') *text = '?';
 }
 
-static int begin(const char *name) {
-    snprintf(title, sizeof title, "%s", name);
+static int begin(const char *name, const char *model) {
+    print_to(title, sizeof title, "%s%s%s", name, model ? " --model " : "", model ? model : "");
     make_printable(title);
     failure[0] = where[0] = 0;
     noise = 1;
@@ -2742,33 +2699,16 @@ static int begin(const char *name) {
 static void finish(void) {
     release();
     make_printable(failure);
-    if (failure[0]) {
-        printf("FAIL %s: %s\n", title, failure);
-        broken = 1;
-        failed++;
-    } else {
-        printf("ok   %s\n", title);
-        passed++;
-    }
+    printf("%s %s%s%s\n", failure[0] ? "FAIL" : "ok  ", title, failure[0] ? ": " : "", failure);
     fflush(stdout);
+    broken |= failure[0] != 0;
+    *(failure[0] ? &failed : &passed) += 1;
 }
 
-/* In the second suite only the hash counts. */
-static void run_test(const Test *test) {
-    char got[20];
+static void run_test(const Test *test, char *found, size_t size) {
     test->run();
-    snprintf(got, sizeof got, "%016" PRIx64, bits);
-    if (suite == BITS) failure[0] = where[0] = 0;
-    CHECK(suite == MATH || strcmp(got, test->golden) == 0, "expected %s, got %s", test->golden,
-          got);
-    finish();
-}
-
-/* In the first suite each storey stands on those before it: where something fails, those above are
- * not tested. */
-static void run_storey(const Test *tests, size_t n) {
-    if (broken && suite == MATH) return;
-    FOR(i, n) if ((suite == MATH || tests[i].golden) && begin(tests[i].name)) run_test(&tests[i]);
+    release();
+    print_to(found, size, "%016" PRIx64, bits);
 }
 
 /* Lines of which a hash is expected are in the second suite, the others in the first. */
@@ -2776,24 +2716,38 @@ static void run_lines(void) {
     static const char *const files[] = {FILE_NAME, STATE_NAME, LOG_NAME, IN_NAME, OUT_NAME,
                                         A, B, C, D, E};
     int files_made = 0;
-    if (broken && suite == MATH) return;
-    FOR(i, LENGTH(LINES)) {
-        const int hashed = strspn(LINES[i].said, "0123456789abcdef") == 16;
-        if (hashed != (suite == BITS) || !begin(LINES[i].line)) continue;
+    FOR(k, LENGTH(TABLES)) FOR(i, TABLES[k].n) {
+        const Line *line = &TABLES[k].lines[i];
+        const char *const *models = TABLES[k].models;
+        const int hashed = strspn(line->said, "0123456789abcdef") == 16;
+        if (hashed != (suite == BITS) || !begin(line->line, models[1] ? NULL : models[0])) continue;
         if (!files_made++) make_files();
-        check_line(LINES[i].line, LINES[i].status, LINES[i].said);
+        check_line(line, TABLES[k].status, models);
         finish();
     }
     FOR(i, LENGTH(files)) remove(files[i]);
 }
 
+/* In the first suite each storey stands on those before it: where something fails, those above are
+ * not tested. In the second only the hash counts. */
 static void run_suite(void) {
-    run_storey(GROUND, LENGTH(GROUND));
-    run_storey(LAYERS, LENGTH(LAYERS));
-    use_threads(3); /* from here on, where there are threads */
-    run_storey(STORY, LENGTH(STORY));
+    char found[20];
+    use_threads(3); /* where there are threads */
+    FOR(i, LENGTH(TESTS)) {
+        const Test *test = &TESTS[i];
+        if (!test->name && broken && suite == MATH) {
+            printf("What stands on this is not tested.\n");
+            return;
+        }
+        if (!test->name || (suite == BITS && !test->golden) || !begin(test->name, NULL)) continue;
+        run_test(test, found, sizeof found);
+        if (suite == BITS) {
+            failure[0] = where[0] = 0;
+            CHECK(!strcmp(found, test->golden), "expected %s, got %s", test->golden, found);
+        }
+        finish();
+    }
     run_lines();
-    if (broken && suite == MATH) printf("What stands on this is not tested.\n");
 }
 
 /* The tests of which the name contains the word, of both suites or of one. */
@@ -2805,7 +2759,7 @@ static void run_word(const char *of, int math, int other) {
         if (suite == MATH ? math : other) run_suite();
     }
     if (passed + failed > count) return;
-    begin(word);
+    begin(word, NULL);
     printf("FAIL no test's name contains '%s'\n", title);
     failed++;
 }
@@ -2825,20 +2779,14 @@ int run_tests(size_t n_words, const char *const *words) {
 const char *check_golden(void (*tell)(void *context, const char *test, const char *found,
                                       const char *expected),
                          void *context) {
-    static const struct {
-        const Test *tests;
-        size_t n;
-    } storeys[] = {{GROUND, LENGTH(GROUND)}, {LAYERS, LENGTH(LAYERS)}, {STORY, LENGTH(STORY)}};
     const char *first = NULL;
     word = "";
-    FOR(k, LENGTH(storeys)) FOR(i, storeys[k].n) {
-        const Test *t = &storeys[k].tests[i];
+    FOR(i, LENGTH(TESTS)) {
+        const Test *t = &TESTS[i];
         char found[20];
         if (!t->golden || t->run == test_resume) continue; /* which writes files */
-        begin(t->name);
-        t->run();
-        release();
-        print_to(found, sizeof found, "%016" PRIx64, bits);
+        begin(t->name, NULL);
+        run_test(t, found, sizeof found);
         tell(context, t->name, found, t->golden);
         if (!first && strcmp(found, t->golden) != 0) first = t->name;
     }
