@@ -30,6 +30,7 @@
 
 #define TEST(name) static void test_##name(void)
 
+static enum { MATH, BITS } suite;
 static char title[200];   /* the running test */
 static char where[150];   /* the case that it is at */
 static char failure[600]; /* the first thing that went wrong */
@@ -177,13 +178,14 @@ static double loss_beside(double (*loss)(void), double *x, const double *directi
 
 /* gradient (n) must be the loss's with respect to x, by central differences. Entries that are
  * GROUPS apart move together, each by a part of its own, so that none is wrong unnoticed.
- * size: of an entry, as a rule. */
+ * size: of an entry, as a rule. The second suite, where only hashes count, goes on without it. */
 enum { GROUPS = 64 };
 static void check_gradient(const char *of, const double *gradient, double *x, size_t n,
                            double (*loss)(void), double size) {
     const double h = 1e-6;
+    const uint64_t noise_before = noise;
     double *direction = doubles(NULL, n);
-    FOR(first, smaller(n, GROUPS)) {
+    FOR(first, suite == MATH ? smaller(n, GROUPS) : 0) {
         double got = 0, squares = 0;
         FOR(i, n) {
             direction[i] = i % GROUPS == first ? 1.0 + 0.5 * uniform() : 0.0;
@@ -196,6 +198,7 @@ static void check_gradient(const char *of, const double *gradient, double *x, si
               "gradient of %s, entry %zu%s: expected %.9g, got %.9g", of, first,
               n > GROUPS ? " and others" : "", expected, got);
     }
+    noise = noise_before;
 }
 
 /* ---- Rounding, random numbers, exp and log, hashing ------------------------------------------ */
@@ -1369,25 +1372,6 @@ TEST(reports) {
     }
 }
 
-/* A map with too many cells for 40 columns: four rows and two columns share a character. And of the
- * steps between 33 numbers, every second is shown. */
-TEST(wide_maps) {
-    const Config config = {33, 3, 4, 4, 1, 1, 0, 1};
-    Model model;
-    if (!DONE(model_create(&model, &config, &error))) return;
-    FOR(i, model.n_params) model.params[i] = uniform();
-    Text said = said_of(&model, "circuits qk --query-pos 1 --width 40 --no-color");
-    CHECK(strstr(said.data, "4 x 2") != NULL, "it is not told what a character is");
-    CHECK(strstr(said.data, "\n     28 ") != NULL, "there is no line of the rows 28 to 31");
-    CHECK(!strstr(said.data, "\n     30 "), "the rows 30 and 31 have a line of their own");
-    text_free(&said);
-    said = said_of(&model, "explain --size 20");
-    const char *votes = strstr(said.data, "slack\n");
-    CHECK(votes && strstr(votes, "\n28 ") && !strstr(votes, "\n29 "), "not every second step");
-    text_free(&said);
-    model_free(&model);
-}
-
 /* A value of the table that `activations` prints; the first head's, where there are heads. */
 static double activation(const Text *table, size_t layer, const char *site, size_t query,
                          size_t index) {
@@ -1926,7 +1910,6 @@ TEST(strangers) {
         {"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; `git lfs pull`"},
         {"<!DOCTYPE html>", "an HTML page"},
         {"{}", "JSON"},
-        {"{\"model_type\": \"gpt2\"}", "JSON"},
         {"\x1f\x8b\10\10 and so on", "gunzip"},
         {"1234567", "its first bytes are no header's length"},
         {"12345678", "its first bytes are no header's length"},
@@ -2283,13 +2266,15 @@ TEST(construct) {
 /* ---- The command line ------------------------------------------------------------------------ */
 
 /* Models: the usual kind, trained well; one with everything that a model can have; one of zeros;
- * one of numbers that are too great; one that was trained on uniform lists of seed 5. And a
- * training's state. */
+ * one of numbers that are too great; one that was trained on uniform lists of seed 5; one that was
+ * constructed, for so many numbers that maps of 40 columns share characters. And a training's
+ * state. */
 #define A "median-test-a.tmp"
 #define B "median-test-b.tmp"
 #define C "median-test-c.tmp"
 #define D "median-test-d.tmp"
 #define E "median-test-e.tmp"
+#define F "median-test-f.tmp"
 #define LOG_NAME "median-test-log.tmp"
 #define IN_NAME "median-test-in.tmp"
 #define OUT_NAME "median-test-out.tmp"
@@ -2311,6 +2296,7 @@ static const Line MAKE[] = {
           "--weight-decay 0.01 --log " LOG_NAME " --out " B,
      "steps"},
     {TINY "--max-num 10 --steps 2 --balanced 0 --seed 5 --out " E, "2 steps"},
+    {"construct --max-num 33 --seq-len 3 --out " F, "at least 1.0000"},
 };
 
 static const Line DONE_ON_BOTH[] = {
@@ -2375,6 +2361,12 @@ static const Line DONE_ON_C[] = {
     {"explain --csv --size 5", "81f7ae98d1e2694c"},
 };
 
+static const Line DONE_ON_F[] = {
+    {"circuits qk --query-pos 1 --width 40 --no-color", "4 x 2"},
+    {"circuits ov --width 40 --no-color", "897ad267a25bb55a"},
+    {"explain --size 20", "24a36e42e58c492d"},
+};
+
 static const Line DONE_ALONE[] = {
     {"predict -h", "median predict [--option value]... NUMBER..."},
     {"predict 1 -h", "median predict"},
@@ -2434,6 +2426,7 @@ static const Line WRONG[] = {
     {"train --keep worst", "--keep is 'worst'"},
     {"train --steps=", "--steps is empty"},
     {"train --lr=nan", "--lr is 'nan'"},
+    {"train --steps 0", "need --steps"},
     {"data --seq-len 4", "Length must be odd"},
     {"train --seq-len 1", "Length must be at least 3"},
     {"train --resume x --lr 1", "keeps its own settings"},
@@ -2479,6 +2472,7 @@ static const struct {
     LINES(DONE_ON_A, 0, A, NULL),
     LINES(DONE_ON_B, 0, B, NULL),
     LINES(DONE_ON_C, 0, C, NULL),
+    LINES(DONE_ON_F, 0, F, NULL),
     LINES(DONE_ALONE, 0, NULL, NULL),
     LINES(FAILING, 1, NULL, NULL),
     LINES(FAILING_ON_A, 1, A, NULL),
@@ -2590,23 +2584,23 @@ static const Test TESTS[] = {
     BITS_OF(singular_values, "e694aff63a8ee6c1"),
     NEXT_STOREY,
     PART(gather_forward, gather, "bdc425fb7a1c1000"),
-    PART(gather_backward, gather, "8fff6fc767a3c95d"),
+    PART(gather_backward, gather, "3593384954466679"),
     PART(embed_forward, embed, "c9f8c99c4fcca78f"),
-    PART(embed_backward, embed, "3a8ec992374c05d8"),
+    PART(embed_backward, embed, "b866cee8512fc662"),
     PART(linear_forward, linear, "2844a707add66fef"),
-    PART(linear_backward_input, linear, "aaab170c1b00ede6"),
-    PART(linear_backward_weights, linear, "c47f60c2aeda7904"),
+    PART(linear_backward_input, linear, "39220b47d9d3c44e"),
+    PART(linear_backward_weights, linear, "04f1e9957f500911"),
     PART(layernorm_forward, layernorm, "810a8ef96b2fa3cb"),
-    PART(layernorm_backward, layernorm, "abba1214e3f77b63"),
+    PART(layernorm_backward, layernorm, "9e81d233c3689566"),
     PART(relu_forward, relu, "de78207a6c97268d"),
-    PART(relu_backward, relu, "e3be800f71fbddc1"),
+    PART(relu_backward, relu, "15b3e50afbecdc7a"),
     PART(softmax_forward, softmax, "fd4ece29a0d64b61"),
     PART(cross_entropy_forward, cross_entropy, "18c57534488f47a8"),
-    PART(cross_entropy_backward, cross_entropy, "03164a8de2dab2f2"),
+    PART(cross_entropy_backward, cross_entropy, "333879cb6657baa4"),
     PART(attention_pattern_forward, attention_pattern, "b9a4181b87a7bf3b"),
-    PART(attention_pattern_backward, attention_pattern, "96d73563f2b1ac3a"),
+    PART(attention_pattern_backward, attention_pattern, "908ebd74946197f4"),
     PART(attention_values_forward, attention_values, "1383952c563affa6"),
-    PART(attention_values_backward, attention_values, "75db333237ac8b67"),
+    PART(attention_values_backward, attention_values, "10a8db0701761e91"),
     NEXT_STOREY,
     PLAIN(use_threads),
     PLAIN(median_of),
@@ -2614,11 +2608,10 @@ static const Test TESTS[] = {
     PLAIN(make_training_lists),
     BITS_OF(model_init, "2b4e58e9a734e18f"),
     BITS_OF(model_forward, "64cd8ddcdc38d1aa"),
-    BITS_OF(model_backward, "a5499ac6bd325b87"),
+    BITS_OF(model_backward, "2673e2f8ae3ebccf"),
     BITS_OF(trainer_step, "07099234d85b586e"),
     BITS_OF(sums, "bfe097f3b95f5829"),
     BITS_OF(reports, "1f8b4cf4bbb48ca8"),
-    PLAIN(wide_maps),
     BITS_OF(activations, "6a8a524d8fd79fc8"),
     PLAIN(hooks),
     BITS_OF(circuits, "50b60d0a9f7e6f48"),
@@ -2642,8 +2635,6 @@ static const Test TESTS[] = {
     NEXT_STOREY,
 };
 
-typedef enum { MATH, BITS } Suite;
-static Suite suite;
 static const char *word; /* what the names of the tests to run contain */
 static int passed, failed;
 static int broken; /* whether a test of this word has failed */
@@ -2654,7 +2645,7 @@ static void make_printable(char *text) {
 }
 
 static int begin(const char *name, const char *model) {
-    print_to(title, sizeof title, "%s%s%s", name, model ? " --model " : "", model ? model : "");
+    print_to(title, sizeof title, model ? "%s --model %s" : "%s", name, model);
     make_printable(title);
     failure[0] = where[0] = 0;
     noise = 1;
@@ -2666,10 +2657,15 @@ static int begin(const char *name, const char *model) {
 static void finish(void) {
     release();
     make_printable(failure);
-    printf("%s %s%s%s\n", failure[0] ? "FAIL" : "ok  ", title, failure[0] ? ": " : "", failure);
+    if (failure[0]) {
+        printf("FAIL %s: %s\n", title, failure);
+        broken = 1;
+        failed++;
+    } else {
+        printf("ok   %s\n", title);
+        passed++;
+    }
     fflush(stdout);
-    broken |= failure[0] != 0;
-    *(failure[0] ? &failed : &passed) += 1;
 }
 
 static void run_test(const Test *test, char *found, size_t size) {
@@ -2681,7 +2677,7 @@ static void run_test(const Test *test, char *found, size_t size) {
 /* Lines of which a hash is expected are in the second suite, the others in the first. */
 static void run_lines(void) {
     static const char *const files[] = {FILE_NAME, STATE_NAME, LOG_NAME, IN_NAME, OUT_NAME,
-                                        A, B, C, D, E};
+                                        A, B, C, D, E, F};
     int files_made = 0;
     EACH(k, TABLES) FOR(i, TABLES[k].n) {
         const Line *line = &TABLES[k].lines[i];
@@ -2748,6 +2744,7 @@ const char *check_golden(void (*tell)(void *context, const char *test, const cha
                          void *context) {
     const char *first = NULL;
     word = "";
+    suite = BITS;
     EACH(i, TESTS) {
         const Test *t = &TESTS[i];
         char found[20];
