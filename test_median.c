@@ -587,10 +587,10 @@ static void check_input(size_t k) {
     add_bits(grad[k], n);
 }
 
-/* Instead of random numbers, in two cases of SIDE x SIDE: those whose sums nearly cancel, so that
- * every bit of a double sum, and with it the order, shows in the float that it is rounded to. Their
- * sizes are from 2^-30 to 2^30. The second half of rows or columns is the first, or less the first,
- * and a little noise. No formula is precise enough for them: they are hashed. */
+/* While `cancelling`, there are two cases, SIDE x SIDE, of numbers whose sums nearly cancel. So
+ * every bit of a double sum, and with it the order, shows in the float that it is rounded to. Sizes
+ * go from 2^-30 to 2^30. The second half of the rows, and of the columns, repeats the first with
+ * the given sign and a little noise. No formula is precise enough for this: only hashes count. */
 enum { SIDE = 70 };
 static int cancelling;
 
