@@ -2321,19 +2321,19 @@ static const Line DONE_ON_BOTH[] = {
     {"ablate --size 20 --csv --kind resample --head 0.0 --positions 0,4", "4eb6a078ec049c2b"},
     {"ablate --size 20 --kind zero --layer 0", "7a27044ee42b6224"},
     {"ablate --size 20 --positions 4", "c2695ac180701135"},
-    {"attribute", "37138a68f230a9e1"},
+    {"attribute", "2ce1676aafd409ed"},
     {"attribute --csv 9 1 8 2 7", "39fe7b3e3c71b855"},
     {"patch", "97b2abad00497c69"},
     {"patch --csv 1 2 3 4 5 1 2 9 4 5", "c4ca7ecee1b09a24"},
-    {"explain --size 300", "1d6bb53556fb0396"},
-    {"explain --size 1100 --csv", "b3e0f4f499895518"},
+    {"explain --size 300", "580ee01d07dad71e"},
+    {"explain --size 1100 --csv", "625ca60dc79ffb1f"},
     {"predict 1,2,3,4 5|x", "2f0c45f1ccb32562"},
     {"predict --csv 1 2 3 4 5", "6d57ff5bc4f3f4c1"},
     {"predict --csv < 1 2 3 4 5 | 3/ 5,4,3,2,1|", "38d53fdd44de389e"},
     {"attention --csv 1 2 3 4 5", "d2144ddb26680a3b"},
-    {"activations 1 2 3 4 5", "e85f0273cb5c3c1c"},
+    {"activations 1 2 3 4 5", "957d23cc08424bc4"},
     {"circuits ov --color --no-color --width 60", "b55500fd8bf7f264"},
-    {"tour --size 50 --width 60", "35c6a34cbf0159ac"},
+    {"tour --size 50 --width 60", "9d9762ebd00a0fda"},
 };
 
 static const Line DONE_ON_A[] = {
@@ -2359,15 +2359,15 @@ static const Line DONE_ON_B[] = {
 
 static const Line DONE_ON_C[] = {
     {"info", "dcf5ba300b373902"},
-    {"tour --size 20", "8d3397c5b05d0517"},
-    {"weights", "0805b1b99ec01f61"},
-    {"explain --csv --size 5", "81f7ae98d1e2694c"},
+    {"tour --size 20", "e3b98f09e0b18570"},
+    {"weights", "62cae145a88b1bcd"},
+    {"explain --csv --size 5", "ceea1c371071f643"},
 };
 
 static const Line DONE_ON_F[] = {
     {"circuits qk --query-pos 1 --width 40 --no-color", "4 x 2"},
     {"circuits ov --width 40 --no-color", "897ad267a25bb55a"},
-    {"explain --size 20", "24a36e42e58c492d"},
+    {"explain --size 20", "a038f88bbbd1b605"},
 };
 
 static const Line DONE_ALONE[] = {
@@ -2618,10 +2618,10 @@ static const Test TESTS[] = {
     BITS_OF(model_backward, "2673e2f8ae3ebccf"),
     BITS_OF(trainer_step, "07099234d85b586e"),
     BITS_OF(sums, "bfe097f3b95f5829"),
-    BITS_OF(reports, "1f8b4cf4bbb48ca8"),
-    BITS_OF(activations, "6a8a524d8fd79fc8"),
+    BITS_OF(reports, "c61c2919ad08cfd6"),
+    BITS_OF(activations, "4941b3da523e98ae"),
     PLAIN(hooks),
-    BITS_OF(circuits, "50b60d0a9f7e6f48"),
+    BITS_OF(circuits, "9f63706ebe9a0ef1"),
     PLAIN(attribution),
     PLAIN(logits_of_circuits),
     PLAIN(patching),
