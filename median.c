@@ -8,7 +8,7 @@
  * To see how it learns, read chapters 1 to 5. Skip at first: the lay_out functions (memory);
  * chapters 6, 8 and 9 (text, options, reports, the terminal); in 7 all between "reading" and
  * read_file; and 16 to 18. In 14 read the first comment, make_tables and the ladder; in 15 the
- * theorem and certify_cell. */
+ * idea, the theorem and judge. */
 #if defined __GNUC__ && __GNUC__ >= 8 && !defined __clang__ && !defined __powerpc__
 /* A bare `cc *.c` deserves speed too: see tensor.c. */
 #pragma GCC optimize("O1", "tree-vectorize", "no-trapping-math", "no-associative-math")
@@ -5022,21 +5022,28 @@ COMMAND(construct, CONSTRUCT,
 
 /* For every one of the max_num^seq_len lists: does `predict` name its median? Counted, and proven:
  * by bounds that hold for whole sets of lists, and by running lists that the bounds leave open.
- * (Compare Gross et al. 2024, arXiv 2406.11779.) Two halves may be read apart: how far the pass can
- * be from real arithmetic (lemmas 1 to 6), and how a set is decided (lemmas 7 to 9, and the code).
+ * (Compare Gross et al. 2024, arXiv 2406.11779.)
  *
- * In short: a cell is a last number and a median. Its lists are cut into boxes (push_roots). For
- * each box, judge bounds the median's margin over all its lists: right, wrong, or open. An open box
- * is cut in halves (cut); a box of single numbers is run (run_orders).
+ * The idea. The answer is the median m if every lead, logit_m - logit_v, is positive. Times s, what
+ * ln_final divides by, a lead is a sum of three:
+ *     B_m - B_v                           from the last number and b_O
+ *     the average of P_m - P_v            from attention, for each head, over the list's numbers
+ *     s (c_m - c_v)                       from biases
+ * A box is a set of lists: so many of their numbers in this range, so many in that, in any order.
+ * The least that a number of a range can bring bounds the average for all lists of the box
+ * (bound_box). If all leads are above 0 by more than rounding can change, all its lists are right;
+ * if one is below 0 by as much, all are wrong (judge). An open box is cut in halves (cut); an open
+ * box of single numbers is run, order by order (run_orders). Lemmas 1 to 6 say how much rounding
+ * can change; 7 to 9, what the least of a box is.
  *
  * Hypotheses, each checked, or the proof is refused:
- *   H1  One layer, no MLP.                                        (certify)
- *   H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.    (certify)
- *   H3  Fewer than 2^14 roundings follow each other.              (bound_logits)
- *   H4  x, v, scores, A, a and reach are below LIMIT, so nothing overflows or is NaN, and 1/s below
- *       is not flushed to 0.                                      (callers of within_limit)
+ *   H1  One layer, no MLP.                                             (certify)
+ *   H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.         (certify)
+ *   H3  Fewer than 2^14 roundings follow each other.                   (bound_logits)
+ *   H4  Scores, x, v, A, a and reach are below LIMIT; then nothing overflows, nothing is NaN, and
+ *       1/s is not flushed to 0.                                       (callers of within_limit)
  *
- * q, k, v and x (the residual stream before attention) of a pair, a number at a position, don't
+ * A pair is a number at a position. Its q, k, v and x (the residual stream before attention) don't
  * depend on the list. Nor do the scores of a last number with the pairs. The proof takes them from
  * model_forward and attention_score as they are, to the bit. Only what follows is bounded.
  *
@@ -5059,189 +5066,148 @@ COMMAND(construct, CONSTRUCT,
  *   With LN or LNPre n = f32(R - mean R) is looked at, without them n = R. If the mean of A is
  *   added to A, A_k bounds n_k, too; and there is one rounding more.
  *   The proof has the same as real numbers, N_k = base_k + sum over heads of the average of o_k,
- *   each pair of the list weighing w = exp(score). Of v W_O, o is the centred, rounded result:
- *   roundings(d_head) + 1 roundings; base is that of x + b_O, with 1. In all
+ *   each pair of the list weighing w = exp(score). o is v W_O, centred: roundings(d_head) + 1
+ *   roundings. base is x + b_O, centred: 2, and no more than those. In all
  *       |n_k - N_k| <= pass UNIT A_k,   pass = T + 6 + (heads + 1) roundings(d_head).
  * Lemma 5, logits. Let s = sqrt(mean n_k^2 + 1e-5), or 1 without normalization. inv_std and normal
  *   are off by UNIT each, out by UNIT, a logit by roundings(d_model) UNIT. All of it is relative to
  *   reach_v = |b_U[v]| + sum |b_k W_U[k][v]| + sqrt(d_model) |U_v|, as |n / s| <= sqrt(d_model);
  *   U_kv = w_k W_U[k][v], with w and b of ln_final (1 and 0 in LNPre). So
  *       |logit_v - (sum n_k U_kv / s + c_v)| <= f_v,   c_v = sum b_k W_U[k][v] + b_U[v],
- *       f_v = (roundings(d_model) + 4) UNIT reach_v; the fourth is for a rounding of c_m - c_v.
+ *       f_v = (roundings(d_model) + 3) UNIT reach_v.
  *   Without normalization, reach_v = |b_U[v]| + a_v, and only the logit's roundings are there.
  * Lemma 6, products. a_v = sum A_k |U_kv|. P = o U and B = base U are matrix products, and U is
  *   rounded: with lemma 4, sum n_k U_kv is off by e_v = (pass + roundings(d_model) + 1) UNIT a_v
- *   from the sum of B_v and of the heads' averages of P_v.
+ *   from the sum of B_v and of the heads' averages of P_v, and by FLOOR for what is flushed.
  *
  * Theorem. Let m be the median. If for every other v
  *       B_m - B_v + (heads' averages of P_m - P_v) + s (c_m - c_v - f_m - f_v) - e_m - e_v > 0
- *   then logit_m > logit_v, and the answer is m. If for some v this with all four errors added is
- *   below 0, the answer is not m. (Lemmas 5 and 6, times s > 0.)
+ *   then logit_m > logit_v, and the answer is m. If for some v
+ *       B_v - B_m + (heads' averages of P_v - P_m) + s (c_v - c_m - f_m - f_v) - e_m - e_v > 0
+ *   then logit_v > logit_m, and the answer is not m. (Lemmas 5 and 6, times s > 0.)
+ *   Both ask for a little more, s times options->least.
  *
- * A box is a set of lists: so many of their numbers in this range, so many in that, in any order.
- * Its table has whole numbers, of which sums and products in double are exact: every total in lemma
- * 8 is below 63 (2^22 + 4) (3 2^22 + 2^8) + 63 2^22 (2^21 + 2) < 2^53.
- *
- * Lemma 7, the table. A weight, divided by the greatest and times WEIGHT_UNITS, is off by less than
- *   1.4 UNIT of WEIGHT_UNITS < 1 (lemma 2), so w lies in [whole - 1, whole + 2]. P_m - P_v, or
- *   coordinate
- *   o_k, in units, is y, |y| <= VALUE_UNITS, in [whole, whole + 1]. A range has the least and the
- *   greatest w, and those of y - b, over its numbers and the positions before the last. Position
- *   i's b_i are any whole numbers with sum 0: they take out what positions add on average.
- * Lemma 8, averages. For any number h, the average of y is that of y + h, less h; and
- *       sum w (y + h) = sum w (y - b + h) + sum (w_i - g) b_i   for any g, as the b_i add up to 0.
- *   With w in [l, g'], each term is least at an end: w Y >= (l + g')/2 Y - (g' - l)/2 |Y|, which
- *   rises with Y. The last sum is at most half of the greatest difference of weights, times the
- *   sum of |b_i|. Twice all that is divided by twice the greatest sum of weights, or the least,
- *   whichever is safe. Opposite signs give the upper bound.
- * Lemma 9, s. The averages of o_k bound N_k, with lemma 4 n_k; the squares of the least and the
- *   greatest |n_k| bound s. 4 UNIT has room for four roundings. */
+ * Lemma 7, columns. Each column bounds a quantity from below: n_k or -n_k; a lead times s, or its
+ *   negative; a weight w or -w. It is a sum: start, which has B or base and - e; constant times s,
+ *   or 0; the heads' averages. The least y that a pair of a range can bring there is `low`.
+ *       round_down(x) <= x - 2^-25 |x| - FLOOR / 2,   and all of these go through it:
+ *   that is more than the 2^20 roundings in double that follow take, and what P lost by flushing.
+ *   A weight, divided by the greatest and times WEIGHT_UNITS, is off by less than 1.4 UNIT
+ *   WEIGHT_UNITS < 1 (lemma 2). Less 1 and rounded down, w and -w are whole numbers below 2^23:
+ *   times a count below 2^6 and a float, they are exact in double.
+ * Lemma 8, averages. Let y' = y + share, where heads times share is at most start + constant s.
+ *   Then the column's quantity is at least the sum over heads of the average of y'. With w in
+ *   [light, heavy] and low' = low + share,
+ *       sum w y' >= N = sum of (low' < 0 ? heavy : light) low',
+ *   and the average of y' is at least N / (sum of heavy) if N >= 0, N / (sum of light) if not.
+ * Lemma 9, s. Lower bounds of n_k and of -n_k give the least and the greatest |n_k|, and their
+ *   squares those of s. */
 #define UNIT 0x1.04p-24
-#define FLOOR 0x1p-100
-#define LIMIT 0x1p100
-enum {
-    WEIGHT_UNITS = 1 << 21,
-    VALUE_UNITS = 1 << 21,
-    PROOF_BATCH = 64
-};
+#define FLOOR 0x1p-80
+#define LIMIT 0x1p60
+enum { WEIGHT_UNITS = 1 << 22 };
 
-/* Puts a list among the n that are kept, those with the least keys, in order. */
-static void sight(Sighting *kept, size_t n, const Sighting *s) {
-    size_t at = n;
-    if (s->count == 0) return;
-    for (; at > 0 && (kept[at - 1].count == 0 || s->key < kept[at - 1].key); at--)
-        if (at < n) kept[at] = kept[at - 1];
-    if (at < n) kept[at] = *s;
-}
+/* A float below x: lemma 7. */
+TENSOR_INLINE float round_down(double x) { return f32(x - 0x1p-23 * fabs(x) - FLOOR); }
 
-typedef struct {
-    float low, high;
-} Bounds;
+/* Roundings in a matrix product over n terms: lemma 1. */
+static double roundings(size_t n) { return floor((double)(n + SUM_DEPTH - 1) / SUM_DEPTH); }
 
 /* What is known of the network before any list is looked at. */
 typedef struct {
     const Model *model;
     const CertifyOptions *options;
     Certificate *result;
-    Run run;
-    size_t T, V, d, heads, pairs, columns;
-    const LayerRows *rows;             /* the pass's rows: pair t V + x is number x at position t */
-    uint32_t *lists;                   /* (V, T) */
-    float *scores;                     /* (pairs) */
-    float *o, *P;                      /* (heads, pairs, d), (heads, pairs, V) */
-    float *base, *B;                   /* (V, d), (V, V): by the last number */
-    float *U, *A;                      /* (d, V), (d) */
-    float *places; /* (heads, T - 1, V + d): what a position adds to P and o, on average */
-    double *A_sum;                     /* (d) */
-    float *error; /* (V + d): e_v for each number, then e_k for each coordinate */
-    double *constant;                  /* (V): c_v */
-    float *constant_error;             /* (V): f_v */
-    Bounds *weights;                   /* (heads, V, V + 1): by the last number; V: its own */
+    Run run;                /* the pass, of all pairs: pair t V + x is number x at position t */
+    size_t T, V, d, heads, pairs;
+    uint32_t *lists;        /* (V, T): 0 0 0 ..., 1 1 1 ..., ... */
+    float *o;               /* (heads pairs + V, d): o_k of each head's pairs; base_k */
+    float *P;               /* (heads pairs + V, V): o U; B */
+    float *weight;          /* (heads, V, pairs): w, by the last number */
+    float *U;               /* (d, V) */
+    float *A;               /* (d) */
+    float *error;           /* (d + V): of each n_k; e_v */
+    double *constant;       /* (V): c_v */
+    float *constant_error;  /* (V): f_v */
 } Proof;
 
 static void lay_out_proof(Layout *m, void *owner) {
     Proof *p = (Proof *)owner;
+    const size_t rows = p->heads * p->pairs + p->V;
     p->lists = lay_words(m, p->V, p->T);
-    p->scores = lay_floats(m, p->pairs - p->V + 1, 1, 1);
-    p->o = lay_floats(m, p->heads, p->pairs, p->d);
-    p->P = lay_floats(m, p->heads, p->pairs, p->V);
-    p->base = lay_floats(m, p->V, p->d, 1);
-    p->B = lay_floats(m, p->V, p->V, 1);
+    p->o = lay_floats(m, rows, p->d, 1);
+    p->P = lay_floats(m, rows, p->V, 1);
+    p->weight = lay_floats(m, p->heads, p->V, p->pairs);
     p->U = lay_floats(m, p->d, p->V, 1);
     p->A = lay_floats(m, p->d, 1, 1);
-    p->places = lay_floats(m, p->heads, p->T - 1, p->V + p->d);
-    p->A_sum = lay_doubles(m, p->d, 1);
+    p->error = lay_floats(m, p->d + p->V, 1, 1);
     p->constant = lay_doubles(m, p->V, 1);
-    p->error = lay_floats(m, p->V + p->d, 1, 1);
     p->constant_error = lay_floats(m, p->V, 1, 1);
-    p->weights = (Bounds *)lay_floats(m, 2 * p->heads, p->V, p->V + 1);
+}
+
+/* The greatest |x| of n numbers; INFINITY if one is no number. */
+static double greatest(const float *x, size_t n, size_t step) {
+    double most = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double size = fabs(x[i * step]);
+        if (!(size < LIMIT)) return INFINITY;
+        most = max_double(most, size);
+    }
+    return most;
 }
 
 static int within_limit(double x, const char *what, Error *error) {
-    if (fabs(x) < LIMIT) return 1;
+    if (x < LIMIT) return 1;
     return fail(error, "no proof: %s may reach %.3g; the bounds hold below %.3g", what, x, LIMIT);
 }
 
-/* Roundings in a matrix product over n terms: Lemma 1. */
-static double roundings(size_t n) { return floor((double)(n + SUM_DEPTH - 1) / SUM_DEPTH); }
-
-/* One head's weights, when this is the last number. */
-static int weigh(const Proof *p, size_t head, size_t last, Error *error) {
-    const size_t n = p->model->config.d_head, own = p->pairs - p->V + last;
+/* w of all pairs, by head and last number. */
+static int weigh_pairs(const Proof *p, Error *error) {
+    const LayerRows *rows = p->run.layers[0].rows;
+    const size_t n = p->model->config.d_head, first_last = p->pairs - p->V;
     const float scale = f32(1.0 / sqrt((double)n));
-    const float *q = p->rows->q + (head * p->pairs + own) * n;
-    const float *k = p->rows->k + head * p->pairs * n;
-    Bounds *weights = p->weights + (head * p->V + last) * (p->V + 1);
-    const size_t before = p->pairs - p->V; /* pairs before the last position */
-    double most = -LIMIT;
-    for (size_t i = 0; i <= before; i++) {
-        p->scores[i] = attention_score(q, k + (i < before ? i : own) * n, n, scale);
-        if (!within_limit(p->scores[i], "an attention score", error)) return 0;
-        most = max_double(most, p->scores[i]);
-    }
-    for (size_t x = 0; x <= p->V; x++) weights[x].low = (float)WEIGHT_UNITS;
-    for (size_t i = 0; i <= before; i++) {
-        Bounds *b = &weights[i < before ? i % p->V : p->V];
-        const float weight = exp_f32(f32(p->scores[i] - most));
-        const float whole = f32(floor((double)weight * WEIGHT_UNITS));
-        if (whole - 1 < b->low) b->low = whole > 0 ? whole - 1 : 0;
-        if (whole + 2 > b->high) b->high = whole + 2;
-    }
-    return 1;
-}
-
-/* One head's o, and its part of A. */
-static int add_head(const Proof *p, size_t head, Error *error) {
-    const Config *c = &p->model->config;
-    const size_t d = p->d, n = c->d_head;
-    const float *W_O = p->model->weights.layers[0].W_O + head * n * d;
-    const float *v = p->rows->v + head * p->pairs * n;
-    float *o = p->o + head * p->pairs * d;
-    double *A = p->A_sum;
-    for (size_t j = 0; j < n; j++) {
-        double most = 0;
-        for (size_t r = 0; r < p->pairs; r++) {
-            const double value = v[r * n + j];
-            if (!within_limit(value, "a head's value", error)) return 0;
-            most = max_double(most, fabs(value));
+    float *weight = p->weight;
+    for (size_t i = 0; i < p->heads * p->V; i++, weight += p->pairs) {
+        const float *k = rows->k + i / p->V * p->pairs * n;
+        const float *q = rows->q + (i / p->V * p->pairs + first_last + i % p->V) * n;
+        double most = -LIMIT;
+        for (size_t pair = 0; pair < p->pairs; pair++) {
+            weight[pair] = attention_score(q, k + pair * n, n, scale);
+            most = max_double(most, weight[pair]);
         }
-        const float bound = f32(most + FLOOR);
-        for (size_t k = 0; k < d; k++) A[k] += (double)bound * fabs((double)W_O[j * d + k]);
+        if (!within_limit(greatest(weight, p->pairs, 1), "an attention score", error)) return 0;
+        for (size_t pair = 0; pair < p->pairs; pair++)
+            weight[pair] = exp_f32(f32(weight[pair] - most));
     }
-    linear_forward(o, NULL, v, W_O, NULL, p->pairs, n, d);
-    for (size_t r = 0; c->normalization && r < p->pairs; r++) center(o + r * d, d, 1);
     return 1;
 }
 
-/* base and A; then A includes its mean. */
+/* o, base, and A; with a normalization, A includes its mean. */
 static int bound_residual(const Proof *p, Error *error) {
     const Config *c = &p->model->config;
-    const size_t d = p->d;
-    const float *b_O = p->model->weights.layers[0].b_O, *x = p->rows->x + (p->pairs - p->V) * d;
-    double *A = p->A_sum, mean = 0;
+    const LayerWeights *w = &p->model->weights.layers[0];
+    const LayerRows *rows = p->run.layers[0].rows;
+    const size_t d = p->d, n = c->d_head, pairs = p->pairs;
+    const float *x = rows->x + (pairs - p->V) * d;
+    float *base = p->o + p->heads * pairs * d;
+    double mean = 0;
+    for (size_t h = 0; h < p->heads; h++)
+        linear_forward(p->o + h * pairs * d, NULL, rows->v + h * pairs * n, w->W_O + h * n * d,
+                       NULL, pairs, n, d);
+    for (size_t i = 0; i < p->V * d; i++) base[i] = f32(x[i] + w->b_O[i % d]);
+    for (size_t r = 0; c->normalization && r < p->heads * pairs + p->V; r++)
+        center(p->o + r * d, d, 1);
     for (size_t k = 0; k < d; k++) {
-        double most = 0;
-        for (size_t last = 0; last < p->V; last++) {
-            if (!within_limit(x[last * d + k], "an embedding", error)) return 0;
-            most = max_double(most, fabs(x[last * d + k]));
+        double A = greatest(x + k, p->V, d) + fabs(w->b_O[k]) + FLOOR;
+        for (size_t j = 0; j < p->heads * n; j++) {
+            const double V_j = greatest(rows->v + j / n * pairs * n + j % n, pairs, n) + FLOOR;
+            A += (double)f32(V_j) * fabs(w->W_O[j * d + k]);
         }
-        A[k] = most + fabs(b_O[k]) + FLOOR;
+        if (!within_limit(A, "the residual stream", error)) return 0;
+        p->A[k] = f32(A);
+        mean += c->normalization ? A / (double)d : 0;
     }
-    for (size_t head = 0; head < p->heads; head++)
-        if (!add_head(p, head, error)) return 0;
-    for (size_t k = 0; k < d; k++) {
-        if (!within_limit(A[k], "the residual stream", error)) return 0;
-        if (c->normalization) mean += A[k] / (double)d;
-    }
-    for (size_t k = 0; k < d; k++) p->A[k] = f32(A[k] + mean);
-    for (size_t last = 0; last < p->V; last++) {
-        float *base = p->base + last * d;
-        double sum = 0;
-        for (size_t k = 0; k < d; k++) sum += (double)x[last * d + k] + (double)b_O[k];
-        if (!c->normalization) sum = 0;
-        for (size_t k = 0; k < d; k++)
-            base[k] = f32((double)x[last * d + k] + (double)b_O[k] - sum / (double)d);
-    }
+    for (size_t k = 0; k < d; k++) p->A[k] = f32(p->A[k] + mean);
     return 1;
 }
 
@@ -5255,403 +5221,263 @@ static int bound_logits(const Proof *p, Error *error) {
     if (!(pass + product < 0x1p14))
         return fail(error, "no proof: %.0f roundings in a row, bounded are up to 16384",
                     pass + product);
-    for (size_t k = 0; k < d; k++) p->error[V + k] = f32((pass + 1) * UNIT * p->A[k]);
+    for (size_t k = 0; k < d; k++) p->error[k] = f32(pass * UNIT * p->A[k]);
     for (size_t v = 0; v < V; v++) {
-        const double bias = w->b_U[v];
-        double a = 0, squares = 0, constant = bias, reach = fabs(bias) + FLOOR;
+        double a = 0, squares = 0, constant = w->b_U[v], reach = fabs(constant) + FLOOR;
         for (size_t k = 0; k < d; k++) {
             const float W = w->W_U[k * V + v], b = w->ln_final_b ? w->ln_final_b[k] : 0;
-            const float u = w->ln_final_w ? f32((double)w->ln_final_w[k] * W) : W;
-            p->U[k * V + v] = u;
-            a += (double)p->A[k] * f32(fabs((double)u) + FLOOR);
-            squares += (double)u * u;
+            const float U = w->ln_final_w ? f32((double)w->ln_final_w[k] * W) : W;
+            p->U[k * V + v] = U;
+            a += (double)p->A[k] * f32(fabs(U) + FLOOR);
+            squares += (double)U * U;
             constant += (double)b * W;
-            reach += (double)f32(fabs((double)b) + FLOOR) * fabs((double)W);
+            reach += (double)f32(fabs(b) + FLOOR) * fabs(W);
         }
         reach += c->normalization ? sqrt((double)d * squares) : a;
         if (!within_limit(a, "the residual stream times W_U", error)) return 0;
         if (!within_limit(reach, "a logit", error)) return 0;
-        p->error[v] = f32((pass + product + 1) * UNIT * a);
+        p->error[d + v] = f32((pass + product + 1) * UNIT * a);
         p->constant[v] = constant;
-        p->constant_error[v] = f32((product + 4) * UNIT * reach);
+        p->constant_error[v] = f32((product + 3) * UNIT * reach);
     }
     return 1;
 }
 
-/* The pass computes q, k and v of all pairs, and x, for these lists: 0 0 0 ..., 1 1 1 ..., ... */
-static void take_pairs(Proof *p) {
-    for (size_t i = 0; i < p->V * p->T; i++) p->lists[i] = (uint32_t)(i / p->T);
-    model_forward(p->model, &p->run, p->lists, p->V, NULL);
-    p->rows = p->run.layers[0].rows;
-}
-
-/* What a position adds to a head's P and o on average, over all numbers. It need not be exact. */
-static void average_places(const Proof *p, size_t head) {
-    const size_t V = p->V, d = p->d, n = p->T - 1;
-    const float *P = p->P + head * p->pairs * V, *o = p->o + head * p->pairs * d;
-    float *places = p->places + head * n * (V + d);
-    for (size_t j = 0; j < V + d; j++) {
-        double all = 0;
-        for (size_t i = 0; i < n; i++) {
-            double sum = 0;
-            for (size_t r = i * V; r < (i + 1) * V; r++)
-                sum += (j < V ? P[r * V + j] : o[r * d + j - V]);
-            places[i * (V + d) + j] = f32(sum / (double)V);
-            all += places[i * (V + d) + j];
-        }
-        for (size_t i = 0; i < n; i++)
-            places[i * (V + d) + j] = f32((double)places[i * (V + d) + j] - all / (double)n);
-    }
-}
-
-/* Everything in Proof. */
+/* Everything in Proof. The pass computes x, q, k and v of all pairs. */
 static int prepare_proof(Proof *p, Error *error) {
-    take_pairs(p);
-    if (!bound_residual(p, error) || !bound_logits(p, error)) return 0;
-    for (size_t head = 0; head < p->heads; head++)
-        for (size_t last = 0; last < p->V; last++)
-            if (!weigh(p, head, last, error)) return 0;
-    linear_forward(p->P, NULL, p->o, p->U, NULL, p->heads * p->pairs, p->d, p->V);
-    linear_forward(p->B, NULL, p->base, p->U, NULL, p->V, p->d, p->V);
-    for (size_t head = 0; head < p->heads; head++) average_places(p, head);
+    if (!run_create(&p->run, &p->model->config, p->V, RUN_FORWARD, error)) return 0;
+    for (size_t i = 0; i < p->pairs; i++) p->lists[i] = (uint32_t)(i / p->T);
+    model_forward(p->model, &p->run, p->lists, p->V, NULL);
+    if (!bound_residual(p, error) || !bound_logits(p, error) || !weigh_pairs(p, error)) return 0;
+    linear_forward(p->P, NULL, p->o, p->U, NULL, p->heads * p->pairs + p->V, p->d, p->V);
     return 1;
 }
 
-/* A row of a prover's table: the last number, or numbers first .. end-1 before the last
- * position. */
+/* Numbers first .. end-1, before the last position. Range LAST is the last number, there. */
 typedef struct {
     uint32_t first, end;
-    uint32_t halves; /* the first half's row, the second's follows; 0: one number */
+    uint32_t halves; /* the first half's range, the second's follows; 0: one number */
 } Range;
+enum { LAST, BELOW, MIDDLE, ABOVE, N_ROOTS };
 
 typedef struct {
-    uint32_t row, count;
+    uint32_t range, count;
 } Part;
 
-/* All lists that have so many numbers in each of these ranges, in any order. */
+/* All lists that have so many numbers in each of these ranges, in any order. The first part is the
+ * last number. */
 typedef struct {
     uint32_t n_parts;
     Part parts[CERTIFIED_SEQ_LEN];
 } Box;
 
-/* The work on the lists with one median. */
+/* The work on the lists with one median, m. Quantity c is n_c for c < d, and the lead over number
+ * v for c = d + v; c = d + V is a weight. Column 2c bounds it from below, column 2c + 1 its
+ * negative. The weight's two stand apart, as they change with the last number. */
 typedef struct {
     const Proof *p;
-    size_t median, last, rows, stack_size, n_stack, n_lists, rival;
-    float *low, *high;            /* (heads, rows, columns): y, in units of the column */
-    float *unit;                  /* (columns) */
-    float *offset;                /* (heads, T, columns): b */
-    double *wobble;               /* (heads, columns): the sum of |b| over the positions */
-    Range *ranges;                /* (rows): first those of the last number, V of them */
-    Bounds *weights;              /* (heads, rows): w, with this last number */
-    double *start;                /* (columns): of base */
-    double *sum_low, *sum_high;   /* (columns): of one head */
-    double *least, *most, *shift; /* (columns): of the latest box */
+    size_t median, last, rival, n_ranges, columns, n_stack;
+    Range *ranges;           /* (n_ranges) */
+    float *low;              /* (heads, n_ranges, columns): the least of a range's pairs */
+    float *weights;          /* (heads, n_ranges, 2): the same for the last quantity */
+    float *start, *constant; /* (columns): what does not depend on other numbers; times s */
+    float *share;            /* (columns): of a head */
+    double *sum, *least;     /* (columns): of one head; of the latest box */
     float s[2];
     Box *stack;
-    uint32_t *lists; /* (PROOF_BATCH, T): to be run */
     Run run;
     double spent, allowed;
     uint64_t boxes, lists_run;
-    double margin;
     Sighting closest[SIGHTINGS], worst[SIGHTINGS];
 } Prover;
 
 static void lay_out_prover(Layout *m, void *owner) {
     Prover *w = (Prover *)owner;
-    const size_t K = w->p->columns;
-    double **columns[] = {&w->start, &w->sum_low, &w->sum_high, &w->least, &w->most, &w->shift};
-    w->low = lay_floats(m, w->p->heads, w->rows, K);
-    w->high = lay_floats(m, w->p->heads, w->rows, K);
-    w->unit = lay_floats(m, K, 1, 1);
-    w->offset = lay_floats(m, w->p->heads, w->p->T, K);
-    w->wobble = lay_doubles(m, w->p->heads, K);
-    w->ranges = (Range *)lay_out(m, (double)w->rows, sizeof(Range));
-    w->weights = (Bounds *)lay_floats(m, 2 * w->p->heads, w->rows, 1);
-    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
-        *columns[i] = lay_doubles(m, K, 1);
-    w->stack = (Box *)lay_out(m, (double)w->stack_size, sizeof(Box));
-    w->lists = lay_words(m, PROOF_BATCH, w->p->T);
+    w->ranges = (Range *)lay_out(m, (double)w->n_ranges, sizeof(Range));
+    w->low = lay_floats(m, w->p->heads, w->n_ranges, w->columns);
+    w->weights = lay_floats(m, w->p->heads, w->n_ranges, 2);
+    w->start = lay_floats(m, w->columns, 1, 1);
+    w->constant = lay_floats(m, w->columns, 1, 1);
+    w->share = lay_floats(m, w->columns, 1, 1);
+    w->sum = lay_doubles(m, w->columns, 1);
+    w->least = lay_doubles(m, w->columns, 1);
+    /* At first fewer than T^2 boxes; a cut adds one for each number whose range it halves, which
+     * happens to a number up to 16 times. */
+    w->stack = (Box *)lay_out(m, (double)(w->p->T * (w->p->T + 16)), sizeof(Box));
 }
 
-/* The rows: the last number; numbers below, equal to and above the median; halves, and theirs. */
+/* The numbers below, equal to and above the median; halves, and theirs. */
 static void make_ranges(Prover *w) {
     const uint32_t m = (uint32_t)w->median, V = (uint32_t)w->p->V;
-    const Range roots[3] = {{0, m, 0}, {m, m + 1, 0}, {m + 1, V, 0}};
-    for (uint32_t x = 0; x < V; x++) {
-        const Range one = {x, x + 1, 0};
-        w->ranges[x] = one;
-    }
-    memcpy(w->ranges + V, roots, sizeof roots);
-    w->rows = V + 3;
-    for (uint32_t row = V; row < w->rows; row++) {
-        Range *r = &w->ranges[row];
-        if (r->end < r->first + 2) continue;
+    uint32_t n = N_ROOTS;
+    w->ranges[BELOW] = (Range){0, m, 0};
+    w->ranges[MIDDLE] = (Range){m, m + 1, 0};
+    w->ranges[ABOVE] = (Range){m + 1, V, 0};
+    for (Range *r = w->ranges; r < w->ranges + n; r++) {
         const uint32_t middle = (r->first + r->end) / 2;
-        const Range halves[2] = {{r->first, middle, 0}, {middle, r->end, 0}};
-        memcpy(w->ranges + w->rows, halves, sizeof halves);
-        r->halves = (uint32_t)w->rows;
-        w->rows += 2;
+        if (r->end < r->first + 2) continue;
+        r->halves = n;
+        w->ranges[n++] = (Range){r->first, middle, 0};
+        w->ranges[n++] = (Range){middle, r->end, 0};
     }
+    w->n_ranges = n;
 }
 
-/* What a row of numbers says in column j: of a number less the median's negative; or a
- * coordinate. */
-static double column_value(const Prover *w, const float *by_number, const float *by_coordinate,
-                           size_t j) {
-    const size_t V = w->p->V;
-    return j < V ? (double)by_number[w->median] - (double)by_number[j]
-                 : by_coordinate[j - V];
-}
-
-/* A unit for each column, so that no value is greater than VALUE_UNITS. */
-static void choose_units(Prover *w) {
+/* A lower bound of what a pair brings through a head; or base, the pairs of head `heads`. */
+static float column_value(const Prover *w, size_t head, size_t pair, size_t j) {
     const Proof *p = w->p;
-    for (size_t j = 0; j < p->columns; j++) w->unit[j] = (float)FLOOR;
-    for (size_t r = 0; r < p->heads * p->pairs; r++)
-        for (size_t j = 0; j < p->columns; j++) {
-            const double value = column_value(w, p->P + r * p->V, p->o + r * p->d, j);
-            const float unit = f32(fabs(value) / VALUE_UNITS);
-            w->unit[j] = unit > w->unit[j] ? unit : w->unit[j];
-        }
+    const size_t row = head * p->pairs + pair, c = j / 2;
+    const double sign = j % 2 ? -1 : 1;
+    const float *P = p->P + row * p->V;
+    if (c < p->d) return round_down(sign * p->o[row * p->d + c]);
+    if (c < p->d + p->V) return round_down(sign * ((double)P[w->median] - (double)P[c - p->d]));
+    const float weight = p->weight[(head * p->V + w->last) * p->pairs + pair];
+    return f32(floor(sign * weight * WEIGHT_UNITS) - 1);
 }
 
-/* Whole numbers for the positions before the last that add up to 0. */
-static void choose_offsets(Prover *w, size_t head) {
+/* What stands of a range in table (heads, n_ranges, n), which has n columns from `first` on: the
+ * least of its halves, or of its number at all positions. */
+static void bound_range(const Prover *w, float *table, size_t n, size_t first, size_t head,
+                        size_t range) {
     const Proof *p = w->p;
-    const size_t n = p->T - 1, K = p->columns, width = p->V + p->d;
-    float *offset = w->offset + head * p->T * K;
-    double *wobble = w->wobble + head * K;
-    for (size_t j = 0; j < K; j++) {
-        double all = 0;
-        wobble[j] = 0;
-        for (size_t i = 0; i < n; i++) {
-            const float *places = p->places + (head * n + i) * width;
-            const double share =
-                floor(column_value(w, places, places + p->V, j) / w->unit[j]);
-            const double b = i + 1 < n ? share : -all;
-            offset[i * K + j] = f32(b);
-            wobble[j] += fabs(b);
-            all += b;
-        }
-        offset[n * K + j] = 0;
+    const Range *r = &w->ranges[range];
+    float *low = table + (head * w->n_ranges + range) * n;
+    const float *half = table + (head * w->n_ranges + r->halves) * n;
+    size_t pair = r->first, end = p->pairs - p->V;
+    if (range == LAST) {
+        pair = end + w->last;
+        end = p->pairs;
     }
+    for (size_t j = 0; j < n; j++)
+        low[j] = r->halves ? f32(min_double(half[j], half[j + n])) : INFINITY;
+    for (; !r->halves && pair < end; pair += p->V)
+        for (size_t j = 0; j < n; j++)
+            low[j] = f32(min_double(column_value(w, head, pair, first + j), low[j]));
 }
 
-/* floor(x) for |x| < 2^31, which compilers can do with many numbers at a time. */
-static double whole_below(double x) {
-    const double whole = (int32_t)x;
-    return whole > x ? whole - 1 : whole;
-}
-
-/* Makes a row of the table hold what a pair brings, too. */
-static void take_in(Prover *w, size_t head, size_t row, size_t pair) {
+/* What depends on the last number. */
+static void take_last(Prover *w) {
     const Proof *p = w->p;
-    const size_t K = p->columns, r = head * p->pairs + pair;
-    const float *offset = w->offset + (head * p->T + pair / p->V) * K;
-    float *low = w->low + (head * w->rows + row) * K, *high = w->high + (head * w->rows + row) * K;
-    for (size_t j = 0; j < K; j++) {
-        const double value = column_value(w, p->P + r * p->V, p->o + r * p->d, j);
-        const float whole = f32(whole_below(value / w->unit[j]) - offset[j]);
-        low[j] = whole < low[j] ? whole : low[j];
-        high[j] = whole + 1 > high[j] ? whole + 1 : high[j];
-    }
-}
-
-static void fill_table(Prover *w) {
-    const Proof *p = w->p;
-    const size_t V = p->V, K = p->columns;
-    choose_units(w);
-    for (size_t head = 0; head < p->heads; head++) {
-        choose_offsets(w, head);
-        for (size_t row = w->rows; row-- > 0;) {
-            const Range *r = &w->ranges[row];
-            float *low = w->low + (head * w->rows + row) * K,
-                  *high = w->high + (head * w->rows + row) * K;
-            const size_t half = (r->halves - row) * K;
-            for (size_t j = 0; j < K && r->halves; j++) {
-                low[j] = low[j + half] < low[j + half + K] ? low[j + half] : low[j + half + K];
-                high[j] = high[j + half] > high[j + half + K] ? high[j + half] : high[j + half + K];
-            }
-            if (r->halves || r->end == r->first) continue;
-            for (size_t j = 0; j < K; j++) {
-                low[j] = INFINITY;
-                high[j] = -INFINITY;
-            }
-            if (row < V) take_in(w, head, row, p->pairs - V + row);
-            for (size_t i = 0; row >= V && i + 1 < p->T; i++)
-                take_in(w, head, row, i * V + r->first);
-        }
-    }
-}
-
-/* All that depends on the last number. */
-static void take_last(Prover *w, size_t last) {
-    const Proof *p = w->p;
-    const size_t V = p->V;
-    w->last = last;
-    for (size_t j = 0; j < p->columns; j++) {
-        const float *B = p->B + last * V;
-        w->start[j] =
-            j < V ? (double)B[w->median] - (double)B[j] : (double)p->base[last * p->d + j - V];
+    const size_t m = w->median, d = p->d;
+    for (size_t j = 0; j < w->columns; j++) {
+        const double base = column_value(w, p->heads, w->last, j), sign = j % 2 ? -1 : 1;
+        const size_t c = j / 2, v = c - d;
+        w->constant[j] = 0;
+        w->start[j] = round_down(base - p->error[c] - (c < d ? 0 : p->error[d + m]));
+        if (c < d) continue;
+        w->constant[j] = round_down(sign * (p->constant[m] - p->constant[v]) -
+                                    p->constant_error[m] - p->constant_error[v] -
+                                    p->options->least);
     }
     for (size_t head = 0; head < p->heads; head++) {
-        const Bounds *from = p->weights + (head * V + last) * (V + 1);
-        Bounds *to = w->weights + head * w->rows;
-        to[last] = from[V];
-        for (size_t row = w->rows; row-- > V;) {
-            const Range *r = &w->ranges[row];
-            to[row] = from[r->first < V ? r->first : 0];
-            if (!r->halves) continue;
-            const Bounds a = to[r->halves], b = to[r->halves + 1];
-            to[row].low = a.low < b.low ? a.low : b.low;
-            to[row].high = a.high > b.high ? a.high : b.high;
-        }
+        bound_range(w, w->low, w->columns, 0, head, LAST);
+        for (size_t i = w->n_ranges; i-- > 0;)
+            bound_range(w, w->weights, 2, w->columns, head, i);
     }
 }
 
-/* Adds a head's average over a box's lists, to the bounds of columns begin .. end-1: lemma 8. */
-static void add_average(const Prover *w, const Box *box, size_t head, size_t begin, size_t end) {
-    const size_t K = w->p->columns;
-    const double *wobble = w->wobble + head * K;
-    double all_low = 0, all_high = 0, lightest = WEIGHT_UNITS, heaviest = 0;
-    for (size_t j = begin; j < end; j++) w->sum_low[j] = w->sum_high[j] = 0;
-    for (const Part *part = box->parts; part < box->parts + box->n_parts; part++) {
-        const size_t row = head * w->rows + part->row;
-        const double n = part->count;
-        const double wide = n * ((double)w->weights[row].high - w->weights[row].low);
-        const double twice = n * ((double)w->weights[row].high + w->weights[row].low);
-        const float *y_low = w->low + row * K, *y_high = w->high + row * K;
-        all_low += n * 2 * w->weights[row].low;
-        all_high += n * 2 * w->weights[row].high;
-        if (part->row >= w->p->V) {
-            lightest = min_double(lightest, w->weights[row].low);
-            heaviest = max_double(heaviest, w->weights[row].high);
-        }
-        for (size_t j = begin; j < end; j++) {
-            const double low = y_low[j] + w->shift[j];
-            const double high = y_high[j] + w->shift[j];
-            w->sum_low[j] += twice * low - wide * fabs(low);
-            w->sum_high[j] += twice * high + wide * fabs(high);
-        }
-    }
+/* Lower bounds in columns begin .. end-1 over all of a box's lists: lemma 8. */
+static void bound_box(Prover *w, const Box *box, size_t begin, size_t end) {
+    double *least = w->least, *sum = w->sum;
+    float *share = w->share;
     for (size_t j = begin; j < end; j++) {
-        w->sum_low[j] -= (heaviest - lightest) * wobble[j];
-        w->sum_high[j] += (heaviest - lightest) * wobble[j];
-        w->least[j] += w->sum_low[j] / (w->sum_low[j] < 0 ? all_low : all_high) - w->shift[j];
-        w->most[j] += w->sum_high[j] / (w->sum_high[j] > 0 ? all_low : all_high) - w->shift[j];
+        const double fixed = w->start[j] + (double)w->constant[j] * w->s[w->constant[j] < 0];
+        share[j] = round_down(fixed / (double)w->p->heads);
+        least[j] = 0;
+    }
+    for (size_t head = 0; head < w->p->heads; head++) {
+        double all_light = 0, all_heavy = 0;
+        for (size_t j = begin; j < end; j++) sum[j] = 0;
+        for (size_t i = 0; i < box->n_parts; i++) {
+            const Part part = box->parts[i];
+            const size_t row = head * w->n_ranges + part.range;
+            const float *low = w->low + row * w->columns;
+            const double light = part.count * max_double(w->weights[2 * row], 0);
+            const double heavy = part.count * -(double)w->weights[2 * row + 1];
+            all_light += light;
+            all_heavy += heavy;
+            for (size_t j = begin; j < end; j++) {
+                const double weight = low[j] < -share[j] ? heavy : light;
+                sum[j] += weight * low[j] + weight * share[j];
+            }
+        }
+        for (size_t j = begin; j < end; j++)
+            least[j] += sum[j] / (sum[j] < 0 ? all_light : all_heavy);
     }
 }
 
-/* Bounds of s for all of a box's lists: lemma 9. */
+/* Bounds of s: lemma 9. */
 static void bound_scale(Prover *w, const Box *box) {
-    const Proof *p = w->p;
+    const size_t d = w->p->d;
     double squares[2] = {0, 0};
     w->s[0] = w->s[1] = 1;
-    if (!p->model->config.normalization) return;
-    for (size_t j = p->V; j < p->columns; j++) {
-        w->least[j] = w->most[j] = w->start[j] / w->unit[j];
-        w->shift[j] = 0;
-    }
-    for (size_t head = 0; head < p->heads; head++) add_average(w, box, head, p->V, p->columns);
-    for (size_t j = p->V; j < p->columns; j++) {
-        const double low = f32(w->least[j] * w->unit[j]);
-        const double high = f32(w->most[j] * w->unit[j]);
-        const float near = f32(max_double(max_double(low, -high) - p->error[j], 0));
-        const float far = f32(max_double(-low, high) + p->error[j]);
+    if (!w->p->model->config.normalization) return;
+    bound_box(w, box, 0, 2 * d);
+    for (size_t k = 0; k < d; k++) {
+        const double low = w->least[2 * k], low_of_negative = w->least[2 * k + 1];
+        const float near = round_down(max_double(max_double(low, low_of_negative), 0));
+        const float far = round_down(min_double(low, low_of_negative));
         squares[0] += (double)near * near;
         squares[1] += (double)far * far;
     }
-    w->s[0] = f32(sqrt(squares[0] / (double)p->d + 1e-5) * (1 - 4 * UNIT));
-    w->s[1] = f32(sqrt(squares[1] / (double)p->d + 1e-5) * (1 + 4 * UNIT));
+    w->s[0] = round_down(sqrt(squares[0] / (double)d + 1e-5));
+    w->s[1] = -round_down(-sqrt(squares[1] / (double)d + 1e-5));
 }
 
-/* Bounds of the margins, in units of their columns: Theorem. */
-static void bound_margins(Prover *w, const Box *box) {
-    const Proof *p = w->p;
-    const size_t V = p->V, m = w->median;
-    const double limit = (double)VALUE_UNITS, heads = (double)p->heads;
-    for (size_t v = 0; v < V; v++) {
-        const double free = (double)p->constant_error[m] + p->constant_error[v] + p->options->least;
-        const float low = f32(p->constant[m] - p->constant[v] - free);
-        const float high = f32(p->constant[m] - p->constant[v] + free);
-        const double error = (double)p->error[m] + p->error[v];
-        w->least[v] = (w->start[v] - error + (double)low * w->s[low < 0]) / (double)w->unit[v];
-        w->most[v] = (w->start[v] + error + (double)high * w->s[high > 0]) / (double)w->unit[v];
-        const double shift = max_double(w->least[v] / heads, -limit);
-        w->shift[v] = whole_below(min_double(shift, limit));
-    }
-    for (size_t head = 0; head < p->heads; head++) add_average(w, box, head, 0, V);
-}
-
-/* Are all of a box's lists answered right, or all wrong? What is not a number decides nothing. */
+/* Are all of a box's lists answered right, or all wrong? */
 static Verdict judge(Prover *w, const Box *box) {
-    const size_t V = w->p->V;
-    int right = 1;
+    const double *lead = w->least + 2 * w->p->d;
     double smallest = INFINITY;
-    for (size_t head = 0; head < w->p->heads; head++) {
-        float weight = 0;
-        for (size_t i = 0; i < box->n_parts; i++)
-            weight = weight + w->weights[head * w->rows + box->parts[i].row].low;
-        if (!(weight > 0)) return CERTIFIED_OPEN;
-    }
     bound_scale(w, box);
-    bound_margins(w, box);
-    for (size_t v = 0; v < V; v++) {
-        if (v == w->median) continue;
-        const double low = w->least[v] * w->unit[v];
-        right &= low > 0;
-        if (low < smallest) {
-            smallest = low;
-            w->rival = v;
-        }
+    bound_box(w, box, 2 * w->p->d, w->columns);
+    for (size_t v = 0; v < w->p->V; v++) {
+        if (v == w->median || lead[2 * v] >= smallest) continue;
+        smallest = lead[2 * v];
+        w->rival = v;
     }
-    if (right) {
-        const double margin = w->p->options->least + smallest / w->s[1];
-        w->margin = min_double(margin, w->margin);
-        return CERTIFIED_RIGHT;
-    }
-    return w->most[w->rival] < 0 ? CERTIFIED_WRONG : CERTIFIED_OPEN;
+    if (smallest > 0) return CERTIFIED_RIGHT;
+    return lead[2 * w->rival + 1] > 0 ? CERTIFIED_WRONG : CERTIFIED_OPEN;
 }
 
 /* How many lists there are in a box, and one of them: middles of the ranges, in their order. */
 static uint64_t lists_of(const Prover *w, const Box *box, uint32_t *list) {
     uint64_t lists = 1, places = 0;
-    for (size_t i = 0; i < box->n_parts; i++) {
-        const Part part = box->parts[i];
-        const Range range = w->ranges[part.row];
+    for (size_t i = 1; i < box->n_parts; i++) {
+        const Range range = w->ranges[box->parts[i].range];
         uint64_t choices = 1; /* of this part's places among all so far; 62 C(61, 30) < 2^64 */
-        if (part.row < w->p->V) list[w->p->T - 1] = part.row;
-        for (uint64_t n = 1; part.row >= w->p->V && n <= part.count; n++) {
+        for (uint64_t n = 1; n <= box->parts[i].count; n++) {
             list[places++] = (range.first + range.end - 1) / 2;
             choices = choices * places / n;
             lists *= range.end - range.first;
         }
         lists *= choices;
     }
+    list[places] = (uint32_t)w->last;
     return lists;
 }
 
-static void run_lists(Prover *w) {
-    const Proof *p = w->p;
-    const size_t m = w->median;
-    if (w->n_lists) model_forward(p->model, &w->run, w->lists, w->n_lists, NULL);
-    for (size_t i = 0; i < w->n_lists; i++) {
-        float *logits = w->run.logits + i * p->V;
-        Sighting s = {1, 0, logits[m], m, argmax(logits, p->V), {0}};
-        memcpy(s.list, w->lists + i * p->T, p->T * sizeof *s.list);
-        logits[m] = -INFINITY;
-        s.margin -= logits[argmax(logits, p->V)];
-        const int right = s.answer == m && s.margin >= 0;
-        p->result->cells[w->last * p->V + m][right ? CERTIFIED_RIGHT : CERTIFIED_WRONG]++;
-        s.key = fabs(s.margin);
-        sight(w->closest, SIGHTINGS, &s);
-        s.key = s.margin;
-        if (!right) sight(w->worst, SIGHTINGS, &s);
-        else w->margin = min_double(s.margin, w->margin);
-    }
-    w->lists_run += w->n_lists;
-    w->n_lists = 0;
+/* Puts a list among the n that are kept, those with the least keys, in order. */
+static void sight(Sighting *kept, const Sighting *s) {
+    size_t at = SIGHTINGS;
+    if (s->count == 0) return;
+    for (; at > 0 && (kept[at - 1].count == 0 || s->key < kept[at - 1].key); at--)
+        if (at < SIGHTINGS) kept[at] = kept[at - 1];
+    if (at < SIGHTINGS) kept[at] = *s;
+}
+
+/* Runs a list. If it is wrong, it is sighted for so many. */
+static Sighting run_list(Prover *w, const uint32_t *list, uint64_t count) {
+    const Config *c = &w->p->model->config;
+    float *logits = w->run.logits;
+    model_forward(w->p->model, &w->run, list, 1, NULL);
+    Sighting s = {.count = count, .median = w->median, .answer = argmax(logits, w->p->V)};
+    memcpy(s.list, list, c->seq_len * sizeof *list);
+    s.margin = logits[w->median];
+    logits[w->median] = -INFINITY;
+    s.key = s.margin -= logits[argmax(logits, w->p->V)];
+    if (s.answer != s.median) sight(w->worst, &s);
+    w->spent += (double)c->d_model * (double)(c->n_heads * c->d_head + c->max_num);
+    return s;
 }
 
 /* The next order of n numbers, after which comes the next greater; 0 after the last. */
@@ -5666,171 +5492,165 @@ static int next_order(uint32_t *list, size_t n) {
 }
 
 /* Runs the lists of a box of single numbers, order by order, as far as effort allows. */
-static void run_orders(Prover *w, uint32_t *list) {
-    const Config *c = &w->p->model->config;
-    const size_t T = c->seq_len;
-    const double cost = (double)(c->n_heads * c->d_head) * (double)(2 * T + 4 * c->d_model) +
-                        (double)c->d_model * (double)c->max_num;
-    for (size_t i = 1; i + 1 < T; i++)
+static void run_orders(Prover *w, uint32_t *list, uint64_t *cell) {
+    const size_t n = w->p->T - 1;
+    for (size_t i = 1; i < n; i++)
         for (size_t j = i; j > 0 && list[j - 1] > list[j]; j--)
             swap_words(&list[j], &list[j - 1]);
     do {
-        memcpy(w->lists + w->n_lists * T, list, T * sizeof *list);
-        w->n_lists++;
-        w->spent += cost;
-        if (w->n_lists == PROOF_BATCH) run_lists(w);
-    } while (w->spent < w->allowed && next_order(list, T - 1));
-    run_lists(w);
+        Sighting s = run_list(w, list, 1);
+        cell[s.answer == s.median ? CERTIFIED_RIGHT : CERTIFIED_WRONG]++;
+        cell[CERTIFIED_OPEN]--;
+        s.key = fabs(s.margin);
+        sight(w->closest, &s);
+        w->lists_run++;
+    } while (w->spent < w->allowed && next_order(list, n));
 }
 
-static void push(Prover *w, const Box *box, size_t i, uint32_t n, uint32_t row) {
+/* Puts a box on the stack, n numbers of whose part i have gone to another range. */
+static void push(Prover *w, const Box *box, size_t i, uint32_t n, uint32_t range) {
     Box *copy = &w->stack[w->n_stack++];
-    const Part part = {row, n};
+    const Part part = {range, n};
     *copy = *box;
-    if (n == box->parts[i].count) copy->parts[i] = part;
-    else if (n > 0) {
-        copy->parts[i].count -= n;
-        copy->parts[copy->n_parts++] = part;
-    }
+    copy->parts[i].count -= n;
+    if (copy->parts[i].count == 0) copy->parts[i] = part;
+    else if (n > 0) copy->parts[copy->n_parts++] = part;
 }
 
-/* Cuts a range of a box into halves: the one that leaves the rival's margin most open. */
+/* Cuts a range of a box into halves: the one that leaves the lead over the rival most open. */
 static int cut(Prover *w, Box *box) {
-    size_t best = box->n_parts;
+    const size_t lead = 2 * (w->p->d + w->rival);
+    Part *best = NULL;
     double most = -1;
-    for (size_t i = 0; i < box->n_parts; i++) {
+    for (Part *part = box->parts; part < box->parts + box->n_parts; part++) {
         double open = 0;
-        if (!w->ranges[box->parts[i].row].halves) continue;
+        if (!w->ranges[part->range].halves) continue;
         for (size_t head = 0; head < w->p->heads; head++) {
-            const size_t row = head * w->rows + box->parts[i].row;
-            const Bounds b = w->weights[row];
-            const double low = (double)w->low[row * w->p->columns + w->rival] + w->shift[w->rival];
-            const double high =
-                (double)w->high[row * w->p->columns + w->rival] + w->shift[w->rival];
-            open += (double)f32(fabs(low) * ((double)b.high - b.low) +
-                                (high - low) * ((double)b.high + b.low));
+            const float *low = w->low + (head * w->n_ranges + part->range) * w->columns + lead;
+            open -= part->count * ((double)low[0] + (double)low[1]);
         }
-        open *= box->parts[i].count;
         if (open <= most) continue;
         most = open;
-        best = i;
+        best = part;
     }
-    if (best == box->n_parts) return 0;
-    const uint32_t halves = w->ranges[box->parts[best].row].halves;
-    box->parts[best].row = halves;
-    for (uint32_t n = 0; n <= box->parts[best].count; n++) push(w, box, best, n, halves + 1);
+    if (!best) return 0;
+    best->range = w->ranges[best->range].halves;
+    for (uint32_t n = 0; n <= best->count; n++)
+        push(w, box, (size_t)(best - box->parts), n, best->range + 1);
     return 1;
 }
 
 /* The boxes that hold all lists with this last number and median: how many numbers lie below and
- * above. */
+ * above. Returns how many lists there are. */
 static uint64_t push_roots(Prover *w) {
-    const uint32_t V = (uint32_t)w->p->V, m = (uint32_t)w->median, last = (uint32_t)w->last;
     const uint32_t others = (uint32_t)w->p->T - 1, half = others / 2;
-    const uint32_t most_below = m > 0 ? half - (last < m) : 0;
-    const uint32_t most_above = m + 1 < V ? half - (last > m) : 0;
     uint32_t list[CERTIFIED_SEQ_LEN];
-    uint64_t lists = 0;
-    for (uint32_t below = 0; below <= most_below; below++)
-        for (uint32_t above = 0; above <= most_above; above++) {
-            const uint32_t counts[3] = {below, others - below - above, above};
-            Box box = {1, {{last, 1}}};
-            for (uint32_t i = 0; i < 3; i++) {
-                const Part part = {V + i, counts[i]};
-                if (counts[i]) box.parts[box.n_parts++] = part;
-            }
-            lists += lists_of(w, &box, list);
-            w->stack[w->n_stack++] = box;
+    uint64_t all = 0;
+    for (uint32_t below = 0; below + (w->last < w->median) <= half; below++)
+        for (uint32_t above = 0; above + (w->last > w->median) <= half; above++) {
+            const uint32_t counts[N_ROOTS] = {1, below, others - below - above, above};
+            Box *box = &w->stack[w->n_stack];
+            box->n_parts = 0;
+            for (uint32_t i = LAST; i < N_ROOTS; i++)
+                if (counts[i]) box->parts[box->n_parts++] = (Part){i, counts[i]};
+            const uint64_t lists = lists_of(w, box, list);
+            w->n_stack += lists > 0;
+            all += lists;
         }
-    return lists;
-}
-
-/* Keeps a set of wrong lists by one of them, the margin being less than what is told. */
-static void note_wrong(Prover *w, const uint32_t *list, uint64_t lists) {
-    const double margin = w->most[w->rival] * w->unit[w->rival] / w->s[1];
-    Sighting s = {lists, margin, margin, w->median, w->rival, {0}};
-    memcpy(s.list, list, w->p->T * sizeof *list);
-    sight(w->worst, SIGHTINGS, &s);
+    return all;
 }
 
 /* Decides about all lists with this last number and median. */
-static void certify_cell(Prover *w) {
-    const Proof *p = w->p;
-    uint64_t *cell = p->result->cells[w->last * p->V + w->median];
-    const uint64_t all = push_roots(w);
+static void certify_cell(Prover *w, uint64_t *cell) {
+    const double columns = (double)w->p->heads * (double)w->columns;
     uint32_t list[CERTIFIED_SEQ_LEN];
+    cell[CERTIFIED_OPEN] = push_roots(w);
+    take_last(w);
     while (w->n_stack && w->spent < w->allowed) {
         Box box = w->stack[--w->n_stack];
         const uint64_t lists = lists_of(w, &box, list);
         const Verdict verdict = judge(w, &box);
-        w->spent += (double)p->heads * (double)box.n_parts * (double)p->columns;
+        w->spent += columns * box.n_parts;
         w->boxes++;
-        if (verdict != CERTIFIED_OPEN) cell[verdict] += lists;
-        else if (!cut(w, &box)) run_orders(w, list);
-        if (verdict == CERTIFIED_WRONG) note_wrong(w, list, lists);
+        cell[CERTIFIED_OPEN] -= lists;
+        cell[verdict] += lists;
+        if (verdict == CERTIFIED_WRONG) run_list(w, list, lists);
+        if (verdict == CERTIFIED_OPEN && !cut(w, &box)) run_orders(w, list, cell);
     }
     w->n_stack = 0;
-    cell[CERTIFIED_OPEN] = all - cell[CERTIFIED_RIGHT] - cell[CERTIFIED_WRONG];
 }
 
 /* Decides about all lists with this median. What one last number leaves of its share of the effort
  * is the next one's. */
-static int certify_median(const Proof *p, size_t median, double effort, Error *error) {
-    const size_t V = p->V, T = p->T;
-    Certificate *r = p->result;
-    Prover w = {
-        .p = p, .median = median, .rows = 3 * V + 3, .stack_size = 2 * T * T, .margin = INFINITY};
-    for (size_t n = V; n > 0; n /= 2)
-        w.stack_size += T * T; /* a number's range is halved so often */
-    void *memory = make_layout(lay_out_prover, &w, "the certificate", error);
-    if (!memory || !run_create(&w.run, &p->model->config, PROOF_BATCH, RUN_FORWARD, error)) {
-        free(memory);
-        return 0;
-    }
-    make_ranges(&w);
-    if (!r->interrupted) fill_table(&w);
-    for (size_t last = 0; last < V; last++) {
-        const uint64_t *cell = r->cells[last * V + median];
+static void certify_median(Prover *w, double effort) {
+    const size_t V = w->p->V;
+    Certificate *r = w->p->result;
+    make_ranges(w);
+    for (size_t range = w->n_ranges; range-- > BELOW;)
+        for (size_t head = 0; head < w->p->heads; head++)
+            bound_range(w, w->low, w->columns, 0, head, range);
+    for (w->last = 0; w->last < V; w->last++) {
+        uint64_t *cell = r->cells[w->last * V + w->median];
         OMP(omp critical)
-        w.allowed = r->interrupted ? 0 : effort * (double)(last + 1) / (double)V;
-        take_last(&w, last);
-        certify_cell(&w);
+        w->allowed = r->interrupted ? 0 : effort * (double)(w->last + 1) / (double)V;
+        certify_cell(w, cell);
         OMP(omp critical) {
             r->right += cell[CERTIFIED_RIGHT];
             r->wrong += cell[CERTIFIED_WRONG];
             r->undecided += cell[CERTIFIED_OPEN];
             const double done = (double)(r->right + r->wrong + r->undecided) / (double)r->lists;
-            if (p->options->go_on && !r->interrupted)
-                r->interrupted = !p->options->go_on(p->options->context, done);
+            if (w->p->options->go_on && !r->interrupted)
+                r->interrupted = !w->p->options->go_on(w->p->options->context, done);
         }
     }
-    OMP(omp ordered) { /* in order, so that of equal margins the same are kept */
-        r->boxes += w.boxes;
-        r->lists_run += w.lists_run;
-        r->margin = min_double(w.margin, r->margin);
-        for (size_t i = 0; i < SIGHTINGS; i++) {
-            sight(r->closest, SIGHTINGS, &w.closest[i]);
-            sight(r->worst, SIGHTINGS, &w.worst[i]);
-        }
-    }
-    run_free(&w.run);
-    free(memory);
-    return 1;
 }
 
-/* What the tables cost, in entries looked at. */
+/* All medians, side by side. What was kept is joined in their order, so that of equal margins the
+ * same are. */
+static int certify_all(const Proof *p, double effort, Error *error) {
+    Certificate *r = p->result;
+    int done = 1;
+    OMP(omp parallel for ordered schedule(dynamic))
+    for (size_t median = 0; median < p->V; median++) {
+        Prover w = {.p = p,
+                    .median = median,
+                    .n_ranges = 2 * p->V,
+                    .columns = 2 * (p->d + p->V)};
+        void *memory;
+        int ready;
+        this_thread();
+        OMP(omp critical) {
+            memory = make_layout(lay_out_prover, &w, "the certificate", error);
+            ready = memory && create_run(&w.run, &p->model->config, 1, RUN_FORWARD, p->run.inputs,
+                                         error);
+            done &= ready;
+        }
+        if (ready) certify_median(&w, effort / (double)p->V);
+        OMP(omp ordered) {
+            r->boxes += w.boxes;
+            r->lists_run += w.lists_run;
+            for (size_t i = 0; i < SIGHTINGS; i++) {
+                sight(r->closest, &w.closest[i]);
+                sight(r->worst, &w.worst[i]);
+            }
+        }
+        run_free(&w.run);
+        free(memory);
+    }
+    return done;
+}
+
+/* What the tables cost, as entries looked at. */
 static double table_cost(const Config *c) {
     const double V = (double)c->max_num, d = (double)c->d_model, n = (double)c->d_head;
     const double pairs = (double)c->n_heads * (double)c->seq_len * V;
-    return pairs * (d * V + d * n + n * V) + 4 * V * pairs * (V + d) +
-           3 * V * V * V * (double)c->n_heads;
+    return pairs * (2 * d * n + V * n + 9 * V * d + 25 * V * V);
 }
 
 int certify(const Model *model, const CertifyOptions *options, Certificate *r, Error *error) {
     const Config *c = &model->config;
     const size_t V = c->max_num;
     const double effort = (double)options->effort * 1e6 - table_cost(c);
-    int done = 1;
     memset(r, 0, sizeof *r);
     if (c->n_layers != 1 || c->d_mlp)
         return fail(error, "no proof: it needs one layer without MLP; n_layers is %zu, d_mlp %zu",
@@ -5845,7 +5665,6 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *r, E
     if (effort < 0)
         return fail(error, "no proof: the tables alone need --effort %.0f",
                     floor(table_cost(c) / 1e6) + 1);
-    r->margin = INFINITY;
     Proof p = {
         .model = model,
         .options = options,
@@ -5855,25 +5674,12 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *r, E
         .d = c->d_model,
         .heads = c->n_heads,
         .pairs = c->seq_len * V,
-        .columns = V + (c->normalization ? c->d_model : 0),
     };
     void *memory = make_layout(lay_out_proof, &p, "the certificate", error);
     r->cells = (uint64_t(*)[3])allocate((double)V * (double)V * sizeof *r->cells, "the certificate",
                                         error);
-    done = memory && r->cells && run_create(&p.run, c, V, RUN_FORWARD, error) &&
-           prepare_proof(&p, error);
-    if (done) {
-        OMP(omp parallel for ordered schedule(dynamic))
-        for (size_t median = 0; median < V; median++) {
-            Error reason = {{0}, 0};
-            this_thread();
-            if (!certify_median(&p, median, effort / (double)V, &reason))
-                OMP(omp critical) {
-                    *error = reason;
-                    done = 0;
-                }
-        }
-    }
+    const int done = memory && r->cells && prepare_proof(&p, error) &&
+                     certify_all(&p, effort, error);
     run_free(&p.run);
     free(memory);
     if (!done) certificate_free(r);
@@ -5892,12 +5698,10 @@ static int show_certified(void *context, double done) {
 
 /* One row: the lists with this median, or all. */
 static void show_certified_row(Report *r, const Certificate *all, size_t V, size_t median) {
-    uint64_t n[3] = {all->right, all->wrong, all->undecided};
+    uint64_t n[3] = {0};
     char name[24], text[3][24];
     for (size_t k = 0; k < 3; k++) {
-        if (median < V) n[k] = 0;
-        for (size_t last = 0; median < V && last < V; last++)
-            n[k] += all->cells[last * V + median][k];
+        for (size_t i = median % V; i < V * V; i += median < V ? V : 1) n[k] += all->cells[i][k];
         print_to(text[k], sizeof text[k], "%" PRIu64, n[k]);
     }
     const double lists = (double)n[0] + (double)n[1] + (double)n[2];
@@ -5934,9 +5738,8 @@ static int command_certify(Session *s, Report *r) {
              "%" PRIu64 " proven wrong%s, in %" PRIu64 " sets; %" PRIu64 " of them were run.",
           all.lists, s->T, s->V, all.right, all.wrong,
           all.interrupted ? ", before an interrupt" : "", all.boxes, all.lists_run);
-    if (all.right)
-        prose(r, "In each that is proven right, the median's logit is greater than any other by at "
-                 "least %.6f.", all.margin);
+    prose(r, "Asked of every set that counts as right: a median's logit greater than any other by "
+             "%.3f or more.", options.least);
     say(r, "\n");
     table_begin(r, "certificate", "median,right,wrong,undecided,accuracy_from,accuracy_to");
     for (size_t median = 0; median <= s->V; median++) show_certified_row(r, &all, s->V, median);

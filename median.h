@@ -515,7 +515,8 @@ typedef struct {
 typedef enum { CERTIFIED_RIGHT, CERTIFIED_WRONG, CERTIFIED_OPEN } Verdict;
 
 typedef struct {
-    double least;    /* a set of lists is not proven as long as a margin in it may be that small */
+    double least;    /* a set of lists is proven only if all its margins are this great, right or
+                        wrong; a list that is run may have any */
     uint64_t effort; /* millions of table entries to look at, in all; what is left is undecided */
     int (*go_on)(void *context, double done); /* may be NULL; returns 0 to stop */
     void *context;
@@ -527,11 +528,9 @@ typedef struct {
     uint64_t lists, right, wrong, undecided; /* lists: max_num^seq_len, the sum of the others */
     uint64_t (*cells)[3]; /* (max_num, max_num): by last number and median, of which Verdict */
     uint64_t boxes, lists_run; /* sets looked at; lists run */
-    double margin; /* every list proven right has at least this one; INFINITY: none is */
     int interrupted;
     Sighting closest[SIGHTINGS]; /* of the lists that were run, those of least |margin| */
-    Sighting worst[SIGHTINGS];   /* wrong lists; for one that was not run, and those like it, the
-                                    margin is less than told, and answer is only better */
+    Sighting worst[SIGHTINGS];   /* wrong lists, each for the set that it was proven with */
 } Certificate;
 
 /* Decides for every possible list whether the model answers right: see median.c. */

@@ -131,22 +131,25 @@ static void make_tie(Model *model, const Run *run, const uint32_t *lists, size_t
 }
 
 /* The certificate against all lists; 0 if it states what is not so. */
-static int compare(const Model *model, const Certificate *c, const Run *run, const uint32_t *lists, size_t n) {
+static int compare(const Model *model, const Certificate *c, double least, const Run *run,
+                   const uint32_t *lists, size_t n) {
     const size_t V = model->config.max_num, T = model->config.seq_len;
     static uint64_t count[MOST * MOST][2];
-    double margin = INFINITY;
+    uint64_t clear = 0; /* right, by `least` or more */
     memset(count, 0, sizeof count);
     for (size_t i = 0; i < n; i++) {
         const float *logits = run->logits + i * V;
         const size_t m = median_of(lists + i * T, T), last = lists[i * T + T - 1];
         const int right = argmax(logits, V) == m && logits[m] - logits[m] == 0;
         count[last * V + m][!right]++;
-        for (size_t v = 0; v < V && right; v++) {
-            const double other = (double)logits[m] - (double)logits[v];
-            if (v != m && other < margin) margin = other;
+        double margin = right ? INFINITY : -1;
+        for (size_t v = 0; v < V; v++) {
+            const double lead = (double)logits[m] - (double)logits[v];
+            if (v != m && lead < margin) margin = lead;
         }
+        clear += margin >= least;
     }
-    int good = c->undecided > 0 || c->margin <= margin;
+    int good = c->right <= clear + c->lists_run;
     for (size_t i = 0; i < V * V; i++) {
         const uint64_t *cell = c->cells[i], *is = count[i];
         good &= cell[0] <= is[0] && cell[1] <= is[1] && cell[0] + cell[1] + cell[2] == is[0] + is[1];
@@ -175,7 +178,8 @@ int main(int argc, char **argv) {
         fill_model(&model);
         if (below(4) == 0) fill_cancelling(&model);
         for (uint32_t round = 0; round < 4; round++) {
-            const CertifyOptions options = {.least = 0, .effort = round == 1 ? 1 : 1000};
+            const CertifyOptions options = {.least = round < 2 ? 0 : power_of_ten(3 * real() - 3),
+                                            .effort = round == 1 ? 1 : 1000};
             Certificate c;
             run_all(&model, &run, lists, n);
             tried++;
@@ -184,7 +188,7 @@ int main(int argc, char **argv) {
                 n_lists += n;
                 decided += c.right + c.wrong;
                 run_lists += c.lists_run;
-                if (!compare(&model, &c, &run, lists, n))
+                if (!compare(&model, &c, options.least, &run, lists, n))
                     return fprintf(stderr, "attack: network %u, round %u: the certificate is false\n", (unsigned)seed, (unsigned)round), 1;
                 certificate_free(&c);
             } else refused++;
