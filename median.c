@@ -4995,8 +4995,9 @@ int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, doub
         *slack = min_double(step_slack(table, 1, to, V, seq_len, m), *slack);
     const int done = *slack > LEAST_SLACK
                          ? network_of_sums(model, V, seq_len, n, from, to, error)
-                         : usage(error, "--d-model %zu leaves a slack of %.4f votes, must be above "
-                                        "%.3f; try %zu", d_model, *slack, LEAST_SLACK, V + 1);
+                         : usage(error, "--d-model %zu leaves a slack of %.4f votes; the threshold, "
+                                        "with room for rounding, is %.3f; try %zu",
+                                 d_model, *slack, LEAST_SLACK, V + 1);
     free(from);
     return done;
 }
