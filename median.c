@@ -2634,6 +2634,7 @@ static const char *shipped_model(void) {
 
 enum {
     LIST_TEXT = 7 * MAX_SEQ_LEN,
+    LINE = 16384,
     MAX_WORDS = 2 * MAX_SEQ_LEN + 1
 };
 
@@ -2656,6 +2657,7 @@ typedef struct {
     uint32_t *lists, *medians; /* the first n lists of the seed */
     uint32_t list[2 * MAX_SEQ_LEN], median[2];
     char text[LIST_TEXT]; /* what list_text made last */
+    char line[LINE];      /* of the input */
     int on_tour;          /* `list` is there already */
 } Session;
 
@@ -3386,15 +3388,13 @@ static void add_answers(Session *s, Report *r, const uint32_t *lists, const uint
     report_flush(r);
 }
 
-enum { LINE = 16384 };
-
 /* Lists from the input, one a line; blank lines are passed over. A person gets each answer at once,
  * and may mend a line; otherwise the first fault is the end. */
 static int predict_input(Session *s, Report *r) {
     FILE *in = s->streams.in, *to = s->streams.progress;
     const int person = is_terminal(in);
     const size_t batch = person ? 1 : s->run.capacity;
-    char line[LINE];
+    char *line = s->line;
     size_t n = 0, number = 0, length;
     if (person && to)
         print_file(to, "A list of %zu numbers below %zu, and Enter. Ctrl-D ends.\n", s->T, s->V);
@@ -6172,21 +6172,20 @@ static int run_line(Session *s, Report *r, int argc, char **argv) {
 
 int median_command(int argc, char **argv, const Streams *streams, Text *text, Error *error) {
     const char *first = argc > 1 ? argv[1] : "";
-    Session s;
-    Report r;
+    Report r = {.out = streams->out, .width = terminal_width(streams->out)};
     int done = 1;
-    memset(&s, 0, sizeof s);
-    memset(&r, 0, sizeof r);
-    s.error = error;
-    s.program = argc > 0 ? argv[0] : "median";
-    s.streams = *streams;
-    if (streams->model) s.model = *streams->model;
-    r.out = streams->out;
-    r.width = terminal_width(r.out);
+    /* Too big for a small stack. */
+    Session *s = (Session *)allocate(sizeof *s, "the command", error);
+    if (!s) return 0;
+    s->error = error;
+    s->program = argc > 0 ? argv[0] : "median";
+    s->streams = *streams;
+    if (streams->model) s->model = *streams->model;
     if (is_help(first) || strcmp(first, "help") == 0) general_help(&r);
     else if (strcmp(first, "--version") == 0) say(&r, "median " MEDIAN_VERSION "\n");
-    else done = run_line(&s, &r, argc, argv);
-    if (!streams->model) model_free(&s.model);
+    else done = run_line(s, &r, argc, argv);
+    if (!streams->model) model_free(&s->model);
+    free(s);
     report_flush(&r);
     text_free(&r.cells);
     if (done && r.text.failed) done = fail(error, "out of memory");
