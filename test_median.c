@@ -1816,8 +1816,10 @@ static const struct {
     {NULL, A_HAS("'shape':[0],'data_offsets':[0,0],'x':1"), "} expected, '\"x"},
     {NULL, "{'a':[[[[[[[[", ", or } expected"},
     {NULL, "{'a':{'dtype':'F99','shape':[1,],'data_offsets':[0,8]}}", "behind the last tensor"},
+#if SIZE_MAX > 4294967295 /* elsewhere no size is that great */
     {NULL, A_HAS("'shape':[9999999999],'data_offsets':[0,79999999992]"),
      "out of memory: it claims 76293 MiB"},
+#endif
     {NULL, AT("[8,0]"), "tensor a: no sound dtype"},
     {NULL, AT("[0,18446744073709551624]"), "a: no sound"},
     {NULL, AT("[0,8,9]"), "tensor a: no sound dtype"},
