@@ -30,6 +30,12 @@ static const char *flag_at_work(void) {
     return wrong;
 }
 
+/* Tells the compiler that sqrt has no side effect (no errno for x >= 0), so it may vectorise it.
+ * Before the pragma, too: picolibc defines sqrt in its header, without these options. */
+#ifdef __GNUC__
+double sqrt(double) __attribute__((const));
+#endif
+
 #if defined __GNUC__ && !defined __clang__ && __GNUC__ >= 8 && !defined __powerpc__
 /* A bare `cc *.c` deserves speed too. No value changes: nothing here looks at exception flags. The
  * last two options keep GCC from undoing what stands here on purpose: from unrolling the loops
@@ -44,11 +50,6 @@ static const char *flag_at_work(void) {
 #define VECTOR_LOOP _Pragma("GCC unroll 1")
 #else
 #define VECTOR_LOOP
-#endif
-
-/* Tells the compiler that sqrt has no side effect (no errno for x >= 0), so it may vectorise it. */
-#ifdef __GNUC__
-double sqrt(double) __attribute__((const));
 #endif
 
 /* The hot functions are compiled a second time for x86-64 processors with AVX2 and FMA, and the
