@@ -20,13 +20,14 @@ static const char *flag_at_work(void) {
     const double nan = source[2];
     const double infinity = source[3];
     const char *wrong = NULL;
-    if (x + 0x1.8p52 - 0x1.8p52 != 3.0) /* doubles of that size are whole numbers */
-        wrong = "-fassociative-math (or -funsafe-math-optimizations) reorders sums: build without";
-    if (five / 3.0 != 0x1.aaaaaaaaaaaabp+0) /* five times (1 / 3) is one unit less */
-        wrong = "-freciprocal-math turns x / y into x * (1 / y): build without";
     if (nan == nan) wrong = "-fno-honor-nans takes NaN for impossible: build without";
     if (infinity != (double)INFINITY)
         wrong = "-fno-honor-infinities takes infinity for impossible: build without";
+    if (five / 3.0 != 0x1.aaaaaaaaaaaabp+0) /* five times (1 / 3) is one unit less */
+        wrong = "-freciprocal-math turns x / y into x * (1 / y): build without";
+    /* last, since what implies both is called by this message */
+    if (x + 0x1.8p52 - 0x1.8p52 != 3.0) /* doubles of that size are whole numbers */
+        wrong = "-fassociative-math (or -funsafe-math-optimizations) reorders sums: build without";
     return wrong;
 }
 

@@ -103,7 +103,9 @@ TENSOR_INLINE float f32(double x) {
 /* Sets the floating-point unit of the calling thread to round doubles to 53 bits, which the x87
  * and the 68881 don't do by default. To be called by every thread before anything else. Returns 1
  * if double arithmetic then behaves as IEEE-754 demands. If not, it returns 0, and *problem, unless
- * problem is NULL, says in one line what is wrong: no result of this library is reproducible. */
+ * problem is NULL, says in one line what is wrong: no result of this library is reproducible.
+ * A host that lets floating-point exceptions trap (feenableexcept) turns that off around its calls:
+ * vectorised code computes in every lane, also where the result is not taken. */
 int ieee_setup(const char **problem);
 
 /* ---- Random numbers: MT19937, Matsumoto & Nishimura 1998 ------------------------------------- */
