@@ -5907,7 +5907,7 @@ static void time_steps(Trainer *t, size_t steps, double time[2]) {
         const double start = seconds();
         for (size_t i = 0; i < steps; i++) {
             if (round % 2) infer_batch(t);
-            else if (t->step < t->total_steps) trainer_step(t);
+            else trainer_step(t);
         }
         time[round % 2] = min_double(time[round % 2], (seconds() - start) / (double)steps);
     }
@@ -5923,10 +5923,11 @@ static int command_bench(Session *s, Report *r) {
     Trainer t;
     double time[2];
     const double batch = (double)recipe.batch_size;
-    recipe.steps = s->opt.size;
+    const size_t steps = (s->opt.size + ROUNDS - 1) / ROUNDS;
+    recipe.steps = ROUNDS * steps;
     recipe.valset_size = recipe.batch_size;
     if (!trainer_create(&t, &recipe, &s->opt.settings.config, NULL, s->error)) return 0;
-    time_steps(&t, (s->opt.size + ROUNDS - 1) / ROUNDS, time);
+    time_steps(&t, steps, time);
     const Run *run = &t.runs.each[0];
     const double forward = forward_flops(run) * batch / (double)run->n_lists;
     const double flops[] = {3 * forward, forward};
