@@ -4993,11 +4993,10 @@ int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, doub
     *slack = HUGE_VAL;
     for (size_t m = 0; m + 1 < V; m++)
         *slack = min_double(step_slack(table, 1, to, V, seq_len, m), *slack);
-    const int done = *slack > LEAST_SLACK
-                         ? network_of_sums(model, V, seq_len, n, from, to, error)
-                         : usage(error, "--d-model %zu leaves a slack of %.4f votes; the threshold, "
-                                        "with room for rounding, is %.3f; try %zu",
-                                 d_model, *slack, LEAST_SLACK, V + 1);
+    int done = *slack > LEAST_SLACK;
+    if (done) done = network_of_sums(model, V, seq_len, n, from, to, error);
+    else usage(error, "--d-model %zu leaves a slack of %.4f votes; the threshold, with room for "
+                      "rounding, is %.3f; try %zu", d_model, *slack, LEAST_SLACK, V + 1);
     free(from);
     return done;
 }
