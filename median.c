@@ -1584,11 +1584,11 @@ static void checkpoint_text(Text *file, const Model *model) {
     text_add(&header, "}");
     while (header.size % 8 && !header.failed) text_add(&header, " ");
 
+    file->failed |= header.failed | data.failed;
     add_word(file, (uint32_t)header.size);
     add_word(file, 0);
     text_bytes(file, header.data, header.size);
     text_bytes(file, data.data, data.size);
-    file->failed |= header.failed | data.failed;
     text_free(&header);
     text_free(&data);
 }
