@@ -598,7 +598,8 @@ static void fill_cancelling(float *x, size_t n, double rows_sign, double columns
     const size_t half = SIDE / 2;
     FOR(i, n) {
         const size_t row = i / SIDE, column = i % SIDE;
-        const double size = ldexp(uniform(), (int)(30 * uniform()));
+        const int power = (int)(30 * uniform());
+        const double size = ldexp(uniform(), power);
         const double little = ldexp(uniform(), -10);
         if (column >= half) x[i] = f32(columns_sign * x[i - half] + little);
         else if (row >= half) x[i] = f32(rows_sign * x[i - half * SIDE] + little);
