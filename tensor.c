@@ -3,8 +3,8 @@
  * The chapters: rounding; sums, the primitives that everything below is made of; random numbers;
  * exp and log; hashing; then layer after layer, each forward pass with its backward pass and the
  * derivation between them; singular values; Adam; numbers as text. Whoever comes for the
- * transformer may skip to "Embedding"; in "Linear layers" the comment above Factors says all,
- * and one may go on at linear_forward. KERNEL, VECTOR_LOOP and FOUR only make it fast. */
+ * transformer may skip to "Embedding"; in "Linear layers" the comment above Factors says all, and
+ * one may go on at linear_forward. KERNEL, the two LOOPs and FOUR only make it fast. */
 #include "tensor.h"
 
 #include <string.h>
@@ -52,6 +52,12 @@ double sqrt(double) __attribute__((const));
 #else
 #define VECTOR_LOOP
 #endif
+/* Stands before loops of fixed length whose arrays can stay in registers if they are unrolled. */
+#ifdef __GNUC__
+#define REGISTER_LOOP _Pragma("GCC unroll 16")
+#else
+#define REGISTER_LOOP
+#endif
 
 /* The hot functions are compiled a second time for x86-64 processors with AVX2 and FMA, and the
  * matrix product a third time for those with AVX-512; the best version is picked at run time. Other
@@ -64,7 +70,7 @@ double sqrt(double) __attribute__((const));
 #else
 #define KERNEL
 #define AVX512_KERNEL
-#ifdef __AVX512F__
+#if defined __AVX512F__ && !defined __clang__ /* which prefers half registers */
 #define HAS_AVX512 1
 #else
 #define HAS_AVX512 0
@@ -76,10 +82,11 @@ double sqrt(double) __attribute__((const));
 enum {
     LANES = 8,          /* running sums of a row */
     STRIP = 16,         /* columns whose sums stay in registers */
-    TILE_COLUMNS = 8,   /* the piece of a matrix product that stays in registers is so wide */
-    TILE_ROWS = 4,      /* and so high, */
-    HIGH_TILE_ROWS = 8, /* or with the 32 wide registers of AVX-512 so high */
-    PANEL = 56          /* columns of the right factor that are widened together: 50 logits fit */
+    TILE_COLUMNS = 8,    /* the piece of a matrix product that stays in registers is so wide */
+    TILE_ROWS = 6,       /* and so high, */
+    LOW_TILE_ROWS = 4,   /* or so for gradients of weights: 4 divides most widths, */
+    HIGH_TILE_ROWS = 16, /* or with the 32 wide registers of AVX-512 so high */
+    PANEL = 56           /* columns of the right factor that are widened together: 50 logits fit */
 };
 
 /* ---- Rounding -------------------------------------------------------------------------------- */
@@ -512,9 +519,8 @@ TENSOR_INLINE Result result_from(Result to, size_t row, size_t col) {
  *     for each m, n:  out[m][n] = f32(residual[m][n] + bias[n] + sum over k of a[m][k] b[k][n])
  *
  * with one rounding for every SUM_DEPTH terms: what they add up to is the residual of the next.
- * To be fast, it widens the floats of both factors to double once, in the order of use, and
- * keeps the sums of TILE_ROWS x TILE_COLUMNS results in registers. Each sum still runs over k in
- * order. */
+ * To be fast, it widens the floats of both factors to double once, in the order of use, and keeps
+ * the sums of a tile of results in registers. Each sum still runs over k in order. */
 
 /* A tile's factors, widened: its rows of a, with the distances to the next row and column, and its
  * columns of b. */
@@ -524,8 +530,13 @@ typedef struct {
     const double (*b)[TILE_COLUMNS];
 } Factors;
 
-/* A whole tile of the product, over K terms; rows is TILE_ROWS or HIGH_TILE_ROWS. The rows are
- * written out: so compilers vectorise along n and keep all sums in registers. */
+/* s[n] += a b[n]. */
+TENSOR_INLINE void add_times(double s[TILE_COLUMNS], double a, const double b[TILE_COLUMNS]) {
+    VECTOR_LOOP
+    for (size_t n = 0; n < TILE_COLUMNS; n++) s[n] += a * b[n];
+}
+
+/* A whole tile of the product, over K terms. rows is a constant, once the call is inlined. */
 TENSOR_INLINE void multiply_tile(Result to, Factors f, size_t K, size_t rows) {
     double s[HIGH_TILE_ROWS][TILE_COLUMNS];
     for (size_t m = 0; m < rows; m++)
@@ -535,23 +546,9 @@ TENSOR_INLINE void multiply_tile(Result to, Factors f, size_t K, size_t rows) {
     for (size_t m = 0; to.bias && m < rows; m++)
         VECTOR_LOOP
         for (size_t n = 0; n < TILE_COLUMNS; n++) s[m][n] += (double)to.bias[n];
-    for (size_t k = 0; k < K; k++, f.a += f.a_col) {
-        VECTOR_LOOP
-        for (size_t n = 0; n < TILE_COLUMNS; n++) {
-            s[0][n] += f.a[0] * f.b[k][n];
-            s[1][n] += f.a[f.a_row] * f.b[k][n];
-            s[2][n] += f.a[2 * f.a_row] * f.b[k][n];
-            s[3][n] += f.a[3 * f.a_row] * f.b[k][n];
-        }
-        if (rows == TILE_ROWS) continue;
-        VECTOR_LOOP
-        for (size_t n = 0; n < TILE_COLUMNS; n++) {
-            s[4][n] += f.a[4 * f.a_row] * f.b[k][n];
-            s[5][n] += f.a[5 * f.a_row] * f.b[k][n];
-            s[6][n] += f.a[6 * f.a_row] * f.b[k][n];
-            s[7][n] += f.a[7 * f.a_row] * f.b[k][n];
-        }
-    }
+    for (size_t k = 0; k < K; k++, f.a += f.a_col)
+        REGISTER_LOOP
+        for (size_t m = 0; m < rows; m++) add_times(s[m], f.a[m * f.a_row], f.b[k]);
     for (size_t m = 0; m < rows; m++)
         VECTOR_LOOP
         for (size_t n = 0; n < TILE_COLUMNS; n++) to.out[m * to.row + n] = f32(s[m][n]);
@@ -627,7 +624,7 @@ TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, Sizes size, siz
 }
 
 KERNEL static void multiply_low(Result to, Matrix a, Matrix b, Sizes size) {
-    if (a.row == 1) multiply_panel(to, a, b, size, TILE_ROWS, 1);
+    if (a.row == 1) multiply_panel(to, a, b, size, LOW_TILE_ROWS, 1);
     else multiply_panel(to, a, b, size, TILE_ROWS, 0);
 }
 
