@@ -2492,7 +2492,7 @@ static void paint(Report *r, size_t index, const char *number, size_t width) {
 typedef struct {
     const float *values; /* (rows, cols) */
     size_t rows, cols;
-    double limit; /* of the scale; 0: the greatest |value| in the picture */
+    double limit; /* of the scale; or the greatest |value| in the picture, if that is more */
     const uint32_t *row_names, *col_names; /* NULL: 0, 1, 2, ... */
     const char *row_title, *col_title;
     int causal; /* cells to the right of the diagonal that ends in the last one were not computed */
@@ -2545,7 +2545,7 @@ static Grid fit_map(const Report *r, const Map *map) {
             g.down += 2;
         }
     }
-    for (size_t i = 0; map->limit == 0 && i < map->rows; i += g.down)
+    for (size_t i = 0; i < map->rows; i += g.down)
         for (size_t j = 0; j < map->cols; j += g.right)
             g.limit = max_double(g.limit, fabs(block_mean(map, &g, i, j, &n)));
     return g;
@@ -3168,8 +3168,8 @@ static void observe_attention(AttentionStats *a, const Model *m, Run *run, const
     }
 }
 
-/* Full strength is three times even attention: a row of even attention is seen, and so is what
- * exceeds it. Rows are the last of the columns. list (T): the numbers at the positions, or NULL. */
+/* Full strength is three times even attention, if no number has more: a row of even attention is
+ * seen, and so is what exceeds it. Rows are the last of the columns. list (T): the numbers at the positions, or NULL. */
 static void draw_pattern(Report *r, const float *pattern, size_t rows, size_t T,
                          const uint32_t *list) {
     const uint32_t *last = list ? list + T - rows : NULL;
@@ -3605,8 +3605,6 @@ static void show_circuit(Report *r, const Circuit *which, const float *table, si
     prose(r, "layer %zu head %zu, %s%s", which->layer, which->head, which->raw ? "raw " : "",
           words[which->kind].title);
     if (which->kind == CIRCUIT_QK && !which->raw) map.limit = 1;
-    for (size_t i = 0; map.limit > 0 && i < V * V; i++)
-        map.limit = max_double(map.limit, fabs((double)table[i]));
     draw_map(r, &map);
     say(r, "\n");
 }
@@ -4525,6 +4523,7 @@ static void show_ov(Explainer *x) {
     for (size_t i = 0; i < V * V; i++) {
         x->work[i] = f32((double)x->ideal[i] * fabs((double)x->unit));
         map.limit = max_double(map.limit, fabs(x->centered[i]));
+        map.limit = max_double(map.limit, fabs(x->work[i]));
     }
     prose(r, "\n2. What does a number say?\n\n");
     prose(r, "Mean attention x effective OV circuit: what a number (row) adds to each logit "
