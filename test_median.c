@@ -887,7 +887,7 @@ static void pattern_formula(void) {
 
 TEST(attention_pattern) {
     while (next_case()) {
-        const size_t n = make_attention() * attention.d_head;
+        const size_t vectors = make_attention(), n = vectors * attention.d_head;
         float *q = make_input(0, n), *k = make_input(1, n);
         expect(pattern_formula, n_queries() * attention.seq_len);
         clear_unseen(dout);
@@ -910,7 +910,7 @@ static void values_formula(void) {
 
 TEST(attention_values) {
     while (next_case()) {
-        const size_t n = make_attention() * attention.d_head;
+        const size_t vectors = make_attention(), n = vectors * attention.d_head;
         float *pattern = make_input(0, n_queries() * attention.seq_len), *v = make_input(1, n);
         clear_unseen(pattern);
         expect(values_formula, n_queries() * attention.d_head);
