@@ -5287,7 +5287,7 @@ typedef struct {
     Run run;
     double spent, allowed;
     uint64_t boxes, lists_run;
-    Sighting closest[SIGHTINGS], worst[SIGHTINGS];
+    Sighting *closest, *worst; /* (SIGHTINGS) */
 } Prover;
 
 static void lay_out_prover(Layout *m, void *owner) {
@@ -5303,6 +5303,8 @@ static void lay_out_prover(Layout *m, void *owner) {
     /* At first fewer than T^2 boxes; a cut adds one for each number whose range it halves, which
      * happens to a number up to 16 times. */
     w->stack = (Box *)lay_out(m, (double)(w->p->T * (w->p->T + 16)), sizeof(Box));
+    w->closest = (Sighting *)lay_out(m, SIGHTINGS, sizeof(Sighting));
+    w->worst = (Sighting *)lay_out(m, SIGHTINGS, sizeof(Sighting));
 }
 
 /* The numbers below, equal to and above the median; halves, and theirs. */
