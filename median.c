@@ -2635,6 +2635,7 @@ static const char *shipped_model(void) {
 enum {
     LIST_TEXT = 7 * MAX_SEQ_LEN,
     LINE = 16384,
+    MAX_TARGETS = 256, /* all layers, and what --head and --layer can name */
     MAX_WORDS = 2 * MAX_SEQ_LEN + 1
 };
 
@@ -2658,6 +2659,7 @@ typedef struct {
     uint32_t list[2 * MAX_SEQ_LEN], median[2];
     char text[LIST_TEXT]; /* what list_text made last */
     char line[LINE];      /* of the input */
+    Target targets[MAX_TARGETS];
     int on_tour;          /* `list` is there already */
 } Session;
 
@@ -3169,7 +3171,8 @@ static void observe_attention(AttentionStats *a, const Model *m, Run *run, const
 }
 
 /* Full strength is three times even attention, if no number has more: a row of even attention is
- * seen, and so is what exceeds it. Rows are the last of the columns. list (T): the numbers at the positions, or NULL. */
+ * seen, and so is what exceeds it. Rows are the last of the columns. list (T): the numbers at the
+ * positions, or NULL. */
 static void draw_pattern(Report *r, const float *pattern, size_t rows, size_t T,
                          const uint32_t *list) {
     const uint32_t *last = list ? list + T - rows : NULL;
@@ -3923,8 +3926,6 @@ static int ensure_second_run(Session *s) {
 
 /* -- ablation -- */
 
-enum { MAX_TARGETS = 256 }; /* room for all layers, and for what --head and --layer can name */
-
 /* The heads of --head and the layers of --layer, or every layer, each at --positions: the targets
  * of one joint ablation, *n of them, or none if no option asks for any. */
 static int parse_targets(const Session *s, Target *targets, size_t *n) {
@@ -4019,7 +4020,7 @@ static void ablate_singly(Session *s, Report *r, Target *targets) {
 /* The targets given or, without any, each head at each position, each head, each layer. */
 static int command_ablate(Session *s, Report *r) {
     static const char *const titles[] = {"their mean over the lists", "zero", "another list's"};
-    Target targets[MAX_TARGETS];
+    Target *targets = s->targets;
     const size_t n_lists = smaller(s->n, s->run.capacity); /* the tour has more */
     size_t n = 0;
     if (!parse_targets(s, targets, &n) || !ensure_second_run(s)) return 0;
@@ -5630,7 +5631,7 @@ static int certify_all(const Proof *p, double effort, Error *error) {
         OMP(omp ordered) {
             r->boxes += w.boxes;
             r->lists_run += w.lists_run;
-            for (size_t i = 0; i < SIGHTINGS; i++) {
+            for (size_t i = 0; ready && i < SIGHTINGS; i++) {
                 sight(r->closest, &w.closest[i]);
                 sight(r->worst, &w.worst[i]);
             }

@@ -86,7 +86,7 @@ enum {
     TILE_ROWS = 6,       /* and so high, */
     LOW_TILE_ROWS = 4,   /* or so for gradients of weights: 4 divides most widths, */
     HIGH_TILE_ROWS = 16, /* or with the 32 wide registers of AVX-512 so high */
-    PANEL = 40           /* columns of the right factor that are widened together: 20 KiB of stack */
+    PANEL = 40           /* columns of the right factor that are widened together, on the stack */
 };
 
 /* ---- Rounding -------------------------------------------------------------------------------- */
