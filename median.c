@@ -4269,8 +4269,8 @@ enum {
     SIDES,      /* by rung 2, with each vote replaced by the mean vote on its side of the step */
     EXCHANGED,  /* by rung 2, with each vote replaced by another number's on its side, at random */
     NEGATED,    /* by rung 2, with each vote replaced by one as far on the other side of the mean */
-    FITTED,     /* by ratio * (the sum of a S + c over steps up to m), which replaces all tables */
-    MEDIAN,     /* by ratio * -a sum_t |x_t - m|: in rung 7, c replaced by 0, a by one for all */
+    FITTED,     /* by ratio * (the sum of a S + c over the steps below m), which replaces all tables */
+    MEDIAN,     /* by ratio * -a sum_t |x_t - m|: rung 7 with c = 0 and one a for all steps */
     RUNGS,
     TABLES = RUNGS - MEAN_SCALE /* sets of tables: rungs 2 and 3 share one */
 };
@@ -5040,34 +5040,34 @@ COMMAND(construct, CONSTRUCT,
  *   H1  One layer, no MLP.                                             (certify)
  *   H2  V^T < 2^64, with V = max_num, T = seq_len; so T <= 63.         (certify)
  *   H3  Fewer than 2^14 roundings follow each other.                   (bound_logits)
- *   H4  Scores, x, v, A, a and reach are below LIMIT; then nothing overflows, nothing is NaN, and
- *       1/s is not flushed to 0.                                       (callers of within_limit)
+ *   H4  Scores, x, v, A, ln_final's w and b, a and reach are below LIMIT; then nothing overflows,
+ *       nothing is NaN, and 1/s is not flushed to 0.                   (callers of within_limit)
  *
  * A pair is a number at a position. Its q, k, v and x (the residual stream before attention) don't
  * depend on the list. Nor do the scores of a last number with the pairs. The proof takes them from
  * model_forward and attention_score as they are, to the bit. Only what follows is bounded.
  *
  * Lemma 1, rounding. f32 of a sum in double of n < 2^20 exact products, whose absolute values add
- *   up to A, is off by at most UNIT (A + FLOOR). Half a bit of a float is 2^-24 A; n roundings of
- *   the sum, n 2^-53 A; flushing takes 2^-126 < UNIT FLOOR. UNIT is 2^-24 and a 64th more: a fourth
- *   of that is for the sums in double, here and in the proof's own bounds, the rest for errors of
- *   errors, as (1 + UNIT)^(2^14) < 1.001. A matrix product over n terms is rounded roundings(n)
- *   times.
+ *   up to A, is off by at most UNIT (A + FLOOR). Half a unit in the last place is 2^-24 A; n
+ *   roundings of the sum, n 2^-53 A; flushing takes 2^-126 < UNIT FLOOR. UNIT is 2^-24 and a 64th
+ *   more: a fourth of that is for the sums in double, here and in the proof's own bounds, the rest
+ *   for errors of errors, as (1 + UNIT)^(2^14) < 1.001. A matrix product over n terms is rounded
+ *   roundings(n) times.
  * Lemma 2, softmax. Let x_i be a list's scores, a_i = max x - x_i, E_i = exp(-a_i), E their sum; so
  *   E >= 1. Pattern p has sum |p_i - E_i / E| <= (T + 3) UNIT.
  *   f32(-a_i) is off by UNIT (a_i + FLOOR), so exp_f32 of it by UNIT (a_i E_i + E_i + 2 FLOOR), and
  *   a exp(-a) < 0.37, and 0 for the greatest. Their sum, and the sum of these errors, are off by
- *   UNIT (0.37 (T - 1) + E + 2 T FLOOR): over E, twice less than UNIT (T / 2 + 1). p is rounded:
+ *   UNIT (0.37 (T - 1) + E + 2 T FLOOR): over E, each is less than UNIT (T / 2 + 1). p is rounded:
  *   UNIT.
  * Lemma 3, z. With V_j = max over pairs of |v_j| + FLOOR, z_j is off by (T + 4) UNIT V_j.
  * Lemma 4, the residual stream. R_k = x_k + b_O[k] + sum over heads and j of z_j W_O[j][k], x of
- *   the last number. Its terms stay below A_k = max |x_k| + |b_O[k]| + sum of V_j |W_O[j][k]|
- *   + FLOOR. It is off by (T + 4 + heads roundings(d_head)) UNIT A_k.
+ *   the last number. The terms' absolute values add up to less than A_k = max |x_k| + |b_O[k]|
+ *   + sum of V_j |W_O[j][k]| + FLOOR. R_k is off by (T + 4 + heads roundings(d_head)) UNIT A_k.
  *   With LN or LNPre n = f32(R - mean R) is looked at, without them n = R. If the mean of A is
  *   added to A, A_k bounds n_k, too; and there is one rounding more.
  *   The proof has the same as real numbers, N_k = base_k + sum over heads of the average of o_k,
  *   each pair of the list weighing w = exp(score). o is v W_O, centred: roundings(d_head) + 1
- *   roundings. base is x + b_O, centred: 2, and no more than those. In all
+ *   roundings. base is x + b_O, centred: 2 roundings, no more than o's. In all
  *       |n_k - N_k| <= pass UNIT A_k,   pass = T + 6 + (heads + 1) roundings(d_head).
  * Lemma 5, logits. Let s = sqrt(mean n_k^2 + 1e-5), or 1 without normalization. inv_std and normal
  *   are off by UNIT each, out by UNIT, a logit by roundings(d_model) UNIT. All of it is relative to
@@ -5221,6 +5221,10 @@ static int bound_logits(const Proof *p, Error *error) {
     if (!(pass + product < 0x1p14))
         return fail(error, "no proof: %.0f roundings in a row, bounded are up to 16384",
                     pass + product);
+    if (w->ln_final_w &&
+        !within_limit(max_double(greatest(w->ln_final_w, d, 1), greatest(w->ln_final_b, d, 1)),
+                      "a weight of ln_final", error))
+        return 0;
     for (size_t k = 0; k < d; k++) p->error[k] = f32(pass * UNIT * p->A[k]);
     for (size_t v = 0; v < V; v++) {
         double a = 0, squares = 0, constant = w->b_U[v], reach = fabs(constant) + FLOOR;
@@ -5529,8 +5533,9 @@ static int cut(Prover *w, Box *box) {
         if (!w->ranges[part->range].halves) continue;
         for (size_t head = 0; head < w->p->heads; head++) {
             const float *low = w->low + (head * w->n_ranges + part->range) * w->columns + lead;
-            open -= part->count * ((double)low[0] + (double)low[1]);
+            open -= (double)low[0] + (double)low[1];
         }
+        open *= part->count;
         if (open <= most) continue;
         most = open;
         best = part;

@@ -13,8 +13,8 @@
  *   - Every rounding to float goes through f32(). Of two floats, a sum, a difference, a product or
  *     a quotient is rounded correctly whether it was computed in float or in double before.
  *   - The source fixes the order of every sum.
- *   - Of <math.h> only what IEEE-754 defines to the last bit is used: sqrt, fabs. exp and log
- *     are our own.
+ *   - Of <math.h> only what is defined to the last bit is used: sqrt, fabs, floor, ceil. exp and
+ *     log are our own.
  *   - No stored float is subnormal, since some processors would flush it to zero.
  *
  * Conventions. Arrays are contiguous and row-major: (rows, n) is rows times n numbers, one row

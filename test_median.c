@@ -1585,6 +1585,11 @@ TEST(certify_limits) {
     model.weights.W_E[0] = 0x1p100f;
     CHECK(!certify(&model, &options, &c, &error), "certified what it cannot");
     CHECK(strstr(error.text, "the residual stream") != NULL, "%s", error.text);
+    model.weights.W_E[0] = 0;
+    at("infinity times a weight of 0");
+    model.weights.ln_final_w[1] = 3e38f;
+    CHECK(!certify(&model, &options, &c, &error), "certified what it cannot");
+    CHECK(strstr(error.text, "ln_final") != NULL, "%s", error.text);
     model_free(&model);
 }
 
