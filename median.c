@@ -4269,7 +4269,7 @@ enum {
     SIDES,      /* by rung 2, with each vote replaced by the mean vote on its side of the step */
     EXCHANGED,  /* by rung 2, with each vote replaced by another number's on its side, at random */
     NEGATED,    /* by rung 2, with each vote replaced by one as far on the other side of the mean */
-    FITTED,     /* by ratio * (the sum of a S + c over the steps below m), which replaces all tables */
+    FITTED,     /* by ratio * (the sum of a S + c over steps below m), which replaces all tables */
     MEDIAN,     /* by ratio * -a sum_t |x_t - m|: rung 7 with c = 0 and one a for all steps */
     RUNGS,
     TABLES = RUNGS - MEAN_SCALE /* sets of tables: rungs 2 and 3 share one */
