@@ -4678,7 +4678,7 @@ static void show_votes(Explainer *x) {
     table_end(r);
     prose(r,
           "\nc/a from %.3f to %.3f; mean R2 %.3f. Slack above 0 at every step would prove rung 2 "
-          "right for every list, but for the biases; it is for %zu of %zu.",
+          "right for every list, but for the biases; it is above 0 at %zu of %zu.",
           least, most, fits, certain, V - 1);
     /* default 1, short 1, original 0.86, mean 0.27, rank 0, untrained 0.04; claimed of all steps */
     claim(x, "Votes balance at the median: steps with a > 0 and -1 < c/a < 1 / all steps",
@@ -5476,12 +5476,13 @@ static Sighting run_list(Prover *w, const uint32_t *list, uint64_t count) {
     const Config *c = &w->p->model->config;
     float *logits = w->run.logits;
     model_forward(w->p->model, &w->run, list, 1, NULL);
-    Sighting s = {.count = count, .median = w->median, .answer = argmax(logits, w->p->V)};
+    Sighting s = {.count = count, .median = w->median, .margin = logits[w->median]};
+    s.right = argmax(logits, w->p->V) == w->median;
     memcpy(s.list, list, c->seq_len * sizeof *list);
-    s.margin = logits[w->median];
     logits[w->median] = -INFINITY;
-    s.key = s.margin -= logits[argmax(logits, w->p->V)];
-    if (s.answer != s.median) sight(w->worst, &s);
+    s.rival = argmax(logits, w->p->V);
+    s.key = s.margin -= logits[s.rival];
+    if (!s.right) sight(w->worst, &s);
     w->spent += (double)c->d_model * (double)(c->n_heads * c->d_head + c->max_num);
     return s;
 }
@@ -5505,7 +5506,7 @@ static void run_orders(Prover *w, uint32_t *list, uint64_t *cell) {
             swap_words(&list[j], &list[j - 1]);
     do {
         Sighting s = run_list(w, list, 1);
-        cell[s.answer == s.median ? CERTIFIED_RIGHT : CERTIFIED_WRONG]++;
+        cell[s.right ? CERTIFIED_RIGHT : CERTIFIED_WRONG]++;
         cell[CERTIFIED_OPEN]--;
         s.key = fabs(s.margin);
         sight(w->closest, &s);
@@ -5719,7 +5720,7 @@ static void show_certified_row(Report *r, const Certificate *all, size_t V, size
 static void show_sightings(Session *s, Report *r, const char *title, const Sighting *seen) {
     if (seen->count) say(r, "\n%s\n", title);
     for (size_t i = 0; i < SIGHTINGS && seen[i].count; i++)
-        say(r, "%12.6f  %zu against %zu:  %s\n", seen[i].margin, seen[i].median, seen[i].answer,
+        say(r, "%12.6f  %zu against %zu:  %s\n", seen[i].margin, seen[i].median, seen[i].rival,
             list_text(s, seen[i].list));
 }
 
@@ -5843,7 +5844,7 @@ static int train_anew(Session *s, Report *r) {
              "median.safetensors, bit for bit.",
              100 * t.validation.accuracy, hash_model(result) == shipped_hash ? "" : "NOT ");
         s->model = *result;
-        s->opt.model = "This network";
+        s->opt.model = "this network";
         memset(result, 0, sizeof *result);
     }
     trainer_free(&t);

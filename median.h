@@ -508,7 +508,8 @@ int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, doub
 typedef struct {
     uint64_t count;     /* for how many lists it stands that are alike; 0: none is kept here */
     double key, margin; /* margin: the median's logit minus the greatest of the others */
-    size_t median, answer;
+    size_t median, rival; /* rival: the greatest of the others */
+    int right;
     uint32_t list[CERTIFIED_SEQ_LEN];
 } Sighting;
 
