@@ -2659,7 +2659,7 @@ typedef struct {
     uint32_t list[2 * MAX_SEQ_LEN], median[2];
     char text[LIST_TEXT]; /* what list_text made last */
     char line[LINE];      /* of the input */
-    Target targets[MAX_TARGETS];
+    Target targets[MAX_TARGETS]; /* of an ablation */
     int on_tour;          /* `list` is there already */
 } Session;
 

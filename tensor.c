@@ -80,8 +80,8 @@ double sqrt(double) __attribute__((const));
 /* LANES decides results, since it fixes the order of sums, and so does tensor.h's SUM_DEPTH. All
  * other sizes decide only how fast it is. */
 enum {
-    LANES = 8,          /* running sums of a row */
-    STRIP = 16,         /* columns whose sums stay in registers */
+    LANES = 8,           /* running sums of a row */
+    STRIP = 16,          /* columns whose sums stay in registers */
     TILE_COLUMNS = 8,    /* the piece of a matrix product that stays in registers is so wide */
     TILE_ROWS = 6,       /* and so high, */
     LOW_TILE_ROWS = 4,   /* or so for gradients of weights: 4 divides most widths, */
