@@ -4868,10 +4868,10 @@ static void show_verdict(const Explainer *x) {
     prose(r, "(Measured on a sample. For all lists there are: `median certify`.)");
 }
 
-/* The wrong lists that certify finds in a tenth of a second. It refuses some networks: of these
+/* The wrong lists that certify finds in a second. It refuses some networks: of these
  * none is known. */
 static int find_wrong_lists(Explainer *x, Error *error) {
-    const CertifyOptions options = {.least = 1e-3, .effort = 20};
+    const CertifyOptions options = {.least = 1e-3, .effort = 250};
     return certify(x->model, &options, &x->known, error) ||
            strncmp(error->text, "no proof", 8) == 0;
 }
@@ -5034,7 +5034,7 @@ COMMAND(construct, CONSTRUCT,
  * (bound_box). If all leads are above 0 by more than rounding can change, all its lists are right;
  * if one is below 0 by as much, all are wrong (judge). An open box is cut in halves (cut); an open
  * box of single numbers is run, order by order (run_orders). Lemmas 1 to 6 say how much rounding
- * can change; 7 to 9, what the least of a box is.
+ * can change; 7 to 10, what the least of a box is.
  *
  * Hypotheses, each checked, or the proof is refused:
  *   H1  One layer, no MLP.                                             (certify)
@@ -5078,7 +5078,8 @@ COMMAND(construct, CONSTRUCT,
  *   Without normalization, reach_v = |b_U[v]| + a_v, and only the logit's roundings are there.
  * Lemma 6, products. a_v = sum A_k |U_kv|. P = o U and B = base U are matrix products, and U is
  *   rounded: with lemma 4, sum n_k U_kv is off by e_v = (pass + roundings(d_model) + 1) UNIT a_v
- *   from the sum of B_v and of the heads' averages of P_v, and by FLOOR for what is flushed.
+ *   from the sum of B_v and of the heads' averages of P_v, and by FLOOR for what is flushed. (So
+ *   each term of V_j, A_k, a_v and reach_v has FLOOR added: they only grow.)
  *
  * Theorem. Let m be the median. If for every other v
  *       B_m - B_v + (heads' averages of P_m - P_v) + s (c_m - c_v - f_m - f_v) - e_m - e_v > 0
@@ -5088,24 +5089,32 @@ COMMAND(construct, CONSTRUCT,
  *   Both ask for a little more, s times options->least.
  *
  * Lemma 7, columns. Each column bounds a quantity from below: n_k or -n_k; a lead times s, or its
- *   negative; a weight w or -w. It is a sum: start, which has B or base and - e; constant times s,
- *   or 0; the heads' averages. The least y that a pair of a range can bring there is `low`.
- *       round_down(x) <= x - 2^-25 |x| - FLOOR / 2,   and all of these go through it:
+ *   negative. It is a sum: start, which has B or base and - e; constant times s, or 0; the heads'
+ *   averages of y, what a pair brings.
+ *       round_down(x) <= x - 2^-25 |x| - FLOOR / 2,   and start, constant and y go through it:
  *   that is more than the 2^20 roundings in double that follow take, and what P lost by flushing.
- *   A weight, divided by the greatest and times WEIGHT_UNITS, is off by less than 1.4 UNIT
- *   WEIGHT_UNITS < 1 (lemma 2). Less 1 and rounded down, w and -w are whole numbers below 2^23:
- *   times a count below 2^6 and a float, they are exact in double.
- * Lemma 8, averages. Let y' = y + share, where heads times share is at most start + constant s.
- *   Then the column's quantity is at least the sum over heads of the average of y'. With w in
- *   [light, heavy] and low' = low + share,
- *       sum w y' >= N = sum of (low' < 0 ? heavy : light) low',
- *   and the average of y' is at least N / (sum of heavy) if N >= 0, N / (sum of light) if not.
- * Lemma 9, s. Lower bounds of n_k and of -n_k give the least and the greatest |n_k|, and their
+ *   A weight w, divided by the greatest, is off by less than 1.4 UNIT (lemma 2); light <= w <=
+ *   heavy are the next but one multiples of 1 / WEIGHT_UNITS, so that times a float or a count
+ *   below 2^6 they are exact in double.
+ * Lemma 8, averages. Let y' = y + share with any number as share, and more = (start + constant s)
+ *   / heads - share. The quantity is the sum over heads of the average of y' + more, and
+ *       w y' >= weighed = (y' < 0 ? heavy : light) y',
+ *       sum of w (y' + more) >= N = sum of weighed + (more < 0 ? sum of heavy : sum of light) more;
+ *   so the average is at least N / (sum of heavy) if N >= 0, N / (sum of light) if not. The nearer
+ *   share is to what it should be, the less is lost: it takes s from a list of medians.
+ * Lemma 9, positions. Every position but the last holds one number. So, whatever the prices,
+ *       sum of weighed = prices of all positions + sum of (weighed - price of its position),
+ *   and the least of weighed - price over all pairs of a range is `low`. If what a number brings is
+ *   its own part and its position's, with that as the price nothing is lost. weighed - price has
+ *   one rounding; the sum of the prices is off by less than 2^-40 of their absolute values.
+ * Lemma 10, s. Lower bounds of n_k and of -n_k give the least and the greatest |n_k|, and their
  *   squares those of s. */
 #define UNIT 0x1.04p-24
 #define FLOOR 0x1p-80
 #define LIMIT 0x1p60
-enum { WEIGHT_UNITS = 1 << 22 };
+#define WEIGHT_UNITS 0x1p22
+
+enum { NEAR = 3 }; /* numbers on each side of the median whose mean is a position's price */
 
 /* A float below x: lemma 7. */
 TENSOR_INLINE float round_down(double x) { return f32(x - 0x1p-23 * fabs(x) - FLOOR); }
@@ -5284,8 +5293,12 @@ typedef struct {
     Range *ranges;           /* (n_ranges) */
     float *low;              /* (heads, n_ranges, columns): the least of a range's pairs */
     float *weights;          /* (heads, n_ranges, 2): the same for the last quantity */
+    float *y;                /* (heads pairs + V, columns): what a pair brings; base */
+    float *weighed;          /* (columns): w y' of one pair */
+    float *price;            /* (T, columns): of a position, for one head; 0 of the last */
+    double *prices;          /* (heads, columns): of all positions */
     float *start, *constant; /* (columns): what does not depend on other numbers; times s */
-    float *share;            /* (columns): of a head */
+    float *share, *more;     /* (columns): of a head, with a usual s; what s makes of it */
     double *sum, *least;     /* (columns): of one head; of the latest box */
     float s[2];
     Box *stack;
@@ -5303,6 +5316,11 @@ static void lay_out_prover(Layout *m, void *owner) {
     w->start = lay_floats(m, w->columns, 1, 1);
     w->constant = lay_floats(m, w->columns, 1, 1);
     w->share = lay_floats(m, w->columns, 1, 1);
+    w->more = lay_floats(m, w->columns, 1, 1);
+    w->y = lay_floats(m, w->p->heads * w->p->pairs + w->p->V, w->columns, 1);
+    w->weighed = lay_floats(m, w->columns, 1, 1);
+    w->price = lay_floats(m, w->p->T, w->columns, 1);
+    w->prices = lay_doubles(m, w->p->heads, w->columns);
     w->sum = lay_doubles(m, w->columns, 1);
     w->least = lay_doubles(m, w->columns, 1);
     /* At first fewer than T^2 boxes; a cut adds one for each number whose range it halves, which
@@ -5329,90 +5347,156 @@ static void make_ranges(Prover *w) {
     w->n_ranges = n;
 }
 
-/* A lower bound of what a pair brings through a head; or base, the pairs of head `heads`. */
-static float column_value(const Prover *w, size_t head, size_t pair, size_t j) {
-    const Proof *p = w->p;
-    const size_t row = head * p->pairs + pair, c = j / 2;
-    const double sign = j % 2 ? -1 : 1;
-    const float *P = p->P + row * p->V;
-    if (c < p->d) return round_down(sign * p->o[row * p->d + c]);
-    if (c < p->d + p->V) return round_down(sign * ((double)P[w->median] - (double)P[c - p->d]));
-    const float weight = p->weight[(head * p->V + w->last) * p->pairs + pair];
-    return f32(floor(sign * weight * WEIGHT_UNITS) - 1);
+static void minimum(float *to, const float *a, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i++) to[i] = a[i] < b[i] ? a[i] : b[i];
 }
 
-/* What stands of a range in table (heads, n_ranges, n), which has n columns from `first` on: the
- * least of its halves, or of its number at all positions. */
-static void bound_range(const Prover *w, float *table, size_t n, size_t first, size_t head,
-                        size_t range) {
+/* What each pair brings through a head, from below; and base. */
+static void bound_pairs(const Prover *w) {
+    const Proof *p = w->p;
+    const float *o = p->o, *P = p->P;
+    float *y = w->y;
+    for (size_t i = 0; i < p->heads * p->pairs + p->V; i++, P += p->V) {
+        for (size_t k = 0; k < p->d; k++, o++) {
+            *y++ = round_down(*o);
+            *y++ = round_down(-*o);
+        }
+        for (size_t v = 0; v < p->V; v++) {
+            const double lead = (double)P[w->median] - (double)P[v];
+            *y++ = round_down(lead);
+            *y++ = round_down(-lead);
+        }
+    }
+}
+
+/* Lower bounds of a pair's w and -w before the last number: lemma 7. */
+static void bound_weight(const Prover *w, float bounds[2], size_t head, size_t pair) {
+    const Proof *p = w->p;
+    const double weight = p->weight[(head * p->V + w->last) * p->pairs + pair] * WEIGHT_UNITS;
+    bounds[0] = f32(max_double(floor(weight) - 1, 0) / WEIGHT_UNITS);
+    bounds[1] = f32((floor(-weight) - 1) / WEIGHT_UNITS);
+}
+
+/* Lower bounds of w y' of a pair, less the price of its position: lemmas 8 and 9. */
+static void weigh_pair(const Prover *w, size_t head, size_t pair, const float *price) {
+    const size_t n = w->columns;
+    const float *y = w->y + (head * w->p->pairs + pair) * n, *share = w->share;
+    float weight[2], *weighed = w->weighed;
+    bound_weight(w, weight, head, pair);
+    const double light = weight[0], heavy = -(double)weight[1];
+    for (size_t j = 0; j < n; j++) {
+        const double shared = round_down((double)y[j] + share[j]);
+        weighed[j] = round_down(shared * (shared < 0 ? heavy : light) - price[j]);
+    }
+}
+
+/* The price of each position, the mean of what the numbers near the median bring there; and the
+ * sum of all prices, from below: lemma 9. */
+static void price_positions(Prover *w, size_t head) {
+    const size_t n = w->columns, last = w->p->T - 1, first = w->median - smaller(w->median, NEAR);
+    const size_t end = smaller(w->median + NEAR + 1, w->p->V);
+    const float *free_of_charge = w->price + last * n;
+    double *sum = w->sum;
+    for (size_t t = 0; t < last; t++) {
+        for (size_t j = 0; j < n; j++) sum[j] = 0;
+        for (size_t x = first; x < end; x++) {
+            weigh_pair(w, head, t * w->p->V + x, free_of_charge);
+            for (size_t j = 0; j < n; j++) sum[j] += w->weighed[j];
+        }
+        for (size_t j = 0; j < n; j++) w->price[t * n + j] = f32(sum[j] / (double)(end - first));
+    }
+    for (size_t j = 0; j < n; j++) {
+        double all = 0, size = 0;
+        for (size_t t = 0; t < last; t++) {
+            all += w->price[t * n + j];
+            size += fabs(w->price[t * n + j]);
+        }
+        w->prices[head * n + j] = all - 0x1p-40 * size;
+    }
+}
+
+/* The least of a range: of its halves, or of its number at all positions. */
+static void bound_range(const Prover *w, size_t head, size_t range) {
     const Proof *p = w->p;
     const Range *r = &w->ranges[range];
-    float *low = table + (head * w->n_ranges + range) * n;
-    const float *half = table + (head * w->n_ranges + r->halves) * n;
+    const size_t n = w->columns, row = head * w->n_ranges + range;
+    float *low = w->low + row * n, *weights = w->weights + 2 * row;
     size_t pair = r->first, end = p->pairs - p->V;
+    if (r->halves) {
+        const size_t half = head * w->n_ranges + r->halves;
+        minimum(low, w->low + half * n, w->low + (half + 1) * n, n);
+        minimum(weights, w->weights + 2 * half, w->weights + 2 * (half + 1), 2);
+        return;
+    }
     if (range == LAST) {
         pair = end + w->last;
         end = p->pairs;
     }
-    for (size_t j = 0; j < n; j++)
-        low[j] = r->halves ? f32(min_double(half[j], half[j + n])) : INFINITY;
-    for (; !r->halves && pair < end; pair += p->V)
-        for (size_t j = 0; j < n; j++)
-            low[j] = f32(min_double(column_value(w, head, pair, first + j), low[j]));
+    for (size_t j = 0; j < n; j++) low[j] = INFINITY;
+    weights[0] = weights[1] = INFINITY;
+    for (; pair < end; pair += p->V) {
+        float weight[2];
+        weigh_pair(w, head, pair, w->price + pair / p->V * n);
+        bound_weight(w, weight, head, pair);
+        minimum(low, low, w->weighed, n);
+        minimum(weights, weights, weight, 2);
+    }
 }
 
 /* What depends on the last number. */
 static void take_last(Prover *w) {
     const Proof *p = w->p;
     const size_t m = w->median, d = p->d;
+    uint32_t list[CERTIFIED_SEQ_LEN];
+    for (size_t i = 0; i < p->T; i++) list[i] = (uint32_t)(i + 1 < p->T ? m : w->last);
+    model_forward(p->model, &w->run, list, 1, NULL);
+    const double s = p->model->config.normalization ? 1 / (double)w->run.final_inv_std[0] : 1;
+    const float *base = w->y + (p->heads * p->pairs + w->last) * w->columns;
     for (size_t j = 0; j < w->columns; j++) {
-        const double base = column_value(w, p->heads, w->last, j), sign = j % 2 ? -1 : 1;
+        const double sign = j % 2 ? -1 : 1;
         const size_t c = j / 2, v = c - d;
         w->constant[j] = 0;
-        w->start[j] = round_down(base - p->error[c] - (c < d ? 0 : p->error[d + m]));
-        if (c < d) continue;
-        w->constant[j] = round_down(sign * (p->constant[m] - p->constant[v]) -
-                                    p->constant_error[m] - p->constant_error[v] -
-                                    p->options->least);
+        w->start[j] = round_down(base[j] - p->error[c] - (c < d ? 0 : p->error[d + m]));
+        if (c >= d)
+            w->constant[j] = round_down(sign * (p->constant[m] - p->constant[v]) -
+                                        p->constant_error[m] - p->constant_error[v] -
+                                        p->options->least);
+        w->share[j] = round_down((w->start[j] + w->constant[j] * s) / (double)p->heads);
     }
     for (size_t head = 0; head < p->heads; head++) {
-        bound_range(w, w->low, w->columns, 0, head, LAST);
-        for (size_t i = w->n_ranges; i-- > 0;)
-            bound_range(w, w->weights, 2, w->columns, head, i);
+        price_positions(w, head);
+        for (size_t range = w->n_ranges; range-- > 0;) bound_range(w, head, range);
     }
 }
 
-/* Lower bounds in columns begin .. end-1 over all of a box's lists: lemma 8. */
+/* Lower bounds in columns begin .. end-1 over all of a box's lists: lemmas 8 and 9. */
 static void bound_box(Prover *w, const Box *box, size_t begin, size_t end) {
+    const double heads = (double)w->p->heads;
     double *least = w->least, *sum = w->sum;
-    float *share = w->share;
     for (size_t j = begin; j < end; j++) {
         const double fixed = w->start[j] + (double)w->constant[j] * w->s[w->constant[j] < 0];
-        share[j] = round_down(fixed / (double)w->p->heads);
+        w->more[j] = round_down(fixed / heads - w->share[j]);
         least[j] = 0;
     }
     for (size_t head = 0; head < w->p->heads; head++) {
-        double all_light = 0, all_heavy = 0;
-        for (size_t j = begin; j < end; j++) sum[j] = 0;
+        double light = 0, heavy = 0;
+        for (size_t j = begin; j < end; j++) sum[j] = w->prices[head * w->columns + j];
         for (size_t i = 0; i < box->n_parts; i++) {
-            const Part part = box->parts[i];
-            const size_t row = head * w->n_ranges + part.range;
+            const double count = box->parts[i].count;
+            const size_t row = head * w->n_ranges + box->parts[i].range;
             const float *low = w->low + row * w->columns;
-            const double light = part.count * max_double(w->weights[2 * row], 0);
-            const double heavy = part.count * -(double)w->weights[2 * row + 1];
-            all_light += light;
-            all_heavy += heavy;
-            for (size_t j = begin; j < end; j++) {
-                const double weight = low[j] < -share[j] ? heavy : light;
-                sum[j] += weight * low[j] + weight * share[j];
-            }
+            light += count * w->weights[2 * row];
+            heavy -= count * w->weights[2 * row + 1];
+            for (size_t j = begin; j < end; j++) sum[j] += count * low[j];
         }
-        for (size_t j = begin; j < end; j++)
-            least[j] += sum[j] / (sum[j] < 0 ? all_light : all_heavy);
+        for (size_t j = begin; j < end; j++) {
+            sum[j] += w->more[j] * (w->more[j] < 0 ? heavy : light);
+            least[j] += sum[j] / (sum[j] < 0 ? light : heavy);
+        }
     }
 }
 
-/* Bounds of s: lemma 9. */
+/* Bounds of s: lemma 10. */
 static void bound_scale(Prover *w, const Box *box) {
     const size_t d = w->p->d;
     double squares[2] = {0, 0};
@@ -5594,9 +5678,7 @@ static void certify_median(Prover *w, double effort) {
     const size_t V = w->p->V;
     Certificate *r = w->p->result;
     make_ranges(w);
-    for (size_t range = w->n_ranges; range-- > BELOW;)
-        for (size_t head = 0; head < w->p->heads; head++)
-            bound_range(w, w->low, w->columns, 0, head, range);
+    bound_pairs(w);
     for (w->last = 0; w->last < V; w->last++) {
         uint64_t *cell = r->cells[w->last * V + w->median];
         OMP(omp critical)
@@ -5652,7 +5734,7 @@ static int certify_all(const Proof *p, double effort, Error *error) {
 static double table_cost(const Config *c) {
     const double V = (double)c->max_num, d = (double)c->d_model, n = (double)c->d_head;
     const double pairs = (double)c->n_heads * (double)c->seq_len * V;
-    return pairs * (2 * d * n + V * n + 9 * V * d + 25 * V * V);
+    return pairs * (2 * d * n + V * n + 2 * d * V + V * (V + 8) * 2 * (d + V));
 }
 
 int certify(const Model *model, const CertifyOptions *options, Certificate *r, Error *error) {
