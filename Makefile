@@ -47,9 +47,17 @@ test: $(PROGRAM)
 math: $(PROGRAM)
 	./$(PROGRAM) test math
 
-# F="one two" empties several. The function then does nothing and returns 0.
+# F="one two" empties several. The function then does nothing and returns 0; so do helpers of its name, as
+# layernorm_backward_row. The comment above goes, which tells the answer, if there is another in the header.
 EMPTY = \
-    !body && $$0 ~ "^[A-Za-z][^({]*[ *]" f "\\(" { head = ""; reading = 1 } \
+    BEGIN { name = f "(_[a-z_]*)?\\(" } \
+    !body && $$0 ~ "^[A-Za-z][^({]*[ *]" name { \
+        head = ""; reading = 1; \
+        if (!/^static|^TENSOR_INLINE/ || !index($$0, f "(")) comment = ""; \
+    } \
+    /^\/\*/ { held = 1 } \
+    held { comment = comment $$0 "\n"; if (/\*\/ *$$/) held = 0; next } \
+    { printf "%s", comment; comment = "" } \
     body { if (/^}/) body = 0; else next } \
     { print } \
     reading { \
@@ -57,9 +65,9 @@ EMPTY = \
         if (/[;}]$$/) reading = 0; \
         if (!/{$$/) next; \
         reading = 0; body = 1; \
-        type = head; sub(f "\\(.*", "", type); gsub(/static|inline|[A-Z][A-Z_]+ /, "", type); \
+        type = head; sub(name ".*", "", type); gsub(/static|inline|[A-Z][A-Z_]+ /, "", type); \
         gsub(/^ +| +$$/, "", type); \
-        sub("^.*" f "\\(", "", head); sub(/\).*/, "", head); \
+        sub("^.*" name, "", head); sub(/\).*/, "", head); \
         print "    /* Yours: see the comment in the header, or above. */"; \
         n = split(head, part, ","); \
         for (i = 1; i <= n; i++) { \
