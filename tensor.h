@@ -202,8 +202,8 @@ void relu_backward(float *dx, const float *dout, const float *x, size_t n);
  * array. An entry of -INFINITY gets probability 0. */
 void softmax_forward(float *p, const float *x, size_t rows, size_t n);
 
-/* loss[r] = -log softmax(logits[r])[label[r]], and p = softmax(logits), for backward; logits and
- * p may be one. */
+/* loss[r] = -log softmax(logits[r])[label[r]], finite where that probability rounds to 0, too; and
+ * p = softmax(logits), for backward; logits and p may be one. */
 void cross_entropy_forward(float *loss, float *p, const float *logits, const uint32_t *label,
                            size_t rows, size_t n);
 /* dlogits = scale * (p - onehot(label)); scale is 1/rows for the gradient of the mean loss.
@@ -226,8 +226,8 @@ float attention_score(const float *q, const float *k, size_t d_head, float scale
 /* pattern[query][s] = softmax over the seen s of scale q[query's row] . k[s's row], 0 for later s.
  * q, k (any number of rows, d_head); pattern (queries, seq_len). */
 void attention_pattern_forward(float *pattern, const float *q, const float *k, const Attention *a);
-/* Turns dpattern into the gradient of q . k, the scale included, then dq += ..., dk += .... dq
- * and dk (rows, d_head) are sums in double. */
+/* Turns dpattern into the gradient of q . k, the scale included and 0 for later s, then dq += ...,
+ * dk += .... dq and dk (rows, d_head) are sums in double. */
 void attention_pattern_backward(double *dq, double *dk, float *dpattern, const float *pattern,
                                 const float *q, const float *k, const Attention *a);
 
