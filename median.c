@@ -3170,9 +3170,9 @@ static void observe_attention(AttentionStats *a, const Model *m, Run *run, const
     }
 }
 
-/* Full strength is three times even attention, if no number has more: a row of even attention is
- * seen, and so is what exceeds it. Rows are the last of the columns. list (T): the numbers at the
- * positions, or NULL. */
+/* Full strength is three times even attention, or the greatest value if that is more: so both a
+ * row of even attention and what exceeds it can be seen. Its rows are the last of its columns.
+ * list (T): the numbers at the positions, or NULL. */
 static void draw_pattern(Report *r, const float *pattern, size_t rows, size_t T,
                          const uint32_t *list) {
     const uint32_t *last = list ? list + T - rows : NULL;
@@ -5063,8 +5063,8 @@ COMMAND(construct, CONSTRUCT,
  * Lemma 4, the residual stream. R_k = x_k + b_O[k] + sum over heads and j of z_j W_O[j][k], x of
  *   the last number. The terms' absolute values add up to less than A_k = max |x_k| + |b_O[k]|
  *   + sum of V_j |W_O[j][k]| + FLOOR. R_k is off by (T + 4 + heads roundings(d_head)) UNIT A_k.
- *   With LN or LNPre n = f32(R - mean R) is looked at, without them n = R. If the mean of A is
- *   added to A, A_k bounds n_k, too; and there is one rounding more.
+ *   With LN or LNPre let n = f32(R - mean R), which takes one rounding more; A_k bounds n_k, too,
+ *   once the mean of A has been added to A. Without them let n = R.
  *   The proof has the same as real numbers, N_k = base_k + sum over heads of the average of o_k,
  *   each pair of the list weighing w = exp(score). o is v W_O, centred: roundings(d_head) + 1
  *   roundings. base is x + b_O, centred: 2 roundings, no more than o's. In all
@@ -6184,7 +6184,7 @@ static size_t find_name(const char *const *names, size_t n, const char *kind, co
     if (best)
         usage(error, "unknown %s%.*s; did you mean %s%s?", kind, shown, word, dashes ? dashes : "",
               best);
-    else usage(error, "unknown %s%.*s", kind, shown, word);
+    else usage(error, "unknown %s%.*s; --help lists them", kind, shown, word);
     return n;
 }
 

@@ -1,7 +1,7 @@
 /* median.h - a small transformer that learns to find the median of a list of numbers.
  *
- * The chapters stand in the order in which median.c tells them: the task, the model, running it,
- * training it, keeping it in files, looking inside. What it is built of, the layers and their
+ * The chapters have the numbers and the order of those in median.c: the task, the model, running
+ * it, training it, keeping it in files, looking inside. What it is built of, the layers and their
  * gradients, is in tensor.h.
  *
  * A function that can fail returns 1 when it is done and 0 when it failed; then *error says why,
@@ -138,7 +138,7 @@ uint64_t hash_model(const Model *model);
  * normalization's w 1. */
 void model_init(Model *model, Mt19937 *mt);
 
-/* ---- 3. Running it --------------------------------------------------------------------------- */
+/* ---- 3. The forward pass --------------------------------------------------------------------- */
 
 /* The places where a run can be observed or changed while it goes on. */
 typedef enum {
@@ -414,7 +414,7 @@ int trainer_resume(Trainer *trainer, const char *path, Error *error);
  * assumed or passed over stands in model->remarks. */
 int model_load(Model *model, const char *path, size_t normalization, Error *error);
 
-/* ---- 9. Circuits ----------------------------------------------------------------------------- */
+/* ---- 12. Circuits ---------------------------------------------------------------------------- */
 
 #define NO_POSITION SIZE_MAX
 
@@ -440,7 +440,7 @@ float mean_scale(const Model *model, Run *run, const uint32_t *lists, size_t n);
 void circuit_table(const Model *model, const Circuit *which, float *table, float *scratch);
 size_t circuit_scratch(const Config *config);
 
-/* ---- 10. Intervening ------------------------------------------------------------------------- */
+/* ---- 13. Intervening ------------------------------------------------------------------------- */
 
 #define ALL_HEADS SIZE_MAX
 #define ALL_POSITIONS SIZE_MAX
@@ -483,7 +483,7 @@ typedef struct {
 void attribute(const Model *model, const Run *run, Attribution *a, float *scratch);
 size_t attribution_terms(const Config *config);
 
-/* ---- 11. The explanation, turned into weights ------------------------------------------------ */
+/* ---- 14. The explanation, turned into weights ------------------------------------------------ */
 
 /* A network of one layer and one head, of d_model n + 1, whose logits are, times something positive
  * that depends on the list,
@@ -500,7 +500,7 @@ int network_of_sums(Model *model, size_t max_num, size_t seq_len, size_t n, floa
 int construct(Model *model, size_t max_num, size_t seq_len, size_t d_model, double *slack,
               Error *error);
 
-/* ---- 12. The certificate --------------------------------------------------------------------- */
+/* ---- 15. The certificate --------------------------------------------------------------------- */
 
 #define CERTIFIED_SEQ_LEN 63 /* no longer list has less than 2^64 cases */
 
@@ -539,7 +539,7 @@ int certify(const Model *model, const CertifyOptions *options, Certificate *cert
             Error *error);
 void certificate_free(Certificate *certificate);
 
-/* ---- 13. The command line: not there with MEDIAN_NO_MAIN ------------------------------------- */
+/* ---- 18. The command line: not there with MEDIAN_NO_MAIN ------------------------------------- */
 
 /* What a command line is connected to. */
 typedef struct {
