@@ -554,17 +554,23 @@ TENSOR_INLINE void multiply_tile(Result to, Factors f, size_t K, size_t rows) {
         for (size_t n = 0; n < TILE_COLUMNS; n++) to.out[m * to.row + n] = f32(s[m][n]);
 }
 
-/* A tile of which only height x width results lie in the matrix. */
-TENSOR_INLINE void multiply_edge(Result to, size_t height, size_t width, Factors f, size_t K,
-                                 size_t rows) {
-    float out[HIGH_TILE_ROWS][TILE_COLUMNS] = {{0}}, bias[TILE_COLUMNS] = {0};
-    const Result tile = {.out = *out, .residual = *out, .bias = bias, .row = TILE_COLUMNS};
-    for (size_t n = 0; to.bias && n < width; n++) bias[n] = to.bias[n];
+/* A tile of which only height x width results lie in the matrix is computed in a copy. */
+typedef struct {
+    float out[HIGH_TILE_ROWS][TILE_COLUMNS], bias[TILE_COLUMNS];
+} Copy;
+
+static Result open_copy(Copy *copy, Result to, size_t height, size_t width) {
+    memset(copy, 0, sizeof *copy);
+    for (size_t n = 0; to.bias && n < width; n++) copy->bias[n] = to.bias[n];
     for (size_t m = 0; to.residual && m < height; m++)
-        for (size_t n = 0; n < width; n++) out[m][n] = to.residual[m * to.row + n];
-    multiply_tile(tile, f, K, rows);
+        for (size_t n = 0; n < width; n++) copy->out[m][n] = to.residual[m * to.row + n];
+    return (Result){
+        .out = *copy->out, .residual = *copy->out, .bias = copy->bias, .row = TILE_COLUMNS};
+}
+
+static void close_copy(const Copy *copy, Result to, size_t height, size_t width) {
     for (size_t m = 0; m < height; m++)
-        for (size_t n = 0; n < width; n++) to.out[m * to.row + n] = out[m][n];
+        for (size_t n = 0; n < width; n++) to.out[m * to.row + n] = copy->out[m][n];
 }
 
 /* wide[k][n] = b[k][n], columns from n = N on filled up with zeros. */
@@ -603,6 +609,7 @@ TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, Sizes size, siz
                                   int by_column) {
     double b_wide[PANEL / TILE_COLUMNS][SUM_DEPTH][TILE_COLUMNS];
     double a_wide[HIGH_TILE_ROWS * SUM_DEPTH];
+    Copy copy;
     for (size_t n = 0; n < size.N; n += TILE_COLUMNS)
         widen_columns(b_wide[n / TILE_COLUMNS], matrix_from(b, 0, n), size.K, size.N - n);
     Factors f = {.a = a_wide, .a_row = SUM_DEPTH, .a_col = 1};
@@ -615,10 +622,11 @@ TENSOR_INLINE void multiply_panel(Result to, Matrix a, Matrix b, Sizes size, siz
         widen_rows(a_wide, matrix_from(a, m, 0), height, size.K, rows, by_column);
         for (size_t n = 0; n < size.N; n += TILE_COLUMNS) {
             const size_t width = smaller(size.N - n, TILE_COLUMNS);
-            const Result tile = result_from(to, m, n);
+            const int whole = height == rows && width == TILE_COLUMNS;
+            const Result place = result_from(to, m, n);
             f.b = (const double(*)[TILE_COLUMNS])b_wide[n / TILE_COLUMNS];
-            if (height == rows && width == TILE_COLUMNS) multiply_tile(tile, f, size.K, rows);
-            else multiply_edge(tile, height, width, f, size.K, rows);
+            multiply_tile(whole ? place : open_copy(&copy, place, height, width), f, size.K, rows);
+            if (!whole) close_copy(&copy, place, height, width);
         }
     }
 }
