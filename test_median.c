@@ -1464,6 +1464,10 @@ static void check_certificate(const Model *model, uint64_t effort, int complete)
               (unsigned)wrong);
     }
     CHECK(!complete || c.undecided == 0, "%u lists undecided", (unsigned)c.undecided);
+    /* Each last number has its share of the effort. */
+    uint64_t decided = 0;
+    FOR(m, V) decided += c.cells[(V - 1) * V + m][0] + c.cells[(V - 1) * V + m][1];
+    CHECK(decided > 0, "nothing decided where the last number is %u", (unsigned)(V - 1));
     certificate_free(&c);
 }
 
